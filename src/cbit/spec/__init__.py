@@ -1,0 +1,1 @@
+"""The paper as types: enumerations, wire structures, statuses, policies.  Standard library only."""

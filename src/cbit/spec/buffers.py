@@ -1,0 +1,165 @@
+"""Parameter buffers of the mailbox commands: layouts only, behaviour is in the secure processor's commands.
+
+Paper: sev-api.md §5 (platform), §6 (guest), §7 (launch).
+"""
+
+from __future__ import annotations
+
+from cbit.spec.states import GuestState
+from cbit.spec.wire import Dir, Wire, at
+
+
+class Init(Wire, size=0x14):
+    """Parameter buffer of INIT: start the platform, with or without SEV-ES.
+
+    Paper: sev-api.md §5, INIT.
+    """
+
+    flags: int = at(0x00, 4, default=0)  # bit 0 ES; the others must be 0
+    tmr_paddr: int = at(0x08, 8, default=0)  # ignored if ES=0
+    tmr_length: int = at(0x10, 4, default=0)
+
+
+class PlatformStatus(Wire, size=0x0C):
+    """Answer of PLATFORM_STATUS: version, state and owner of the platform.
+
+    Paper: sev-api.md §5, PLATFORM_STATUS.
+    """
+
+    api_major: int = at(0x00, 1, Dir.OUT, default=0)
+    api_minor: int = at(0x01, 1, Dir.OUT, default=0)
+    state: int = at(0x02, 1, Dir.OUT, default=0)
+    owner: int = at(0x03, 1, Dir.OUT, default=0)  # bit 0: externally owned
+    config: int = at(0x04, 2, Dir.OUT, default=0)  # bit 0: ES initialised
+    build: int = at(0x07, 1, Dir.OUT, default=0)
+    guest_count: int = at(0x08, 4, Dir.OUT, default=0)
+
+
+class PekCsr(Wire, size=0x0C):
+    """Parameter buffer of PEK_CSR: ask with length 0 to learn the length.
+
+    Paper: sev-api.md §5, PEK_CSR.
+    """
+
+    paddr: int = at(0x00, 8)
+    length: int = at(0x08, 4, Dir.IN_OUT)
+
+
+class PekCertImport(Wire, size=0x1C):
+    """Parameter buffer of PEK_CERT_IMPORT: an organisation takes ownership of the platform.
+
+    Paper: sev-api.md §5, PEK_CERT_IMPORT.
+    """
+
+    pek_paddr: int = at(0x00, 8)
+    pek_len: int = at(0x08, 4)
+    oca_paddr: int = at(0x10, 8)
+    oca_len: int = at(0x18, 4)
+
+
+class PdhCertExport(Wire, size=0x1C):
+    """Parameter buffer of PDH_CERT_EXPORT.
+
+    Too short a length is refused with INVALID_LENGTH, and both lengths are corrected in place.
+
+    Paper: sev-api.md §5, PDH_CERT_EXPORT.
+    """
+
+    pdh_paddr: int = at(0x00, 8)
+    pdh_len: int = at(0x08, 4, Dir.IN_OUT)
+    certs_paddr: int = at(0x10, 8)
+    certs_len: int = at(0x18, 4, Dir.IN_OUT)
+
+
+class GetId(Wire, size=0x0C):
+    """Parameter buffer of GET_ID: 64 bytes per socket.
+
+    Paper: sev-api.md §5, GET_ID.
+    """
+
+    paddr: int = at(0x00, 8)
+    length: int = at(0x08, 4, Dir.IN_OUT)
+
+
+class GuestHandle(Wire, size=0x04):
+    """Parameter buffer of DECOMMISSION, DEACTIVATE and LAUNCH_FINISH: a handle alone.
+
+    Paper: sev-api.md §6 and §7.
+    """
+
+    handle: int = at(0x00, 4)
+
+
+class Activate(Wire, size=0x08):
+    """Parameter buffer of ACTIVATE: put the guest's key into the slot of an ASID.
+
+    Paper: sev-api.md §6, ACTIVATE.
+    """
+
+    handle: int = at(0x00, 4)
+    asid: int = at(0x04, 4)
+
+
+class GuestStatus(Wire, size=0x0D):
+    """Parameter buffer of GUEST_STATUS: an invalid handle is answered with SUCCESS and UNINIT.
+
+    Paper: sev-api.md §6, GUEST_STATUS.
+    """
+
+    handle: int = at(0x00, 4)
+    policy: int = at(0x04, 4, Dir.OUT, default=0)
+    asid: int = at(0x08, 4, Dir.OUT, default=0)
+    state: GuestState = at(0x0C, 1, Dir.OUT, default=GuestState.UNINIT)
+
+
+class LaunchStart(Wire, size=0x24):
+    """Parameter buffer of LAUNCH_START: make a guest context and open the owner's session.
+
+    Paper: sev-api.md §7, LAUNCH_START.
+    """
+
+    handle: int = at(0x00, 4, Dir.IN_OUT, default=0)  # 0, or the guest whose key is shared
+    policy: int = at(0x04, 4)
+    dh_cert_paddr: int = at(0x08, 8, default=0)  # 0: no session, the next three are ignored
+    dh_cert_len: int = at(0x10, 4, default=0)
+    session_paddr: int = at(0x18, 8, default=0)
+    session_len: int = at(0x20, 4, default=0)
+
+
+class LaunchUpdateData(Wire, size=0x14):
+    """Parameter buffer of LAUNCH_UPDATE_DATA: measure and encrypt one region in place.
+
+    Paper: sev-api.md §7, LAUNCH_UPDATE_DATA.
+    """
+
+    handle: int = at(0x00, 4)
+    paddr: int = at(0x08, 8)
+    length: int = at(0x10, 4)
+
+
+class LaunchMeasure(Wire, size=0x14):
+    """Parameter buffer of LAUNCH_MEASURE.
+
+    A short length is refused with INVALID_LENGTH *and* corrected in place: ask twice.
+
+    Paper: sev-api.md §7, LAUNCH_MEASURE.
+    """
+
+    handle: int = at(0x00, 4)
+    measure_paddr: int = at(0x08, 8)
+    measure_len: int = at(0x10, 4, Dir.IN_OUT)
+
+
+class LaunchSecret(Wire, size=0x34):
+    """Parameter buffer of LAUNCH_SECRET: inject a packet that the owner sealed for this launch.
+
+    Paper: sev-api.md §7, LAUNCH_SECRET.
+    """
+
+    handle: int = at(0x00, 4)
+    hdr_paddr: int = at(0x08, 8)
+    hdr_len: int = at(0x10, 4)
+    guest_paddr: int = at(0x18, 8)
+    guest_len: int = at(0x20, 4)
+    trans_paddr: int = at(0x28, 8)
+    trans_len: int = at(0x30, 4)

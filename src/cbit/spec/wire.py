@@ -1,0 +1,205 @@
+"""Wire structures, declared once: offsets visible, gaps must be zero, direction marked.
+
+    class LaunchMeasure(Wire, size=0x14):
+        handle: int = at(0x00, 4)
+        measure_paddr: int = at(0x08, 8)  # 0x04..0x07 are reserved
+        measure_len: int = at(0x10, 4, Dir.IN_OUT)
+
+A field is a little-endian unsigned integer, an ``IntEnum`` or ``IntFlag``, raw ``bytes``, or another
+``Wire``.  Parsing, emitting and the reference pages all follow the one declaration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Self, dataclass_transform
+
+from cbit.spec.errors import WireError
+
+
+class Dir(enum.Enum):
+    """Who writes a field: the caller, the callee, or both."""
+
+    IN = "in"
+    OUT = "out"
+    IN_OUT = "in/out"
+
+
+_NO_DEFAULT: Final = object()
+
+
+def at(offset: int, size: int, direction: Dir = Dir.IN, *, default: Any = _NO_DEFAULT) -> Any:
+    """Declare a field of ``size`` bytes at ``offset``."""
+    metadata = {"offset": offset, "size": size, "dir": direction}
+    if default is _NO_DEFAULT:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(metadata=metadata, default=default)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """One declared field: name, offset and size in bytes, Python type, direction."""
+
+    name: str
+    offset: int
+    size: int
+    kind: type
+    direction: Dir
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the field."""
+        return self.offset + self.size
+
+    def decode(self, raw: bytes, *, canonical: bool) -> Any:
+        """Turn the field's bytes into its value."""
+        if issubclass(self.kind, bytes):
+            return raw
+        if issubclass(self.kind, Wire):
+            return self.kind.parse(raw, canonical=canonical)
+        number = int.from_bytes(raw, "little")
+        if not issubclass(self.kind, enum.Enum):
+            return number
+        try:
+            return self.kind(number)
+        except ValueError:
+            if canonical:
+                raise WireError(f"{self.name}: {number:#x} is not a {self.kind.__name__}") from None
+            return number  # the firmware reads what is there and judges later
+
+    def encode(self, value: Any) -> bytes:
+        """Turn a value into the field's bytes."""
+        # A number outside its enumeration is emitted as it is: what was parsed leniently can be handed on.
+        if issubclass(self.kind, int):
+            if isinstance(value, int):
+                return self._encode_number(value)
+        elif isinstance(value, bytes | Wire) and isinstance(value, self.kind):
+            raw = bytes(value)
+            if len(raw) != self.size:
+                raise WireError(f"{self.name}: {len(raw)} bytes given, the field has {self.size}")
+            return raw
+        raise TypeError(f"{self.name}: {type(value).__name__} given, must be {self.kind.__name__}")
+
+    def _encode_number(self, value: int) -> bytes:
+        try:
+            return int(value).to_bytes(self.size, "little")
+        except OverflowError:
+            raise WireError(f"{self.name}: {int(value):#x} does not fit {self.size} bytes") from None
+
+    def check_declaration(self) -> None:
+        """Refuse a declaration that could never be parsed."""
+        if not isinstance(self.kind, type) or not issubclass(self.kind, int | bytes | Wire):
+            raise TypeError(f"{self.name}: {self.kind} is no number, enumeration, bytes or Wire")
+        if issubclass(self.kind, Wire) and self.size != self.kind.SIZE:
+            raise TypeError(f"{self.name}: {self.kind.__name__} has {self.kind.SIZE} bytes, not {self.size}")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(at,))
+class Wire:
+    """Base of all wire structures: frozen, keyword-only, fixed size.
+
+    A structure that exists can be emitted: a value that does not fit is refused where it is given.
+
+    Raises:
+        WireError: wrong length, a value that does not fit, or (when parsing canonically) a reserved byte
+            that is not zero or a number that its enumeration does not know.
+        TypeError: a value of another kind than declared; at import, a declaration that overlaps itself,
+            leaves its size or has a kind that is not supported.
+    """
+
+    SIZE: ClassVar[int]
+    FIELDS: ClassVar[Mapping[str, Field]]
+
+    def __init_subclass__(cls, *, size: int) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
+        hints = typing.get_type_hints(cls)
+        fields = sorted(
+            (
+                Field(f.name, f.metadata["offset"], f.metadata["size"], hints[f.name], f.metadata["dir"])
+                for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            ),
+            key=lambda field: field.offset,
+        )
+        end = 0
+        for field in fields:
+            field.check_declaration()
+            if field.offset < end or field.end > size:
+                raise TypeError(f"{cls.__name__}.{field.name} overlaps its neighbour or leaves the structure")
+            end = field.end
+        cls.SIZE = size
+        cls.FIELDS = MappingProxyType({field.name: field for field in fields})
+
+    def __post_init__(self) -> None:
+        for field in self.FIELDS.values():
+            field.encode(getattr(self, field.name))
+
+    @classmethod
+    def parse(cls, data: bytes, *, canonical: bool = True) -> Self:
+        """Read the structure from exactly ``SIZE`` bytes.
+
+        Args:
+            data: the bytes.
+            canonical: insist on zero in every gap and on known enumeration values.  The firmware's side
+                says False where the API names no such check.
+        """
+        if len(data) != cls.SIZE:
+            raise WireError(f"{cls.__name__}: {len(data)} bytes, must be {cls.SIZE}")
+        if canonical:
+            for start, end in cls.gaps():
+                if any(data[start:end]):
+                    raise WireError(f"{cls.__name__}: reserved bytes {start:#x}..{end - 1:#x} are not zero")
+        return cls(
+            **{
+                f.name: f.decode(bytes(data[f.offset : f.end]), canonical=canonical)
+                for f in cls.FIELDS.values()
+            }
+        )
+
+    def __bytes__(self) -> bytes:
+        return self.patched(bytes(self.SIZE), *self.FIELDS)
+
+    def patched(self, raw: bytes, *names: str) -> bytes:
+        """Return ``raw`` with the named fields replaced by this structure's values."""
+        if len(raw) != self.SIZE:
+            raise WireError(f"{type(self).__name__}: {len(raw)} bytes to patch, must be {self.SIZE}")
+        out = bytearray(raw)
+        for name in names:
+            field = self.FIELDS[name]
+            out[field.offset : field.end] = field.encode(getattr(self, name))
+        return bytes(out)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    @classmethod
+    def gaps(cls) -> list[tuple[int, int]]:
+        """The reserved ranges as (start, end) offsets."""
+        gaps, end = [], 0
+        for field in cls.FIELDS.values():
+            if field.offset > end:
+                gaps.append((end, field.offset))
+            end = field.end
+        if end < cls.SIZE:
+            gaps.append((end, cls.SIZE))
+        return gaps
+
+    @classmethod
+    def written_back(cls) -> tuple[str, ...]:
+        """Names of the fields that the callee writes."""
+        return tuple(f.name for f in cls.FIELDS.values() if f.direction is not Dir.IN)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={_show(getattr(self, n))}' for n in self.FIELDS)})"
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex() if len(value) <= 32 else f"{value[:16].hex()}… ({len(value)} bytes)"
+    if isinstance(value, enum.Enum):
+        return value.name or "0"
+    return f"{value:#x}" if isinstance(value, int) else repr(value)
