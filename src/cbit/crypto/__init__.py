@@ -1,0 +1,1 @@
+"""Tweaked AES modes, key derivation, wrapping and certificate arithmetic, on ``cryptography``."""
