@@ -1,0 +1,1 @@
+"""The host's driver side: mailbox commands in, status and reason out."""

@@ -1,0 +1,75 @@
+"""The mailbox client, as a host's driver is one: command buffer into memory, address into the registers, ring, read.
+
+Paper: sev-api.md §2.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from cbit.driver.errors import FirmwareError, MailboxTimeout
+from cbit.machine.board import Machine
+from cbit.secure_processor.mailbox import COMMAND_SHIFT, OFF, RESPONSE, Register
+from cbit.spec.address import PAGE, Spa
+from cbit.spec.command import Command, name_of
+from cbit.spec.key_id import UNENCRYPTED
+from cbit.spec.status import Status
+from cbit.spec.wire import Wire
+from cbit.trace import Event
+
+AnyWire = TypeVar("AnyWire", bound=Wire)
+
+#: Bytes of physical memory that the driver needs: the command buffer's page.
+NEEDS: Final = PAGE
+
+
+class Ccp:
+    """Issues commands; owns one page of memory for their buffers."""
+
+    def __init__(self, machine: Machine, page: Spa) -> None:
+        self._machine = machine
+        self._page = page
+
+    def issue(self, command: Command) -> None:
+        """Run a command without a buffer.
+
+        Raises:
+            FirmwareError: it was refused.
+            MailboxTimeout: the secure processor does not run.
+        """
+        status, why = self._ring(command)
+        if status != Status.SUCCESS:
+            raise FirmwareError(command, status, why)
+
+    def call(self, command: Command, buffer: AnyWire) -> AnyWire:
+        """Run a command with a buffer and return the buffer as the firmware left it; raises as ``issue``."""
+        status, why, after = self.attempt(command, buffer)
+        if status != Status.SUCCESS:
+            raise FirmwareError(command, status, why)
+        return after
+
+    def attempt(self, command: int, buffer: AnyWire) -> tuple[int, str, AnyWire]:
+        """Run a command and return (status, reason, buffer afterwards) whatever the status: for length queries."""
+        memory = self._machine.memory
+        memory.write(self._page, bytes(buffer), UNENCRYPTED)
+        status, why = self._ring(command)
+        raw = memory.read(self._page, buffer.SIZE, UNENCRYPTED)
+        return status, why, type(buffer).parse(raw, canonical=False)
+
+    def _ring(self, command: int) -> tuple[int, str]:
+        mailbox = self._machine.mailbox
+        reasons: list[str] = []
+
+        def hear(event: Event) -> None:
+            if event.part == "secure_processor" and event.what == name_of(command):
+                reasons.append(event.why)
+
+        response = mailbox.offset_of(Register.CMD_RESP)
+        with self._machine.trace.watched_by(hear):
+            mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_LO), self._page & 0xFFFFFFFF)
+            mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_HI), self._page >> 32)
+            mailbox.write(response, command << COMMAND_SHIFT)
+        answer = mailbox.read(response)
+        if answer == OFF or not answer & RESPONSE:
+            raise MailboxTimeout(f"{name_of(command)}: the mailbox does not answer; is the machine on?")
+        return answer & 0xFFFF, reasons[-1] if reasons else ""

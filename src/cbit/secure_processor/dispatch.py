@@ -1,0 +1,152 @@
+"""One table of commands: dispatch, documentation and test plan.
+
+A command that is not in the table, or not in the booted firmware image, is answered INVALID_COMMAND.
+To add one: its buffer to ``spec.buffers``, its handler to ``commands/<family>.py``, its row here.
+
+Paper: sev-api.md §2.1 (dispatch rules), §3 and §4 (states), §5–§7 (commands).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Final
+
+from cbit.secure_processor.call import Call
+from cbit.secure_processor.commands import guest, launch, ownership, platform
+from cbit.secure_processor.firmware import Firmware
+from cbit.secure_processor.refusal import Refused
+from cbit.spec import buffers
+from cbit.spec.command import Command, name_of
+from cbit.spec.key_id import HOST, UNENCRYPTED
+from cbit.spec.states import GuestState, PlatformState
+from cbit.spec.status import Status
+from cbit.spec.wire import Wire
+
+
+class Buffer(Enum):
+    """When a command's buffer is read and written back (§2.1)."""
+
+    NONE = "none"
+    IN = "in"
+    OUT = "out, on success"
+    IN_OUT = "in/out, back on success"
+    IN_OUT_ERR = "in/out, back on success and on INVALID_LENGTH"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One command.
+
+    Attributes:
+        layout: the parameter buffer, or None.
+        buffer: its class.
+        platform: platform states it may be called in.
+        guest: guest states it may be called in; None if it names no guest or does not care.
+        then: the guest's state afterwards; None if it stays.
+        handler: the paper's action list.
+    """
+
+    layout: type[Wire] | None
+    buffer: Buffer
+    platform: frozenset[PlatformState]
+    guest: frozenset[GuestState] | None
+    then: GuestState | None
+    handler: Callable[[Call[Any]], Wire | None]
+
+
+_P, _G, _B = PlatformState, GuestState, Buffer
+_ANY: Final = frozenset(_P)
+_UNINIT: Final = frozenset({_P.UNINIT})
+_INIT: Final = frozenset({_P.INIT})
+_UP: Final = frozenset({_P.INIT, _P.WORKING})
+_WORK: Final = frozenset({_P.WORKING})
+_NOT_SENT: Final = frozenset(_G) - {_G.UNINIT, _G.SENT}
+_LUPDATE: Final = frozenset({_G.LUPDATE})
+_LSECRET: Final = frozenset({_G.LSECRET})
+
+# fmt: off
+COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
+    # command                         layout                     buffer         platform  guest in    then        handler
+    Command.INIT:               Row(buffers.Init,             _B.IN,          _UNINIT,  None,       None,       platform.init),
+    Command.SHUTDOWN:           Row(None,                     _B.NONE,        _ANY,     None,       None,       platform.shutdown),
+    Command.PLATFORM_RESET:     Row(None,                     _B.NONE,        _UNINIT,  None,       None,       platform.platform_reset),
+    Command.PLATFORM_STATUS:    Row(buffers.PlatformStatus,   _B.OUT,         _ANY,     None,       None,       platform.platform_status),
+    Command.PEK_GEN:            Row(None,                     _B.NONE,        _INIT,    None,       None,       ownership.pek_gen),
+    Command.PEK_CSR:            Row(buffers.PekCsr,           _B.IN_OUT_ERR,  _UP,      None,       None,       ownership.pek_csr),
+    Command.PEK_CERT_IMPORT:    Row(buffers.PekCertImport,    _B.IN,          _INIT,    None,       None,       ownership.pek_cert_import),
+    Command.PDH_CERT_EXPORT:    Row(buffers.PdhCertExport,    _B.IN_OUT_ERR,  _UP,      None,       None,       ownership.pdh_cert_export),
+    Command.PDH_GEN:            Row(None,                     _B.NONE,        _UP,      None,       None,       ownership.pdh_gen),
+    Command.DF_FLUSH:           Row(None,                     _B.NONE,        _UP,      None,       None,       platform.df_flush),
+    Command.GET_ID:             Row(buffers.GetId,            _B.IN_OUT_ERR,  _ANY,     None,       None,       platform.get_id),
+    Command.NOP:                Row(None,                     _B.NONE,        _ANY,     None,       None,       platform.nop),
+
+    Command.DECOMMISSION:       Row(buffers.GuestHandle,      _B.IN,          _WORK,    None,       None,       guest.decommission),
+    Command.ACTIVATE:           Row(buffers.Activate,         _B.IN,          _WORK,    _NOT_SENT,  None,       guest.activate),
+    Command.DEACTIVATE:         Row(buffers.GuestHandle,      _B.IN,          _WORK,    None,       None,       guest.deactivate),
+    Command.GUEST_STATUS:       Row(buffers.GuestStatus,      _B.IN_OUT,      _UP,      None,       None,       guest.guest_status),
+
+    Command.LAUNCH_START:       Row(buffers.LaunchStart,      _B.IN_OUT,      _UP,      None,       _G.LUPDATE, launch.launch_start),
+    Command.LAUNCH_UPDATE_DATA: Row(buffers.LaunchUpdateData, _B.IN,          _WORK,    _LUPDATE,   None,       launch.launch_update_data),
+    Command.LAUNCH_MEASURE:     Row(buffers.LaunchMeasure,    _B.IN_OUT_ERR,  _WORK,    _LUPDATE,   _G.LSECRET, launch.launch_measure),
+    Command.LAUNCH_SECRET:      Row(buffers.LaunchSecret,     _B.IN,          _WORK,    _LSECRET,   None,       launch.launch_secret),
+    Command.LAUNCH_FINISH:      Row(buffers.GuestHandle,      _B.IN,          _WORK,    _LSECRET,   _G.RUNNING, launch.launch_finish),
+})
+# fmt: on
+
+
+def dispatch(firmware: Firmware, command: int, address: int) -> Status:
+    """Carry out one mailbox command and return its status.
+
+    The host's buffer is read once.  A refused command moves no state.
+
+    Args:
+        firmware: the running firmware.
+        command: the command id as the host wrote it.
+        address: system-physical address of the command buffer, C-bit allowed.
+    """
+    status, why = Status.SUCCESS, ""
+    try:
+        _carry_out(firmware, command, address)
+    except Refused as refusal:
+        status, why = refusal.status, refusal.why
+    firmware.trace.emit("secure_processor", name_of(command), why, status=status.name)
+    return status
+
+
+def _carry_out(firmware: Firmware, command: int, address: int) -> None:
+    row = COMMANDS.get(command)  # type: ignore[call-overload] # an IntEnum key is found by its number
+    if row is None or command not in firmware.implements:
+        raise Refused(Status.INVALID_COMMAND, f"{name_of(command)} is not implemented by this firmware")
+    raw = _read(firmware, row, address)
+    if firmware.state not in row.platform:
+        wanted = ", ".join(state.name for state in sorted(row.platform))
+        raise Refused(Status.INVALID_PLATFORM_STATE, f"the platform is {firmware.state.name}, needs {wanted}")
+    given = None if row.layout is None else row.layout.parse(raw, canonical=False)
+    call = Call(firmware, given, row.guest)
+    try:
+        answer = row.handler(call)
+    except Refused as refusal:
+        if refusal.corrected is not None and row.buffer is Buffer.IN_OUT_ERR:
+            _write_back(firmware, refusal.corrected, raw, address)
+        raise
+    if row.then is not None and call.subject is not None:
+        firmware.set_guest_state(call.subject, row.then)
+    if answer is not None:
+        _write_back(firmware, answer, raw, address)
+
+
+def _read(firmware: Firmware, row: Row, address: int) -> bytes:
+    """Copy the buffer in; an OUT buffer is only checked, so that success can be written."""
+    if row.layout is None:
+        return b""
+    spa, c = firmware.memory.rules.check(address, row.layout.SIZE, "command buffer")
+    if row.buffer is Buffer.OUT:
+        return bytes(row.layout.SIZE)
+    return firmware.memory.fabric.read(spa, row.layout.SIZE, HOST if c else UNENCRYPTED)
+
+
+def _write_back(firmware: Firmware, answer: Wire, raw: bytes, address: int) -> None:
+    firmware.memory.write_host(address, answer.patched(raw, *answer.written_back()), "command buffer")

@@ -1,0 +1,179 @@
+"""The running firmware: platform context, guest contexts, and what the commands work on.
+
+Paper: sev-api.md §3 (platform states), §4 (guests).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cbit.crypto.entropy import Entropy
+from cbit.crypto.key import Key
+from cbit.secure_processor.asid_table import AsidTable, Cores
+from cbit.secure_processor.fuses import Fuses
+from cbit.secure_processor.guest import MAX_HANDLE, Guest
+from cbit.secure_processor.identity import Identity, Issuer
+from cbit.secure_processor.memory_port import MemoryPort
+from cbit.secure_processor.nv_store import NvStore, NvUnusable
+from cbit.secure_processor.refusal import Refused
+from cbit.spec.key_id import guest as guest_key_id
+from cbit.spec.policy import ApiVersion
+from cbit.spec.states import GuestState, PlatformState
+from cbit.spec.status import Status
+from cbit.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the chip offers.
+
+    Attributes:
+        max_asid: highest ASID of a SEV guest.
+        min_sev_asid: lowest ASID of a guest without ES.
+        memory_key_bytes: size of a memory key for the engine's mode.
+        memory_encryption: whether SYSCFG.MemEncryptionModEn and the engines are on.
+    """
+
+    max_asid: int
+    min_sev_asid: int
+    memory_key_bytes: int
+    memory_encryption: bool = True
+
+
+@dataclass(slots=True)
+class Platform:
+    """Volatile platform context: exists between INIT and SHUTDOWN."""
+
+    identity: Identity
+    issuer: Issuer
+    asids: AsidTable
+    es: bool = False
+    tmr: tuple[int, int] | None = None
+    guests: dict[int, Guest] = field(default_factory=dict)
+
+
+class Firmware:
+    """The secure processor's firmware, as the boot ROM started it."""
+
+    def __init__(
+        self,
+        *,
+        api: ApiVersion,
+        build: int,
+        implements: frozenset[int],
+        fuses: Fuses,
+        nv: NvStore,
+        memory: MemoryPort,
+        cores: Cores,
+        limits: Limits,
+        entropy: Entropy,
+        trace: Trace,
+    ) -> None:
+        self.api = api
+        self.build = build
+        self.implements = implements
+        self.fuses = fuses
+        self.nv = nv
+        self.memory = memory
+        self.cores = cores
+        self.limits = limits
+        self.entropy = entropy
+        self.trace = trace
+        self._platform: Platform | None = None
+
+    @property
+    def state(self) -> PlatformState:
+        """The platform state: it follows from what exists."""
+        if self._platform is None:
+            return PlatformState.UNINIT
+        return PlatformState.WORKING if self._platform.guests else PlatformState.INIT
+
+    @property
+    def platform(self) -> Platform:
+        """The platform context.
+
+        Raises:
+            Refused: INVALID_PLATFORM_STATE before INIT.
+        """
+        if self._platform is None:
+            raise Refused(Status.INVALID_PLATFORM_STATE, "the platform is UNINIT")
+        return self._platform
+
+    def is_asid_usable(self, asid: int) -> bool:
+        """Say whether VMRUN may enter a SEV guest with this ASID (the INVALID_ASID bitmap)."""
+        return self._platform is not None and self._platform.asids.is_usable(asid)
+
+    def start(self, platform: Platform) -> None:
+        """Finish INIT."""
+        self._platform = platform
+        if platform.tmr is not None:
+            self._forbid(platform.tmr)
+
+    def stop(self) -> None:
+        """SHUTDOWN: all volatile state is gone and the TMR is released."""
+        self._platform = None
+        self._forbid(None)
+
+    def _forbid(self, tmr: tuple[int, int] | None) -> None:
+        rules = self.memory.rules
+        kept = type(rules)(c_bit=rules.c_bit, dram_size=rules.dram_size, forbidden=(tmr,) if tmr else ())
+        self.memory.rules = kept
+
+    def issuer(self) -> Issuer:
+        """Derive the CEK: done at every INIT, kept in the secure processor's memory only."""
+        return Issuer(self.api, self.fuses.cek(), self.entropy)
+
+    def save(self, identity: Identity) -> None:
+        """Write the identity to the NV store.
+
+        Raises:
+            Refused: HWERROR_PLATFORM; the old state is kept.
+        """
+        try:
+            self.nv.save(identity.to_nv())
+        except NvUnusable as error:
+            raise Refused(Status.HWERROR_PLATFORM, str(error)) from None
+
+    def guest(self, handle: int) -> Guest:
+        """Find a guest by its handle.
+
+        Raises:
+            Refused: INVALID_GUEST.
+        """
+        guest = self.platform.guests.get(handle)
+        if guest is None:
+            raise Refused(Status.INVALID_GUEST, f"handle {handle} is not in use")
+        return guest
+
+    def free_handle(self) -> int:
+        """Return the lowest free handle.
+
+        Raises:
+            Refused: RESOURCE_LIMIT, all 1024 are in use.
+        """
+        taken = self.platform.guests
+        for handle in range(1, MAX_HANDLE + 1):
+            if handle not in taken:
+                return handle
+        raise Refused(Status.RESOURCE_LIMIT, f"all {MAX_HANDLE} guest contexts are in use")
+
+    def active_asid(self, guest: Guest) -> int:
+        """Return the guest's ASID.
+
+        Raises:
+            Refused: INACTIVE, it has none.
+        """
+        if guest.asid is None:
+            raise Refused(Status.INACTIVE, f"guest {guest.handle} has no ASID: ACTIVATE it first")
+        return guest.asid
+
+    def install_key(self, asid: int, vek: Key) -> None:
+        """Load a guest's key into the slot of its ASID in the memory controller."""
+        self.memory.fabric.load_key(guest_key_id(asid), vek)
+
+    def set_guest_state(self, guest: Guest, state: GuestState) -> None:
+        """Move a guest: the one place that does."""
+        self.trace.emit(
+            "secure_processor", "guest state", handle=guest.handle, before=guest.state.name, after=state.name
+        )
+        guest.state = state

@@ -1,0 +1,52 @@
+"""One guest context of the firmware.
+
+Paper: sev-api.md §4; sev-crypto.md §5 (keys), §8 (launch digest).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from cbit.crypto.key import Key
+from cbit.crypto.session import TransportKeys
+from cbit.spec.policy import Policy
+from cbit.spec.states import GuestState
+
+MAX_HANDLE: Final = 1024
+
+
+@dataclass(slots=True)
+class Guest:
+    """A guest context; changes with its commands and lives in the secure processor's own memory.
+
+    Attributes:
+        handle: 1 … 1024.
+        policy: the policy word as LAUNCH_START got it.
+        vek: the memory key, also needed to ACTIVATE again and to share.
+        transport: TEK and TIK until LAUNCH_FINISH, then None.
+        digest: running launch digest until LAUNCH_MEASURE.
+        launch_digest: the final digest, kept for ATTESTATION.
+        measure: the 32 bytes that LAUNCH_SECRET's MAC covers.
+        asid: the ASID it holds, or None.
+    """
+
+    handle: int
+    policy: int
+    vek: Key
+    transport: TransportKeys | None
+    state: GuestState = GuestState.UNINIT
+    digest: hashlib._Hash | None = field(default_factory=hashlib.sha256, repr=False)
+    launch_digest: bytes = b""
+    measure: bytes = b""
+    asid: int | None = None
+
+    @property
+    def is_es(self) -> bool:
+        """Whether the policy asks for SEV-ES."""
+        return bool(self.policy & Policy.ES)
+
+    def has(self, flag: Policy) -> bool:
+        """Whether the policy sets a flag."""
+        return bool(self.policy & flag)

@@ -1,0 +1,95 @@
+"""The secure processor's way to memory, and the address rules it applies to every host pointer.
+
+Paper: sev-api.md §2.2; memory-encryption.md §6.4 (the fabric writes back and invalidates x86 copies first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cbit.memory.fabric import FabricPort
+from cbit.secure_processor.refusal import Refused
+from cbit.spec.address import MIB, Spa, strip_c_bit
+from cbit.spec.key_id import HOST, UNENCRYPTED
+from cbit.spec.status import Status
+
+ASEG: Final = (0xA0000, 0xC0000)  #: legacy video and SMM window
+TRANSFER_WINDOW: Final = 64 * MIB  #: a transfer may cross at most one boundary of this size
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRules:
+    """Which system-physical addresses a command may name.
+
+    Attributes:
+        c_bit: position of the C-bit, masked before every comparison.
+        dram_size: bytes of DRAM; what lies above is an MMIO hole or nothing.
+        forbidden: further ranges as (start, end): SMM memory, active TMRs.
+    """
+
+    c_bit: int
+    dram_size: int
+    forbidden: Sequence[tuple[int, int]] = ()
+
+    def check(self, address: int, length: int, what: str) -> tuple[Spa, bool]:
+        """Strip the C-bit and validate the range.
+
+        Raises:
+            Refused: INVALID_ADDRESS with the rule that was broken.
+        """
+        start, c = strip_c_bit(address, self.c_bit)
+        end = start + max(length, 1)
+        if end > self.dram_size:
+            raise Refused(Status.INVALID_ADDRESS, f"{what} {start:#x}..{end - 1:#x} leaves DRAM ({self.dram_size:#x} bytes)")
+        for low, high in (ASEG, *self.forbidden):
+            if start < high and end > low:
+                raise Refused(
+                    Status.INVALID_ADDRESS, f"{what} {start:#x}..{end - 1:#x} overlaps protected {low:#x}..{high - 1:#x}"
+                )
+        return Spa(start), c
+
+    def valid_prefix(self, address: int, length: int, chunk: int) -> int:
+        """Return how many leading bytes are valid when the range is checked chunk by chunk."""
+        done = 0
+        while done < length:
+            step = min(chunk, length - done)
+            try:
+                self.check(address + done, step, "chunk")
+            except Refused:
+                break
+            done += step
+        return done
+
+
+class MemoryPort:
+    """Checked access to host buffers (C-bit honoured) and guest memory (always the guest's key)."""
+
+    def __init__(self, fabric: FabricPort, rules: AddressRules) -> None:
+        self.fabric = fabric
+        self.rules = rules
+
+    def read_host(self, address: int, length: int, what: str) -> bytes:
+        """Read a host buffer.
+
+        Raises:
+            Refused: INVALID_ADDRESS, or INVALID_PARAM for a transfer over two 64 MiB boundaries.
+        """
+        spa, c = self._host(address, length, what)
+        return self.fabric.read(spa, length, HOST if c else UNENCRYPTED)
+
+    def write_host(self, address: int, data: bytes, what: str) -> None:
+        """Write a host buffer; raises as ``read_host``."""
+        spa, c = self._host(address, len(data), what)
+        self.fabric.write(spa, data, HOST if c else UNENCRYPTED)
+
+    def check_host(self, address: int, length: int, what: str) -> None:
+        """Validate a host buffer before anything is changed; raises as ``read_host``."""
+        self._host(address, length, what)
+
+    def _host(self, address: int, length: int, what: str) -> tuple[Spa, bool]:
+        spa, c = self.rules.check(address, length, what)
+        if length and (spa + length - 1) // TRANSFER_WINDOW - spa // TRANSFER_WINDOW > 1:
+            raise Refused(Status.INVALID_PARAM, f"{what} spans more than one 64 MiB boundary")
+        return spa, c
