@@ -19,6 +19,8 @@ from cbit.spec.errors import BadSignature, InvalidCertificate
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
 
+#: Prime of the P-384 field (FIPS 186-4, D.1.2.4).
+PRIME: Final = 2**384 - 2**128 - 2**96 + 2**32 - 1
 #: Order of the P-384 base point (FIPS 186-4, D.1.2.4).
 ORDER: Final = (
     0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
@@ -53,10 +55,14 @@ def decode_public(key: EcPublicKey) -> PublicKey:
     """Read a public key from a certificate.
 
     Raises:
-        InvalidCertificate: another curve than P-384, or a point that is not on it.
+        InvalidCertificate: another curve than P-384, a coordinate outside its field, or a point that is
+            not on it.
     """
     if key.curve != CURVE_P384:
         raise InvalidCertificate(f"curve {key.curve} in a certificate, only {CURVE_P384} (P-384) is accepted")
+    # OpenSSL would reduce the coordinates, and one key would have several encodings.
+    if max(key.qx, key.qy) >= PRIME:
+        raise InvalidCertificate("the public key has a coordinate outside the field of P-384")
     try:
         return ec.EllipticCurvePublicNumbers(key.qx, key.qy, ec.SECP384R1()).public_key()
     except ValueError:

@@ -15,7 +15,7 @@ class Key:
 
     __slots__ = ("__material",)
 
-    def __init__(self, material: bytes) -> None:
+    def __init__(self, material: bytes | bytearray | memoryview) -> None:
         if not isinstance(material, bytes | bytearray | memoryview):  # bytes(16) would be a key of zeros
             raise TypeError(f"key material must be bytes, not {type(material).__name__}")
         self.__material = bytes(material)

@@ -1,0 +1,67 @@
+"""The guest owner as a scenario meets it: another computer, bytes in and bytes out.
+
+    chain → session (only for a chain that verifies) … receipt → sealed secret (only for a receipt that checks out)
+
+Paper: sev-crypto.md §7.2, §9, §10; DESIGN.md story lines 4 and 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cbit.crypto.entropy import Entropy
+from cbit.owner.measure import expect_sev
+from cbit.owner.session import Measuring, Session, Trusted
+from cbit.owner.verify.chain import Chain, assemble
+from cbit.owner.verify.files import pieces_of
+from cbit.owner.verify.verdict import VerifiedPlatform, verify_chain
+from cbit.spec.amd_certificate import AmdCert
+from cbit.spec.receipt import LaunchReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """What the owner knows and wants.
+
+    Attributes:
+        image: the owner's own copy of the firmware image.
+        policy: the policy word it asks for.
+        vendor_certs: the files the vendor publishes: the signed CEK, and ASK ‖ ARK.
+        trust: a root to trust besides AMD's: the emulated one, explicitly.
+    """
+
+    image: bytes
+    policy: int
+    vendor_certs: tuple[bytes, ...]
+    trust: AmdCert
+
+    def chain(self, exported: bytes) -> Chain:
+        """Put the platform's exported chain and the vendor's certificates together."""
+        published = (piece for blob in self.vendor_certs for piece in pieces_of(blob, source="vendor"))
+        return assemble([*pieces_of(exported, source="platform"), *published])
+
+    def verify(self, exported: bytes) -> VerifiedPlatform:
+        """Verify the platform.
+
+        Raises:
+            Untrusted: with every reason.
+        """
+        return verify_chain(self.chain(exported), trust=[self.trust])
+
+    def open_session(self, exported: bytes, entropy: Entropy) -> Measuring:
+        """Verify the platform and make a session for it; raises as ``verify``."""
+        return Session.open(self.verify(exported), policy=self.policy, entropy=entropy)
+
+    def check(self, session: Measuring, receipt: LaunchReceipt) -> Trusted:
+        """Compare the receipt with what the owner's own copy measures.
+
+        Raises:
+            BadMeasurement: something else was launched.
+        """
+        return session.check(
+            receipt.blob,
+            expect_sev(self.image),
+            api=receipt.api,
+            build=receipt.build,
+            reported_policy=receipt.policy,
+        )

@@ -1,0 +1,320 @@
+"""The tagged write-back cache: physical memory as the cores see it.
+
+      tag = (page, key id)          one copy per tag; C is "key id is not 0"
+      fill: decrypt with the tag's key      leave: encrypt dirty lines with the *tag's* key, wipe
+
+One DRAM page may have copies under several tags, and they know nothing of each other (§6.1 rule 2)
+unless hardware keeps them coherent (CPUID Fn8000_001F EAX bit 10).
+
+MODEL CHOICE: a copy is one 4 KiB page (one fill) where hardware has 64-byte lines, so CLFLUSH of a line takes
+its whole copy.  Dirtiness is kept per line as in hardware, because two dirty copies of one page must not
+overwrite each other's untouched lines.
+MODEL CHOICE: a transfer of `STREAM` bytes or more is non-temporal: what is cached under its own tag takes
+part, nothing new is cached.  It goes at the speed of the engine and leaves the cache to small accesses.
+MODEL CHOICE: of several dirty copies of one line, the least recently used is written back first (§6.3 says
+only that the order decides).
+
+Paper: memory-encryption.md §6.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from cbit.memory.controller import MemoryController
+from cbit.memory.physical import Data
+from cbit.memory.pool import Pool, Slot
+from cbit.spec.address import KIB, LINE, MIB, PAGE, Spa
+from cbit.spec.key_id import KeyId, guest
+from cbit.trace import SILENT, Trace
+
+STREAM: Final = 64 * KIB  #: transfers from this length on are not cached
+_ALL_LINES: Final = (1 << PAGE // LINE) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CopyInfo:
+    """What the cache knows of one copy; never its contents."""
+
+    page: Spa
+    key_id: KeyId
+    dirty_lines: int
+
+
+@dataclass(slots=True)
+class _Copy:
+    page: int
+    key_id: KeyId
+    slot: Slot
+    dirty: int  # one bit a line
+    used: int  # when, in accesses
+
+
+class Cache:
+    """All caches of the machine, as one.
+
+    Mutable.  Plaintext exists in at most ``capacity`` bytes, inside the SoC; a slot is wiped when its copy
+    leaves.
+
+    Attributes:
+        coherent: hardware keeps encryption domains coherent (§6.2).
+        fills: pages brought in since power-on.
+        evictions: copies that left to make room.
+    """
+
+    def __init__(
+        self,
+        controller: MemoryController,
+        *,
+        capacity: int = 32 * MIB,
+        coherent: bool = False,
+        trace: Trace = SILENT,
+    ) -> None:
+        """Start empty.
+
+        Raises:
+            ValueError: ``capacity`` is not a positive number of pages.
+        """
+        self._controller = controller
+        self._pool = Pool(capacity)
+        self._trace = trace
+        self._copies: OrderedDict[tuple[int, KeyId], _Copy] = OrderedDict()  # least recently used first
+        self._by_page: dict[int, dict[KeyId, _Copy]] = {}
+        self._now = 0
+        self.coherent: Final = coherent
+        self.fills = 0
+        self.evictions = 0
+
+    def __repr__(self) -> str:
+        return f"Cache({len(self._copies)} of {self.capacity // PAGE} pages, coherent={self.coherent})"
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of plaintext at most."""
+        return self._pool.capacity
+
+    @property
+    def size(self) -> int:
+        """Bytes of DRAM behind the cache."""
+        return self._controller.size
+
+    def snapshot(self) -> tuple[CopyInfo, ...]:
+        """List the copies, least recently used first."""
+        return tuple(CopyInfo(Spa(c.page), c.key_id, c.dirty.bit_count()) for c in self._copies.values())
+
+    def check(self, spa: int, length: int, key_id: KeyId) -> None:
+        """Refuse a request that cannot be served, before anything moves (errors as `read`)."""
+        self._controller.check(spa, length, key_id)
+
+    # ---- the cores' accesses
+
+    def read(self, spa: Spa, length: int, key_id: KeyId) -> bytes:
+        """Read under a tag.
+
+        Raises:
+            AddressError: the range leaves DRAM.
+            ValueError: no such key id.
+        """
+        if length >= STREAM:
+            return self.snoop_read(spa, length, key_id)
+        self._controller.check(spa, length, key_id)
+        if not length:
+            return b""
+        start = spa % PAGE
+        if start + length <= PAGE:
+            return self._pool.get(self._hold(spa - start, key_id).slot, start, length)
+        pieces = _split(spa, length)
+        return b"".join(self._pool.get(self._hold(page, key_id).slot, start, n) for page, start, n in pieces)
+
+    def write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
+        """Write under a tag (errors as `read`)."""
+        length = len(data)
+        if length >= STREAM:
+            self.snoop_write(spa, data, key_id)
+            return
+        self._controller.check(spa, length, key_id)
+        done = 0
+        for page, start, count in _split(spa, length):
+            # A store that covers the page needs nothing from DRAM.
+            copy = self._hold(page, key_id, fill=count != PAGE)
+            self._pool.put(copy.slot, start, data[done : done + count] if count != length else data)
+            first, last = start // LINE, (start + count - 1) // LINE
+            copy.dirty |= ((2 << (last - first)) - 1) << first
+            done += count
+
+    # ---- requests that are not cached: devices, and transfers of STREAM bytes or more
+
+    def snoop_read(self, spa: Spa, length: int, key_id: KeyId) -> bytes:
+        """Read without caching: copies of the same tag answer, DRAM does for the rest (errors as `read`).
+
+        Other tags' copies are not looked at (unless hardware is coherent): a device's request has no ASID, so
+        it never hits a guest's plaintext (§5 rule 4).
+        """
+        self._controller.check(spa, length, key_id)
+        pieces: list[bytes] = []
+        done, end = int(spa), spa + length
+        for page in self._cached_pages(spa, length):
+            self._make_coherent(page, key_id)
+            copy = self._copies.get((page, key_id))
+            if copy is None:
+                continue
+            start, stop = max(page, spa), min(page + PAGE, end)
+            if done < start:
+                pieces.append(self._controller.read(Spa(done), start - done, key_id))
+            pieces.append(self._pool.get(copy.slot, start - page, stop - start))
+            done = stop
+        if done < end:
+            pieces.append(self._controller.read(Spa(done), end - done, key_id))
+        return b"".join(pieces)
+
+    def snoop_write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
+        """Write to DRAM without caching; copies of the same tag leave first (errors as `read`)."""
+        length = len(data)
+        self._controller.check(spa, length, key_id)
+        for page in self._cached_pages(spa, length):
+            self._make_coherent(page, key_id)
+            copy = self._copies.get((page, key_id))
+            if copy is not None:
+                covered = spa <= page and page + PAGE <= spa + length
+                self._leave(copy, write_back=not covered)
+        self._controller.write(spa, data, key_id)
+
+    # ---- cache maintenance
+
+    def wbinvd(self) -> int:
+        """Write back all tags and empty the cache; return the number of pages written back (§6.5)."""
+        written = self._leave_all(self._copies.values(), write_back=True)
+        self._trace.emit("memory.cache", "WBINVD", written_back=written)
+        return written
+
+    def invd(self) -> int:
+        """Empty the cache and lose what was not written back; return the number of pages dropped (§6.5).
+
+        Whether a core's INVD does this or WBINVD is its HWCR bit 4.  A reset does this as well.
+        """
+        dropped = len(self._copies)
+        lost = self._leave_all(self._copies.values(), write_back=False)
+        self._trace.emit("memory.cache", "INVD", dropped=dropped, lost=lost)
+        return dropped
+
+    def clflush(self, spa: Spa, key_id: KeyId) -> int:
+        """Write back and invalidate the copy that holds ``spa``; return the pages written back.
+
+        Reaches only the tag of the mapping it is executed through; every tag, on coherent hardware (§6.2).
+
+        Raises:
+            AddressError: ``spa`` is outside DRAM.
+            ValueError: no such key id.
+        """
+        self._controller.check(spa, 1, key_id)
+        copies = self._by_page.get(spa & -PAGE, {}).values()
+        return self._leave_all((c for c in copies if self.coherent or c.key_id == key_id), write_back=True)
+
+    def vmpage_flush(self, spa: Spa, asid: int) -> int:
+        """Write back and invalidate one ASID's private copy of a page; return the pages written back (§6.4).
+
+        Raises:
+            AddressError: ``spa`` is outside DRAM.
+            ValueError: no guest has this ASID (0 among them: #GP(0) at the core).
+        """
+        key_id = guest(asid)
+        self._controller.check(spa, 1, key_id)
+        copy = self._copies.get((spa & -PAGE, key_id))
+        return self._leave_all([copy] if copy else [], write_back=True)
+
+    def flush(self, spa: Spa, length: int) -> int:
+        """Write back and invalidate a range under every tag; return the pages written back.
+
+        What the data fabric does for the secure processor (PspRdSzWrBkInvd, §6.4).
+
+        Raises:
+            AddressError: the range leaves DRAM.
+        """
+        self._controller.check(spa, length, KeyId(0))
+        copies = [copy for page in self._cached_pages(spa, length) for copy in self._by_page[page].values()]
+        return self._leave_all(copies, write_back=True)
+
+    # ---- copies
+
+    def _hold(self, page: int, key_id: KeyId, *, fill: bool = True) -> _Copy:
+        """Return the tag's copy of a page, brought in if need be, now the most recently used."""
+        self._now += 1
+        tag = (page, key_id)
+        copy = self._copies.get(tag)
+        if copy is not None:
+            copy.used = self._now
+            self._copies.move_to_end(tag)
+            return copy
+        self._make_coherent(page, key_id)
+        if self._pool.full:
+            self.evictions += 1
+            self._leave(next(iter(self._copies.values())), write_back=True)
+        copy = _Copy(page, key_id, self._pool.take(), dirty=0, used=self._now)
+        if fill:
+            self.fills += 1
+            self._controller.read_into(Spa(page), self._pool.page(copy.slot), key_id)
+        self._copies[tag] = copy
+        self._by_page.setdefault(page, {})[key_id] = copy
+        return copy
+
+    def _make_coherent(self, page: int, key_id: KeyId) -> None:
+        if self.coherent and page in self._by_page:
+            self._leave_all((c for c in self._by_page[page].values() if c.key_id != key_id), write_back=True)
+
+    def _leave_all(self, copies: Iterable[_Copy], *, write_back: bool) -> int:
+        """Let copies leave, least recently used first; return how many were dirty."""
+        oldest_first = sorted(copies, key=lambda copy: copy.used)
+        return sum(self._leave(copy, write_back=write_back) for copy in oldest_first)
+
+    def _leave(self, copy: _Copy, *, write_back: bool) -> bool:
+        """Let a copy leave the cache, wiped; return whether it was dirty."""
+        if write_back:
+            page = self._pool.page(copy.slot)
+            for start, stop in _runs(copy.dirty):
+                # The tag's key, not that of whoever needs the room (§6.1 rule 1).
+                self._controller.write(Spa(copy.page + start), page[start:stop], copy.key_id)
+        del self._copies[copy.page, copy.key_id]
+        siblings = self._by_page[copy.page]
+        del siblings[copy.key_id]
+        if not siblings:
+            del self._by_page[copy.page]
+        self._pool.give_back(copy.slot)
+        return copy.dirty != 0
+
+    def _cached_pages(self, spa: int, length: int) -> list[int]:
+        """List the pages of a range that have a copy under any tag, in order."""
+        pages = range(spa & -PAGE, spa + length, PAGE) if length else range(0)
+        if len(pages) <= len(self._by_page):
+            return [page for page in pages if page in self._by_page]
+        return sorted(page for page in self._by_page if page in pages)
+
+
+def _split(spa: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a range at page boundaries into (page, start in page, count)."""
+    end = spa + length
+    while spa < end:
+        start = spa % PAGE
+        count = min(PAGE - start, end - spa)
+        yield spa - start, start, count
+        spa += count
+
+
+def _runs(dirty: int) -> list[tuple[int, int]]:
+    """Turn dirty-line bits into (start, stop) byte ranges of neighbouring dirty lines."""
+    if dirty == _ALL_LINES:
+        return [(0, PAGE)]
+    runs, line = [], 0
+    while dirty >> line:
+        line += _lowest(dirty >> line)
+        count = _lowest(~(dirty >> line))
+        runs.append((line * LINE, (line + count) * LINE))
+        line += count
+    return runs
+
+
+def _lowest(bits: int) -> int:
+    """Number of the lowest bit that is 1."""
+    return (bits & -bits).bit_length() - 1

@@ -1,0 +1,211 @@
+"""The memory controller: key slots, and the AES engine between the chip and the bus.
+
+      request = (system physical address without C-bit, data, key id)
+      key id 0 -> no AES;  1 … 1022 -> a guest's slot (its ASID);  1023 -> the host's (SME, TSME) slot
+
+A wrong key is no error here: the engine returns what AES returns (§4.5), and there is no integrity
+(§1 rule 3).
+Paper: memory-encryption.md §1, §4.1 (TSME), §4.5.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+from cbit.crypto.entropy import Entropy
+from cbit.crypto.key import Key
+from cbit.crypto.memory_modes import KEY_BYTES, MemoryCipher, Mode, Tweak, memory_cipher
+from cbit.memory.bus import Bus
+from cbit.memory.latency import LineCounts
+from cbit.memory.physical import Data
+from cbit.spec.address import KIB, LINE, Spa
+from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId
+from cbit.trace import SILENT, Trace
+
+#: Bytes of ciphertext on its way to the bus at a time: few enough to stay in the computer's own cache.
+_CHUNK: Final = 128 * KIB
+
+
+class MemoryController:
+    """Encrypts on the way to DRAM and decrypts on the way in.
+
+    Mutable: key slots and counters.  A key goes in and never comes out: a slot is a cipher context.
+
+    MODEL CHOICE: a slot that nobody loaded holds a random key drawn since the last reset, so using it gives
+    garbage, as hardware would (the dossier does not say what an unloaded slot contains).
+
+    Attributes:
+        tsme: transparent SME: firmware sets it before the cores run (§4.1).
+        counts: DRAM lines moved, for the latency model.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        mode: Mode,
+        tweak: Tweak | None,
+        entropy: Entropy,
+        trace: Trace = SILENT,
+        tsme: bool = False,
+    ) -> None:
+        """Power the controller on with unknown keys in every slot.
+
+        Args:
+            bus: the way to DRAM.
+            mode: the tweaked AES mode of the engine.
+            tweak: the address constants of xe and xex; None for xts.
+            entropy: where the unknown keys come from.
+            trace: who hears of keys being loaded.
+            tsme: encrypt what would otherwise be unencrypted.
+        """
+        self._bus = bus
+        self._mode = mode
+        self._tweak = tweak
+        self._entropy = entropy
+        self._trace = trace
+        self._slots: dict[KeyId, MemoryCipher] = {}
+        self._loaded: set[KeyId] = set()
+        self._outgoing = memoryview(bytearray(_CHUNK))
+        self.tsme = tsme
+        self.counts = LineCounts()
+
+    def __repr__(self) -> str:
+        return f"MemoryController({self._mode}, {len(self._loaded)} keys loaded, tsme={self.tsme})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a memory controller holds keys: it is neither pickled nor copied")
+
+    @property
+    def size(self) -> int:
+        """Bytes of DRAM."""
+        return self._bus.size
+
+    def load_key(self, key_id: KeyId, key: Key) -> None:
+        """Put a key in its slot; the bytes are not kept.
+
+        Reached through `FabricPort` only: no x86 software takes part (§1 rule 4).
+
+        Raises:
+            ValueError: no such slot, or a key of another size than the mode's.
+        """
+        _check_slot(key_id)
+        if key_id == UNENCRYPTED:
+            raise ValueError("key id 0 means unencrypted: it has no slot")
+        if len(key) != KEY_BYTES[self._mode]:
+            bits = 8 * KEY_BYTES[self._mode]
+            raise ValueError(f"{self._mode} takes {bits} bits of key, not {8 * len(key)}")
+        self._slots[key_id] = memory_cipher(self._mode, key, self._tweak)
+        self._loaded.add(key_id)
+        self._trace.emit("memory.controller", "key loaded", key_id=key_id, fingerprint=key.fingerprint())
+
+    def has_key(self, key_id: KeyId) -> bool:
+        """Say whether the slot was loaded since the last reset."""
+        return key_id in self._loaded
+
+    def reset(self, *, tweak: Tweak | None = None) -> None:
+        """Lose every key; DRAM stays as it is.
+
+        Nothing else empties a slot: DEACTIVATE leaves the key where it is (§8 rule 7).  The caches must have
+        lost their contents before (INVD), as at a real reset.
+
+        Args:
+            tweak: fresh address constants (Zen 2 and later draw them at each boot, §9); None keeps the old.
+        """
+        self._slots.clear()
+        self._loaded.clear()
+        self._tweak = tweak or self._tweak
+        self._trace.emit("memory.controller", "reset: all keys lost")
+
+    def check(self, spa: int, length: int, key_id: KeyId) -> None:
+        """Refuse a request that cannot be served, before anything moves.
+
+        Raises:
+            AddressError: the range leaves DRAM.
+            ValueError: no such key id.
+        """
+        self._bus.check(spa, length)
+        _check_slot(key_id)
+
+    def read(self, spa: Spa, length: int, key_id: KeyId) -> bytes:
+        """Read any range through the engine (errors as `check`)."""
+        self.check(spa, length, key_id)
+        start = spa & -LINE
+        end = -(-(spa + length) // LINE) * LINE
+        cipher = self._engine(key_id)
+        wire = self._lines_in(Spa(start), end - start, encrypted=cipher is not None)
+        if cipher is None:
+            return bytes(wire[spa - start : spa - start + length])
+        plain = cipher.decrypt(Spa(start), wire)
+        return plain if len(plain) == length else plain[spa - start : spa - start + length]
+
+    def read_into(self, spa: Spa, out: memoryview, key_id: KeyId) -> None:
+        """Read any range through the engine into ``out``; whole lines without a copy (errors as `check`)."""
+        self.check(spa, len(out), key_id)
+        if spa % LINE or len(out) % LINE:
+            out[:] = self.read(spa, len(out), key_id)
+            return
+        cipher = self._engine(key_id)
+        wire = self._lines_in(spa, len(out), encrypted=cipher is not None)
+        if cipher is None:
+            out[:] = wire
+        else:
+            cipher.decrypt(spa, wire, out=out)
+
+    def write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
+        """Write any range through the engine; partial lines are read and merged (errors as `check`)."""
+        self.check(spa, len(data), key_id)
+        data = memoryview(data).cast("B")
+        end = spa + len(data)
+        body = min(-(-spa // LINE) * LINE, end)
+        tail = max(end // LINE * LINE, body)
+        self._merge(spa, data[: body - spa], key_id)
+        self._lines_out(Spa(body), data[body - spa : tail - spa], key_id)
+        self._merge(Spa(tail), data[tail - spa :], key_id)
+
+    def _merge(self, spa: Spa, part: memoryview, key_id: KeyId) -> None:
+        if part:
+            start = Spa(spa & -LINE)
+            line = bytearray(self.read(start, LINE, key_id))
+            line[spa - start : spa - start + len(part)] = part
+            self._lines_out(start, memoryview(line), key_id)
+
+    def _lines_in(self, spa: Spa, length: int, *, encrypted: bool) -> memoryview:
+        self.counts.count(length // LINE, encrypted=encrypted, write=False)
+        return self._bus.lines(spa, length)
+
+    def _lines_out(self, spa: Spa, data: memoryview, key_id: KeyId) -> None:
+        if not data:
+            return
+        cipher = self._engine(key_id)
+        self.counts.count(len(data) // LINE, encrypted=cipher is not None, write=True)
+        if cipher is None:
+            self._bus.write(spa, data)
+            return
+        # Not straight into the cells: until the last XOR the bytes are not yet what DRAM may hold.
+        for start in range(0, len(data), _CHUNK):
+            piece = data[start : start + _CHUNK]
+            out = self._outgoing[: len(piece)]
+            cipher.encrypt(Spa(spa + start), piece, out=out)
+            self._bus.write(Spa(spa + start), out)
+
+    def _engine(self, key_id: KeyId) -> MemoryCipher | None:
+        """Return the cipher in the path of ``key_id``, or None for none.
+
+        MODEL CHOICE (§4.1): TSME puts the host's key where there would be none, and leaves guests' alone.
+        This is the only place that knows.
+        """
+        if key_id == UNENCRYPTED:
+            if not self.tsme:
+                return None
+            key_id = HOST
+        cipher = self._slots.get(key_id)
+        if cipher is None:
+            unknown = Key(self._entropy.draw(KEY_BYTES[self._mode]))
+            cipher = self._slots[key_id] = memory_cipher(self._mode, unknown, self._tweak)
+        return cipher
+
+
+def _check_slot(key_id: KeyId) -> None:
+    if not UNENCRYPTED <= key_id <= HOST:
+        raise ValueError(f"key id {key_id}: the controller has slots 0 … {HOST}")

@@ -1,0 +1,106 @@
+"""The secure processor's way to memory: past the cores' caches, through the engine, with any key.
+
+Its requests make the data fabric write back and invalidate what x86 caches hold of the range, under every
+tag (PspRdSzWrBkInvd): it rewrites memory whose dirty plaintext may still sit in a cache.
+
+Paper: memory-encryption.md §6.4 ("The secure processor's own accesses"), §1 rule 4 (keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from cbit.crypto.key import Key
+from cbit.memory.cache import Cache
+from cbit.memory.controller import MemoryController
+from cbit.memory.dram import anonymous
+from cbit.memory.errors import AddressError
+from cbit.memory.physical import Data
+from cbit.spec.address import BLOCK, KIB, Spa
+from cbit.spec.key_id import UNENCRYPTED, KeyId
+
+CHUNK: Final = 128 * KIB  #: bytes the secure processor holds at a time
+
+
+class FabricPort:
+    """Reads, writes and re-encrypts memory for the secure processor, and fills key slots.
+
+    The only holder of the power to load keys; the machine hands it to the secure processor alone.
+    """
+
+    def __init__(self, cache: Cache, controller: MemoryController) -> None:
+        self._cache = cache
+        self._controller = controller
+
+    @property
+    def size(self) -> int:
+        """Bytes of DRAM."""
+        return self._controller.size
+
+    def load_key(self, key_id: KeyId, key: Key) -> None:
+        """Put a key in a slot of the memory controller (errors as `MemoryController.load_key`)."""
+        self._controller.load_key(key_id, key)
+
+    def has_key(self, key_id: KeyId) -> bool:
+        """Say whether a slot was loaded since the last reset."""
+        return self._controller.has_key(key_id)
+
+    def read(self, spa: Spa, length: int, key_id: KeyId) -> bytes:
+        """Flush the range, then read it from DRAM through the engine.
+
+        Raises:
+            AddressError: the range leaves DRAM; nothing was flushed.
+            ValueError: no such key id.
+        """
+        self._controller.check(spa, length, key_id)
+        self._cache.flush(spa, length)
+        return self._controller.read(spa, length, key_id)
+
+    def read_into(self, spa: Spa, out: memoryview, key_id: KeyId) -> None:
+        """Read into a buffer, without a copy for whole lines (errors as `read`)."""
+        self._controller.check(spa, len(out), key_id)
+        self._cache.flush(spa, len(out))
+        self._controller.read_into(spa, out, key_id)
+
+    def write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
+        """Flush the range, then write it to DRAM through the engine (errors as `read`)."""
+        self._controller.check(spa, len(data), key_id)
+        self._cache.flush(spa, len(data))  # the firmware's "dummy read of the destination"
+        self._controller.write(spa, data, key_id)
+
+    def encrypt_in_place(
+        self, spa: Spa, length: int, *, key_id: KeyId, source: KeyId = UNENCRYPTED
+    ) -> Iterator[memoryview]:
+        """Rewrite a range under another key and show the plaintext, chunk by chunk, to whoever hashes it.
+
+        When a chunk is yielded, DRAM already holds its ciphertext.  A chunk is valid until the next one is
+        asked for, and wiped at the end.  What was hashed is what was encrypted: memory is read once.
+
+        Args:
+            spa: start, a multiple of 16.
+            length: bytes, a multiple of 16.
+            key_id: the slot to encrypt with.
+            source: the slot that the range is stored under now; `HOST` when the address came with C=1.
+
+        Raises:
+            AddressError: the range leaves DRAM or is not whole blocks; at the call, before anything changes.
+            ValueError: no such key id.
+        """
+        self._controller.check(spa, length, key_id)
+        self._controller.check(spa, length, source)
+        if spa % BLOCK or length % BLOCK:
+            raise AddressError(spa, f"{length} bytes from here are not whole blocks of {BLOCK} bytes")
+        return self._encrypting(spa, length, key_id, source)
+
+    def _encrypting(self, spa: Spa, length: int, key_id: KeyId, source: KeyId) -> Iterator[memoryview]:
+        self._cache.flush(spa, length)
+        local = memoryview(anonymous(max(min(CHUNK, length), BLOCK), dumpable=False))
+        try:
+            for start in range(0, length, CHUNK):
+                chunk = local[: min(CHUNK, length - start)]
+                self._controller.read_into(Spa(spa + start), chunk, source)
+                self._controller.write(Spa(spa + start), chunk, key_id)
+                yield chunk.toreadonly()
+        finally:
+            local[:] = bytes(len(local))
