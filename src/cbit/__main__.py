@@ -1,0 +1,7 @@
+"""``python -m cbit``."""
+
+import sys
+
+from cbit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,61 @@
+"""``cbit bench``: figures against the physical limit or a peer, side by side in one run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from cbit.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from cbit.cli.bench.figure import Figure
+
+HELP = "figures against their limit, side by side in one run"
+EXAMPLE = """examples:
+  cbit bench
+  cbit bench aes-page launch --rounds 15 --json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("names", nargs="*", metavar="NAME", help="groups to run: aes-bulk, aes-page, launch, memory (default: all)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="pairs of runs behind each median (default 7)")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Run the groups and collect their figures."""
+    from cbit.cli.progress import progress
+
+    groups = _groups()
+    if unknown := [name for name in args.names if name not in groups]:
+        raise ValueError(f"no such figure: {', '.join(unknown)}; there are {', '.join(groups)}")
+    if args.rounds < 1:
+        raise ValueError("--rounds is at least 1")
+    figures: list[Figure] = []
+    for name in args.names or groups:
+        with progress(f"measuring {name}", quiet=args.json):
+            figures += groups[name](args.rounds)
+    result = {"rounds": args.rounds, "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures]}
+    return Outcome(True, result, lines=lambda: _table(figures))
+
+
+def _groups() -> dict[str, Callable[[int], list[Figure]]]:
+    from cbit.cli.bench import aes, launch, memory
+
+    return {"aes-bulk": aes.bulk, "aes-page": aes.page, "launch": launch.figures, "memory": memory.figures}
+
+
+def _table(figures: list[Figure]) -> Iterator[str]:
+    yield f"{'figure':<24} {'ours':>12} {'limit':>12} {'ratio':>7}  reach"
+    for figure in figures:
+        mark = "" if figure.reached is None else ("reached" if figure.reached else "MISSED")
+        yield (
+            f"{figure.name:<24} {figure.ours:>9.4g} {figure.unit:<3}{figure.limit:>9.4g} {figure.unit:<3}"
+            f"{figure.ratio:>6.2f}  {figure.reach or 'reported':<8} {mark}"
+        )
+    yield "limits:"
+    for text in dict.fromkeys(f"  {figure.group}: {figure.against}" for figure in figures):
+        yield text

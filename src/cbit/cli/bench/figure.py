@@ -1,0 +1,63 @@
+"""One line of the bench: ours beside the limit, measured in turn so that a noisy machine hits both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured ratio.
+
+    Attributes:
+        group: the group it belongs to.
+        name: its name.
+        ours: our median, in ``unit``.
+        limit: the limit's median, in ``unit``.
+        unit: "GB/s" (more is better) or "us", "ms", "MiB" (less is better).
+        ratio: median of ours / limit over the pairs.
+        against: what the limit is.
+        reach: the bound to reach (">= 0.45", "<= 1.6"); empty for a figure that is only reported.
+    """
+
+    group: str
+    name: str
+    ours: float
+    limit: float
+    unit: str
+    ratio: float
+    against: str
+    reach: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bound is reached; None if there is none."""
+        if not self.reach:
+            return None
+        relation, bound = self.reach.split()
+        return self.ratio >= float(bound) if relation == ">=" else self.ratio <= float(bound)
+
+
+def pairs(ours: Callable[[], object], limit: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
+    """Time both in turn, after one warm-up of each; seconds."""
+    ours()
+    limit()
+    return [(_seconds(ours), _seconds(limit)) for _ in range(rounds)]
+
+
+def medians(times: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return the median of ours, of the limit, and of the ratio ours / limit pair by pair."""
+    return (
+        statistics.median(ours for ours, _ in times),
+        statistics.median(limit for _, limit in times),
+        statistics.median(ours / limit for ours, limit in times),
+    )
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun

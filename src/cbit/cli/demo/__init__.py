@@ -1,0 +1,142 @@
+"""``cbit demo``: the story of the machine, from power-on to a sealed secret, and what each adversary gets."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbit.cli.envelope import Outcome
+from cbit.spec.errors import NotModelled
+
+if TYPE_CHECKING:
+    from cbit.attacks.survey import Cell
+    from cbit.cli.demo.act import Act
+    from cbit.cli.demo.story import World
+
+HELP = "the whole story, from power-on to a sealed secret, on this machine"
+EXAMPLE = """examples:
+  cbit demo
+  cbit demo --firmware OVMF.fd --secret-gpa 0x810000 --json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "--firmware",
+        type=Path,
+        metavar="F",
+        help="guest firmware image (default: an OVMF if one is to be had)",
+    )
+    parser.add_argument(
+        "--secret-gpa",
+        type=lambda text: int(text, 0),
+        default=0x810000,
+        metavar="ADDRESS",
+        help="where the owner wants its secret if the image announces no place (default 0x810000)",
+    )
+    parser.add_argument("--profile", default="milan", help="naples, rome, milan (default) or genoa")
+    parser.add_argument("--seed", type=int, metavar="N", help="make every key but the RSA root from a seed")
+    parser.add_argument("--linux", action="store_true", help="boot a Linux guest: not modelled yet")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Manufacture a machine in a temporary folder and let it tell the story."""
+    if args.linux:
+        raise NotModelled("guests are not executed yet: --linux comes with the CPU engine")
+    from cbit.attacks.survey import survey
+    from cbit.attacks.victim import Arrival
+    from cbit.cli.demo.story import acts
+
+    with ExitStack() as stack:
+        world, set_up = _set_up(args, stack)
+        begun = time.monotonic()
+        told: list[Act] = []
+        console = _Stage(quiet=args.json)
+        for act in acts():
+            told.append(act(world))
+            console.act(told[-1])
+        arrival = Arrival(world.tenant, world.secret, world.secret_gpa, world.entropy)
+        cells: list[Cell] = []
+        for cell in survey(world.new_host, arrival):
+            cells.append(cell)
+            console.attempt(cell)
+        console.survey(cells)
+        result: dict[str, Any] = {
+            "profile": args.profile,
+            "firmware": {
+                "name": world.image.name,
+                "origin": world.image.origin,
+                "size": len(world.image.data),
+            },
+            "acts": [act.as_json() for act in told],
+            "adversaries": [asdict(cell) for cell in cells],
+            "seconds": {"set_up": round(set_up, 2), "story": round(time.monotonic() - begun, 2)},
+        }
+    return Outcome(True, result, lines=lambda: _closing(result))
+
+
+def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[World, float]:
+    from cbit.cli.demo.firmware import find
+    from cbit.cli.demo.story import World
+    from cbit.cli.progress import progress
+    from cbit.crypto.entropy import SeededEntropy, SystemEntropy
+    from cbit.machine.manufacture import make_root, manufacture
+    from cbit.machine.profiles import profile
+    from cbit.machine.state_folder import StateFolder
+    from cbit.spec.address import Gpa
+
+    begun = time.monotonic()
+    chosen = profile(args.profile)
+    entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
+    with progress("looking for guest firmware", quiet=args.json):
+        image = find(args.firmware)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbit-demo-"))) / "machine"
+    with progress(
+        f"manufacturing a {chosen.name} machine with a {chosen.root_bits}-bit root", quiet=args.json
+    ):
+        manufacture(folder, chosen, entropy=entropy, root=make_root(chosen.root_bits))
+    state = stack.enter_context(StateFolder(folder))
+    secret = b"disk passphrase " + entropy.draw(12).hex().encode()
+    return World(state, image, secret, Gpa(args.secret_gpa), entropy), time.monotonic() - begun
+
+
+class _Stage:
+    """Where the story is shown while it runs; nowhere with --json."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = None
+        if not quiet:
+            from rich.console import Console
+
+            self._console = Console(highlight=False)
+            if not self._console.is_terminal:
+                self._console.width = 120
+
+    def act(self, act: Act) -> None:
+        if self._console:
+            from cbit.cli.demo.render import show_act
+
+            show_act(self._console, act)
+
+    def attempt(self, cell: Cell) -> None:
+        if self._console and self._console.is_terminal:
+            self._console.print(f"  {cell.protection:<5} {cell.adversary}: {cell.note}", style="dim")
+
+    def survey(self, cells: list[Cell]) -> None:
+        if self._console:
+            from cbit.cli.demo.render import show_survey
+
+            show_survey(self._console, cells)
+
+
+def _closing(result: dict[str, Any]) -> Iterator[str]:
+    seconds = result["seconds"]
+    yield f"Each cell is an attempt that was made; the verdict is whether the secret is in the bytes it got."
+    yield f"Set-up {seconds['set_up']} s, story {seconds['story']} s. The same as data: cbit demo --json"

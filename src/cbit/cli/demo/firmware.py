@@ -1,0 +1,84 @@
+"""Where the demo's guest firmware comes from: the file named, a distribution's OVMF, or cbit's own small image."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cbit.guest import generated_firmware
+
+#: The usual places, builds that announce a secret area first.
+PLACES: Final = (
+    "/usr/share/edk2/ovmf/OVMF.amdsev.fd",
+    "/usr/share/OVMF/OVMF.amdsev.fd",
+    "/usr/share/ovmf/OVMF.amdsev.fd",
+    "/usr/share/ovmf/OVMF.fd",
+    "/usr/share/qemu/OVMF.fd",
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+    "/usr/share/edk2-ovmf/x64/OVMF_CODE.fd",
+    "/usr/share/qemu/ovmf-x86_64.bin",
+)
+FETCH_SECONDS: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A firmware image and where it came from."""
+
+    data: bytes
+    name: str
+    origin: str
+
+
+def find(named: Path | None) -> Image:
+    """Return the image to launch.
+
+    Raises:
+        OSError: ``named`` cannot be read.
+    """
+    if named is not None:
+        return Image(named.read_bytes(), str(named), "named on the command line")
+    for place in map(Path, PLACES):
+        if place.is_file():
+            return Image(place.read_bytes(), str(place), "installed on this computer")
+    fetched = _fetch()
+    if fetched is not None:
+        return fetched
+    return Image(
+        generated_firmware.generate(), "cbit's own test firmware", "generated: no OVMF is to be had here"
+    )
+
+
+def _fetch() -> Image | None:
+    """Ask Debian's or Ubuntu's package tool for OVMF, as an ordinary user, into a temporary folder."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        return None
+    with tempfile.TemporaryDirectory(prefix="cbit-ovmf-") as folder:
+        try:
+            _run(["apt-get", "download", "-q", "ovmf"], folder)
+            package = next(Path(folder).glob("ovmf_*.deb"))
+            _run(["dpkg-deb", "-x", str(package), "unpacked"], folder)
+            image = Path(folder, "unpacked", "usr/share/ovmf/OVMF.fd").read_bytes()
+        except (OSError, StopIteration, subprocess.SubprocessError):
+            return None
+        return Image(image, f"OVMF.fd of {package.name}", "fetched with apt-get download, not installed")
+
+
+def _run(command: list[str], folder: str) -> None:
+    subprocess.run(  # fixed arguments, no shell
+        command,
+        cwd=folder,
+        check=True,
+        timeout=FETCH_SECONDS,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )

@@ -1,0 +1,85 @@
+"""The story on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cbit.attacks.survey import Cell, adversaries
+from cbit.cli.demo.act import Act, Attempt, Bytes, Fact, Item, Picture
+from cbit.cli.page_map import RANDOM, rows
+from cbit.hypervisor.host import Protection
+
+_HEADLINES: Final = {Protection.NONE: "no encryption", Protection.SME: "SME", Protection.SEV: "SEV"}
+
+
+def show_act(console: Console, act: Act) -> None:
+    """Print one act."""
+    console.print()
+    console.rule(f"[bold]{act.number}. {act.title}", align="left", style="cyan")
+    for item in act.items:
+        _show(console, item)
+    console.print(Padding(Text(act.who_sees, style="italic"), (0, 2)))
+
+
+def _show(console: Console, item: Item) -> None:
+    match item:
+        case Fact(name, value):
+            _line(console, name, Text(value))
+        case Attempt(who, succeeded, answer):
+            _line(
+                console,
+                who,
+                Text("✓ " if succeeded else "✗ ", style="green" if succeeded else "red") + Text(answer),
+            )
+        case Bytes(name, data):
+            _line(console, name, _hex(item, data))
+        case Picture():
+            _picture(console, item)
+
+
+def _line(console: Console, name: str, value: Text) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=min(46, console.width * 2 // 5), style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(name), value)
+    console.print(Padding(grid, (0, 2)))
+
+
+def _hex(item: Bytes, data: bytes) -> Text:
+    head = data[:16]
+    text = "".join(chr(b) if 32 <= b < 127 else "." for b in head)
+    line = Text(f"{head.hex(' ')}  {text}")
+    if item.entropy is not None:
+        random = item.entropy >= RANDOM
+        line += Text(f"  {item.entropy:.2f} bits/byte", style="magenta" if random else "yellow")
+    return line
+
+
+def _picture(console: Console, picture: Picture) -> None:
+    console.print(Padding(Text(f"{picture.name}: · empty  ░▒▓ structured  █ random", style="dim"), (0, 2)))
+    for title, values, style in (("before", picture.before, "yellow"), ("after", picture.after, "magenta")):
+        for index, row in enumerate(rows(values)):
+            console.print(Text(f"    {title if index == 0 else '':<8}") + Text(row, style=style))
+
+
+def show_survey(console: Console, cells: Iterable[Cell]) -> None:
+    """Print the table of what each adversary got."""
+    by_place = {(cell.adversary, cell.protection): cell for cell in cells}
+    table = Table(title="Is the secret in the bytes that each adversary got?", title_justify="left")
+    table.add_column("adversary")
+    for protection in Protection:
+        table.add_column(_HEADLINES[protection], justify="center")
+    for name in adversaries():
+        table.add_row(name, *(_cell(by_place[name, protection]) for protection in Protection))
+    console.print()
+    console.print(table)
+
+
+def _cell(cell: Cell) -> Text:
+    return Text("SECRET READ", style="bold red") if cell.got_secret else Text("no", style="green")

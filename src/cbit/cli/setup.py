@@ -1,0 +1,72 @@
+"""``cbit setup``: manufacture a chip and its certificates."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from cbit.cli.envelope import Outcome
+
+HELP = "manufacture a chip and its certificates"
+EXAMPLE = """example:
+  cbit setup --state ./machine --profile milan
+  cbit owner verify ./machine/certs --trust ./machine/certs/ark.cert"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "--state", type=Path, required=True, metavar="DIR", help="the new machine's state folder"
+    )
+    parser.add_argument("--profile", default="milan", help="naples, rome, milan (default) or genoa")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Make root, chip, images and certificates, then start once so that the platform has its own keys."""
+    from cbit.cli.progress import progress
+    from cbit.crypto.amd_cert import pin
+    from cbit.crypto.entropy import SystemEntropy
+    from cbit.machine.manufacture import make_root, manufacture
+    from cbit.machine.profiles import profile
+    from cbit.machine.state_folder import StateFolder
+    from cbit.secure_processor.nv_store import replace_file
+    from cbit.machine.board import Machine
+    from cbit.hypervisor.host import Host
+    from cbit.spec.certificate import CERT_SIZE
+
+    chosen = profile(args.profile)
+    with progress(f"making a {chosen.root_bits}-bit root", quiet=args.json):
+        root = make_root(chosen.root_bits)
+    manufacture(args.state, chosen, entropy=SystemEntropy(), root=root)
+    with (
+        progress("first start: the platform makes its own keys", quiet=args.json),
+        StateFolder(args.state) as state,
+    ):
+        machine = Machine(state)
+        machine.power_on()
+        host = Host(machine)
+        host.initialise()
+        exported, chip_id = host.export_chain(), host.chip_id()
+        for index, name in enumerate(("pdh.cert", "pek.cert", "oca.cert")):
+            replace_file(state.certs / name, exported[index * CERT_SIZE : (index + 1) * CERT_SIZE])
+    result = {
+        "state": str(args.state),
+        "profile": chosen.name,
+        "api": str(chosen.api),
+        "build": chosen.build,
+        "chip_id": chip_id.hex(),
+        "root_pin": pin(root.ark),
+        "root": "SIMULATED",
+        "certs": sorted(file.name for file in (args.state / "certs").iterdir()),
+    }
+    return Outcome(True, result, lines=lambda: _lines(result))
+
+
+def _lines(result: dict[str, object]) -> Iterator[str]:
+    yield f"machine   {result['profile']}, firmware API {result['api']} build {result['build']}"
+    yield f"state     {result['state']}"
+    yield f"chip id   {str(result['chip_id'])[:32]}…"
+    yield f"root      SIMULATED (not AMD's), pin {str(result['root_pin'])[:16]}…"
+    yield f"next      cbit owner verify {result['state']}/certs --trust {result['state']}/certs/ark.cert"

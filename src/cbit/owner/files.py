@@ -1,0 +1,64 @@
+"""The owner's files, under the names that the ecosystem's tools use.
+
+Paper: sev-crypto.md §7 (what is in them).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Final
+
+GODH: Final = "godh.cert"
+LAUNCH_BLOB: Final = "launch_blob.bin"
+TRANSPORT_KEYS: Final = "tmp_tk.bin"  #: TEK then TIK: the secret of the launch
+SESSION_RECORD: Final = "session.json"
+SECRET_HEADER: Final = "packaged_secret_header.bin"
+SECRET: Final = "packaged_secret.bin"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that holds a key: for its owner's eyes only, and never over another one.
+
+    Raises:
+        FileExistsError: something is there already; it may be the only copy of a key.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    try:
+        file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
+    except FileExistsError:
+        raise FileExistsError(
+            f"{path} is there already and holds keys: remove it, or choose another folder"
+        ) from None
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_public(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a reader sees the old one or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old one is still there.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_twins(path: Path, data: bytes) -> list[Path]:
+    """Write a file and its base64 twin (suffix ``.b64``), which QEMU and libvirt want."""
+    twin = path.with_suffix(".b64")
+    write_public(path, data)
+    write_public(twin, base64.b64encode(data))
+    return [path, twin]
