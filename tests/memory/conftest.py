@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from memory.worlds import World
 
 from cbit.crypto.memory_modes import Mode
+from memory.worlds import World
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from memory.worlds import ALICE, World
 
 from cbit.memory.bus import BusOp
 from cbit.memory.errors import AddressError
 from cbit.spec.address import LINE, MIB, PAGE, Spa
 from cbit.spec.key_id import UNENCRYPTED
+from memory.worlds import ALICE, World
 
 SECRET = b"nobody may see it on a wire....." * 4
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import gc
 
 import pytest
-from memory.worlds import ALICE, BOB, World
 
 from cbit.memory.cache import STREAM
 from cbit.memory.errors import AddressError
 from cbit.memory.pool import Pool
 from cbit.spec.address import KIB, LINE, MIB, PAGE, Spa
 from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId, guest
+from memory.worlds import ALICE, BOB, World
 
 P = Spa(3 * PAGE)
 A, B = b"A" * LINE, b"B" * LINE
@@ -302,7 +302,9 @@ def test_a_live_page_is_encrypted_in_place_the_way_linux_does(world: World) -> N
 # ---- errors
 
 
-@pytest.mark.parametrize(("spa", "length"), [(MIB, 1), (MIB - 1, 2), (-1, 1), (0, MIB + 1), (MIB - 8, STREAM)])
+@pytest.mark.parametrize(
+    ("spa", "length"), [(MIB, 1), (MIB - 1, 2), (-1, 1), (0, MIB + 1), (MIB - 8, STREAM)]
+)
 def test_outside_dram_is_refused_before_anything_moves(world: World, spa: int, length: int) -> None:
     world.cache.write(P, A, ALICE)
     before = (world.cache.snapshot(), world.probe.read(Spa(0), MIB))
@@ -365,6 +367,23 @@ def test_a_long_write_merges_with_dirty_copies_that_it_covers_only_in_part(world
     assert world.cache.read(Spa(STREAM + 100), 8, ALICE) == b"keep too"
 
 
+def test_a_dirty_copy_that_a_long_write_covers_never_reaches_the_bus(world: World) -> None:
+    world.cache.write(P, A, ALICE)
+    world.cache.write(Spa(0), bytes(STREAM), ALICE)
+    assert world.controller.counts.writes_encrypted_lines == STREAM // LINE
+
+
+def test_reading_into_a_buffer_is_reading(world: World) -> None:
+    world.cache.write(Spa(0), bytes(STREAM), ALICE)
+    world.cache.write(P, A, ALICE)
+    world.cache.write(Spa(P + PAGE), B, BOB)
+    buffer = bytearray(4 * PAGE - 7)
+    world.cache.read_into(Spa(7), memoryview(buffer), ALICE)
+    assert buffer == bytes(P - 7) + A + bytes(PAGE - LINE)
+    with pytest.raises(AddressError, match="not inside DRAM"):
+        world.cache.read_into(Spa(MIB - 1), memoryview(buffer), ALICE)
+
+
 def test_a_long_write_leaves_other_tags_stale_unless_hardware_is_coherent() -> None:
     for coherent, seen in ((False, A), (True, None)):
         world = World(coherent=coherent)
@@ -378,6 +397,8 @@ def test_a_long_write_leaves_other_tags_stale_unless_hardware_is_coherent() -> N
 def test_a_transfer_larger_than_the_cache_and_short_ones_that_fill_it_both_work() -> None:
     world = World(capacity=2 * PAGE)
     data = bytes(range(256)) * (STREAM // 256)
-    world.cache.write(Spa(0), data[: STREAM - 1], ALICE)  # just too short to be streamed: sixteen fills, two slots
+    world.cache.write(
+        Spa(0), data[: STREAM - 1], ALICE
+    )  # just too short to be streamed: sixteen fills, two slots
     assert world.cache.read(Spa(0), STREAM - 1, ALICE) == data[: STREAM - 1]
     assert len(world.cache.snapshot()) == 2

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory.worlds import ALICE, World
 
 from cbit.memory.dma import DmaPort
 from cbit.memory.errors import AddressError, IommuFault
@@ -28,6 +27,7 @@ from cbit.memory.iommu import (
 from cbit.spec.address import GIB, LINE, MIB, PAGE, Spa
 from cbit.spec.errors import NotModelled
 from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId
+from memory.worlds import ALICE, World
 
 C_BIT = 47
 C = 1 << C_BIT
@@ -185,7 +185,7 @@ class Tables:
         return HOST if self.encrypted else UNENCRYPTED
 
     def clear(self, at: int) -> None:
-        # Zeros in DRAM are not zeros under a key: an encrypted table that nobody cleared is full of random entries.
+        # Zeros in DRAM are not zeros under a key: an encrypted table that nobody cleared has random entries.
         self.world.cache.write(Spa(at), bytes(PAGE), self.key_id)
 
     def put(self, at: int, value: int) -> None:
@@ -265,7 +265,9 @@ def test_each_pointers_c_bit_counts_by_itself(world: World) -> None:
     made = Tables(world, encrypted=True)
     made.attach(1)
     made.map(IOVA, P | C)
-    made.entry(2, IOVA, made.table(1, IOVA) | PTE_PRESENT | 1 << LEVEL_SHIFT)  # the C-bit forgotten in one pointer
+    made.entry(
+        2, IOVA, made.table(1, IOVA) | PTE_PRESENT | 1 << LEVEL_SHIFT
+    )  # the C-bit forgotten in one pointer
     world.cache.wbinvd()
     with pytest.raises((IommuFault, NotModelled, AddressError)):  # garbage was walked
         device(made).read(IOVA, 1)
@@ -290,6 +292,14 @@ def test_a_write_of_which_one_page_is_refused_writes_nothing(tables: Tables) -> 
     with pytest.raises(IommuFault, match="not present"):
         device(tables).write(IOVA + PAGE - 3, b"abcdef")
     assert tables.world.cache.read(Spa(P), PAGE, HOST)[-3:] != b"abc"
+
+
+def test_a_write_of_which_one_page_lies_outside_memory_writes_nothing(tables: Tables) -> None:
+    tables.map(IOVA + PAGE, 1 << 40)
+    before = tables.world.cache.read(Spa(P), PAGE, HOST)
+    with pytest.raises(AddressError, match="not inside DRAM"):
+        device(tables).write(IOVA + PAGE - 3, b"abcdef")
+    assert tables.world.cache.read(Spa(P), PAGE, HOST) == before
 
 
 def test_a_large_leaf_maps_all_it_covers(tables: Tables) -> None:
@@ -396,7 +406,9 @@ def test_any_table_content_gives_a_translation_or_a_typed_refusal(data: st.DataO
     for page in range(1, 5):
         raw = data.draw(st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=8))
         few = [value & ~0xFFFF_FFFF_F000 | value & 0x7000 for value in raw]  # mostly inside memory
-        world.probe.write(Spa(page * PAGE), b"".join(value.to_bytes(8, "little") for value in few) * (512 // len(few)))
+        world.probe.write(
+            Spa(page * PAGE), b"".join(value.to_bytes(8, "little") for value in few) * (512 // len(few))
+        )
     iommu = Iommu(world.cache, device_table=PAGE, devices=64, c_bit=51)
     address = data.draw(st.integers(0, (1 << 57) - 1) | st.integers(0, 64 * PAGE))
     try:

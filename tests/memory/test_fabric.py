@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from memory.worlds import ALICE, BOB, World
 
 from cbit.memory.errors import AddressError
 from cbit.memory.fabric import CHUNK
 from cbit.spec.address import LINE, MIB, PAGE, Spa
 from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId, guest
+from memory.worlds import ALICE, BOB, World
 
 IMAGE = hashlib.shake_256(b"firmware").digest(2 * CHUNK + 3 * PAGE)
 

@@ -9,13 +9,13 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from memory.worlds import ALICE, BOB, World
 
 from cbit.crypto.memory_modes import Mode, Tweak
 from cbit.memory.cache import STREAM
 from cbit.memory.dma import DmaPort
 from cbit.spec.address import LINE, PAGE, Spa
 from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId, guest
+from memory.worlds import ALICE, BOB, World
 
 C_BIT = 40
 SIZE = STREAM + 4 * PAGE
@@ -28,7 +28,7 @@ lengths = st.sampled_from([1, 15, 16, 64, 100, PAGE, PAGE + 70, STREAM - 1, STRE
 
 
 class PlainCipher:
-    """The engine's modes from their definition (§9), one page at a time, on the `cryptography` package alone."""
+    """The engine's modes from their definition (§9), one page at a time, on `cryptography` alone."""
 
     def __init__(self, world: World, key_id: KeyId) -> None:
         self._key = world.key(key_id).material()
@@ -143,7 +143,9 @@ class OneKeyPerAsid(RuleBasedStateMachine):
         super().__init__()
         self.count = 0
 
-    @initialize(mode=st.sampled_from(list(Mode)), coherent=st.booleans(), tsme=st.booleans(), pages=st.integers(1, 6))
+    @initialize(
+        mode=st.sampled_from(list(Mode)), coherent=st.booleans(), tsme=st.booleans(), pages=st.integers(1, 6)
+    )
     def power_on(self, mode: Mode, pages: int, *, coherent: bool, tsme: bool) -> None:
         self.world = World(size=SIZE, mode=mode, capacity=pages * PAGE, coherent=coherent, tsme=tsme)
         self.model = Model(self.world)
@@ -175,6 +177,12 @@ class OneKeyPerAsid(RuleBasedStateMachine):
         length = min(length, SIZE - spa)
         seen = self.world.cache.read(Spa(spa), length, key_id)
         self.compare(self.model.read(spa, length, key_id, cached=length < STREAM), seen, key_id)
+
+    @rule(spa=near, length=lengths, key_id=key_ids)
+    def load_into_a_buffer(self, spa: int, length: int, key_id: KeyId) -> None:
+        buffer = bytearray(min(length, SIZE - spa))
+        self.world.cache.read_into(Spa(spa), memoryview(buffer), key_id)
+        self.compare(self.model.read(spa, len(buffer), key_id, cached=False), bytes(buffer), key_id)
 
     @rule(spa=near, length=lengths, c=st.booleans())
     def dma_read(self, spa: int, length: int, *, c: bool) -> None:
@@ -232,12 +240,14 @@ class OneKeyPerAsid(RuleBasedStateMachine):
     @rule(block=st.integers(0, 300), blocks=st.integers(1, 600), asid=st.sampled_from([ALICE, BOB]))
     def launch(self, block: int, blocks: int, asid: KeyId) -> None:
         spa, length = block * 16, blocks * 16
-        shown = b"".join(bytes(piece) for piece in self.world.fabric.encrypt_in_place(Spa(spa), length, key_id=asid))
+        shown = b"".join(
+            bytes(piece) for piece in self.world.fabric.encrypt_in_place(Spa(spa), length, key_id=asid)
+        )
         self.model.flush(spa, length)
         self.compare(self.model.read(spa, length, UNENCRYPTED, cached=False), shown, UNENCRYPTED)
         self.model.write(spa, shown, asid, cached=False)
         if token(HOST) in shown:
-            # Under TSME the host's data is a lawful source.  The guest owns it from now on: so must its tokens.
+            # Under TSME the host's data is a lawful source.  The guest owns it now: new tokens say so.
             self.secure_processor_writes(spa, length, asid)
 
     @rule(spa=near, length=lengths)
@@ -259,8 +269,8 @@ class OneKeyPerAsid(RuleBasedStateMachine):
         assert [(*tag, len(dirty)) for tag, (_, dirty) in self.model.copies.items()] == held
 
 
-class TestOneKeyPerAsid(OneKeyPerAsid.TestCase):  # type: ignore[name-defined,misc]  # made by Hypothesis at run time
-    settings = settings(stateful_step_count=40)
+TestOneKeyPerAsid = OneKeyPerAsid.TestCase
+TestOneKeyPerAsid.settings = settings(stateful_step_count=40)
 
 
 @pytest.mark.parametrize("mode", list(Mode), ids=str)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from memory.worlds import ALICE, World
 
 from cbit.crypto.entropy import SeededEntropy
 from cbit.memory.errors import AddressError
 from cbit.memory.probe import Probe
 from cbit.spec.address import MIB, PAGE, Spa
 from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId
+from memory.worlds import ALICE, World
 
 PLANTED = b"the disk key of the tenant: 0123456789abcdef"
 

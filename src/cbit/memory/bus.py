@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Final
 
 from cbit.memory.dram import Dram
 from cbit.memory.errors import AddressError
@@ -31,11 +32,7 @@ class Bus:
     def __init__(self, dram: Dram) -> None:
         self._dram = dram
         self._taps: list[Tap] = []
-
-    @property
-    def size(self) -> int:
-        """Bytes of DRAM at the other end."""
-        return self._dram.size
+        self.size: Final = dram.size  #: bytes of DRAM at the other end
 
     def check(self, spa: int, length: int) -> None:
         """Refuse a range that is not entirely DRAM (`AddressError`)."""
@@ -48,7 +45,8 @@ class Bus:
             AddressError: outside DRAM, or not whole lines.
         """
         window = self._whole_lines(spa, length).toreadonly()
-        self._tell(BusOp.READ, spa, window)
+        if self._taps:
+            self._tell(BusOp.READ, spa, window)
         return window
 
     def read(self, spa: Spa, length: int) -> bytes:
@@ -58,7 +56,19 @@ class Bus:
     def write(self, spa: Spa, data: Data) -> None:
         """Write consecutive lines (errors as `lines`)."""
         self._whole_lines(spa, len(data))[:] = data
-        self._tell(BusOp.WRITE, spa, data)
+        if self._taps:
+            self._tell(BusOp.WRITE, spa, data)
+
+    def write_by(self, spa: Spa, length: int, engine: Callable[[memoryview], object]) -> None:
+        """Write consecutive lines that ``engine`` itself puts onto the wire, uncopied (errors as `lines`).
+
+        What it puts there arrives in the cells at once, so no byte of it may ever be plaintext of an
+        encrypted page.
+        """
+        wire = self._whole_lines(spa, length)
+        engine(wire)
+        if self._taps:
+            self._tell(BusOp.WRITE, spa, wire)
 
     @contextmanager
     def tap(self, tap: Tap) -> Iterator[None]:

@@ -156,30 +156,33 @@ class Cache:
         self._controller.check(spa, length, key_id)
         pieces: list[bytes] = []
         done, end = int(spa), spa + length
-        for page in self._cached_pages(spa, length):
-            self._make_coherent(page, key_id)
-            copy = self._copies.get((page, key_id))
-            if copy is None:
-                continue
-            start, stop = max(page, spa), min(page + PAGE, end)
+        for copy in self._copies_in(spa, length, key_id):
+            start, stop = max(copy.page, spa), min(copy.page + PAGE, end)
             if done < start:
                 pieces.append(self._controller.read(Spa(done), start - done, key_id))
-            pieces.append(self._pool.get(copy.slot, start - page, stop - start))
+            pieces.append(self._pool.get(copy.slot, start - copy.page, stop - start))
             done = stop
         if done < end:
             pieces.append(self._controller.read(Spa(done), end - done, key_id))
         return b"".join(pieces)
 
+    def read_into(self, spa: Spa, out: memoryview, key_id: KeyId) -> None:
+        """Read into the caller's buffer without caching: the fastest way for megabytes (errors as `read`)."""
+        length = len(out)
+        self._controller.check(spa, length, key_id)
+        copies = self._copies_in(spa, length, key_id)
+        self._controller.read_into(spa, out, key_id)
+        for copy in copies:
+            start, stop = max(copy.page, spa), min(copy.page + PAGE, spa + length)
+            out[start - spa : stop - spa] = self._pool.get(copy.slot, start - copy.page, stop - start)
+
     def snoop_write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
         """Write to DRAM without caching; copies of the same tag leave first (errors as `read`)."""
         length = len(data)
         self._controller.check(spa, length, key_id)
-        for page in self._cached_pages(spa, length):
-            self._make_coherent(page, key_id)
-            copy = self._copies.get((page, key_id))
-            if copy is not None:
-                covered = spa <= page and page + PAGE <= spa + length
-                self._leave(copy, write_back=not covered)
+        for copy in self._copies_in(spa, length, key_id):
+            covered = spa <= copy.page and copy.page + PAGE <= spa + length
+            self._leave(copy, write_back=not covered)
         self._controller.write(spa, data, key_id)
 
     # ---- cache maintenance
@@ -248,7 +251,8 @@ class Cache:
             copy.used = self._now
             self._copies.move_to_end(tag)
             return copy
-        self._make_coherent(page, key_id)
+        if self.coherent:
+            self._only_tag(page, key_id)
         if self._pool.full:
             self.evictions += 1
             self._leave(next(iter(self._copies.values())), write_back=True)
@@ -260,9 +264,18 @@ class Cache:
         self._by_page.setdefault(page, {})[key_id] = copy
         return copy
 
-    def _make_coherent(self, page: int, key_id: KeyId) -> None:
-        if self.coherent and page in self._by_page:
-            self._leave_all((c for c in self._by_page[page].values() if c.key_id != key_id), write_back=True)
+    def _only_tag(self, page: int, key_id: KeyId) -> None:
+        """Let the copies of other tags leave, as coherent hardware does before an access (§6.2)."""
+        others = [copy for copy in self._by_page.get(page, {}).values() if copy.key_id != key_id]
+        self._leave_all(others, write_back=True)
+
+    def _copies_in(self, spa: int, length: int, key_id: KeyId) -> list[_Copy]:
+        """List a tag's copies of a range, in order, once coherence is as the hardware promises."""
+        pages = self._cached_pages(spa, length)
+        if self.coherent:
+            for page in pages:
+                self._only_tag(page, key_id)
+        return [self._copies[page, key_id] for page in pages if (page, key_id) in self._copies]
 
     def _leave_all(self, copies: Iterable[_Copy], *, write_back: bool) -> int:
         """Let copies leave, least recently used first; return how many were dirty."""

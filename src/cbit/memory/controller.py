@@ -18,12 +18,9 @@ from cbit.crypto.memory_modes import KEY_BYTES, MemoryCipher, Mode, Tweak, memor
 from cbit.memory.bus import Bus
 from cbit.memory.latency import LineCounts
 from cbit.memory.physical import Data
-from cbit.spec.address import KIB, LINE, Spa
+from cbit.spec.address import LINE, Spa
 from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId
 from cbit.trace import SILENT, Trace
-
-#: Bytes of ciphertext on its way to the bus at a time: few enough to stay in the computer's own cache.
-_CHUNK: Final = 128 * KIB
 
 
 class MemoryController:
@@ -66,7 +63,7 @@ class MemoryController:
         self._trace = trace
         self._slots: dict[KeyId, MemoryCipher] = {}
         self._loaded: set[KeyId] = set()
-        self._outgoing = memoryview(bytearray(_CHUNK))
+        self.size: Final = bus.size  #: bytes of DRAM
         self.tsme = tsme
         self.counts = LineCounts()
 
@@ -75,11 +72,6 @@ class MemoryController:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a memory controller holds keys: it is neither pickled nor copied")
-
-    @property
-    def size(self) -> int:
-        """Bytes of DRAM."""
-        return self._bus.size
 
     def load_key(self, key_id: KeyId, key: Key) -> None:
         """Put a key in its slot; the bytes are not kept.
@@ -124,7 +116,8 @@ class MemoryController:
             AddressError: the range leaves DRAM.
             ValueError: no such key id.
         """
-        self._bus.check(spa, length)
+        if spa < 0 or length < 0 or spa + length > self.size:
+            self._bus.check(spa, length)
         _check_slot(key_id)
 
     def read(self, spa: Spa, length: int, key_id: KeyId) -> bytes:
@@ -182,12 +175,8 @@ class MemoryController:
         if cipher is None:
             self._bus.write(spa, data)
             return
-        # Not straight into the cells: until the last XOR the bytes are not yet what DRAM may hold.
-        for start in range(0, len(data), _CHUNK):
-            piece = data[start : start + _CHUNK]
-            out = self._outgoing[: len(piece)]
-            cipher.encrypt(Spa(spa + start), piece, out=out)
-            self._bus.write(Spa(spa + start), out)
+        # The engine's target never holds anything but AES output, so it may be the cells themselves.
+        self._bus.write_by(spa, len(data), lambda wire: cipher.encrypt(spa, data, out=wire))
 
     def _engine(self, key_id: KeyId) -> MemoryCipher | None:
         """Return the cipher in the path of ``key_id``, or None for none.

@@ -103,8 +103,9 @@ def anonymous(size: int, *, dumpable: bool = True) -> mmap.mmap:
 
 
 def _random_bits(random: np.random.Generator, bits: int, probability: float) -> npt.NDArray[np.uint8]:
-    """Return packed bits, each 1 with the given probability; the cost grows with the number of ones."""
-    ones = random.choice(bits, random.binomial(bits, probability), replace=False, shuffle=False)
-    mask = np.zeros(bits, dtype=np.bool_)
-    mask[ones] = True
+    """Return packed bits, each 1 with the given probability; only the rarer value is drawn place by place."""
+    mostly = probability > 0.5
+    count = random.binomial(bits, 1 - probability if mostly else probability)
+    mask = np.full(bits, mostly)
+    mask[random.choice(bits, count, replace=False, shuffle=False)] = not mostly
     return np.packbits(mask)

@@ -20,7 +20,7 @@ from cbit.memory.physical import Data
 from cbit.spec.address import BLOCK, KIB, Spa
 from cbit.spec.key_id import UNENCRYPTED, KeyId
 
-CHUNK: Final = 128 * KIB  #: bytes the secure processor holds at a time
+CHUNK: Final = 256 * KIB  #: bytes of memory that the secure processor holds at a time
 
 
 class FabricPort:
@@ -32,6 +32,7 @@ class FabricPort:
     def __init__(self, cache: Cache, controller: MemoryController) -> None:
         self._cache = cache
         self._controller = controller
+        self._local = memoryview(anonymous(CHUNK, dumpable=False))  # the secure processor's own SRAM
 
     @property
     def size(self) -> int:
@@ -75,7 +76,8 @@ class FabricPort:
         """Rewrite a range under another key and show the plaintext, chunk by chunk, to whoever hashes it.
 
         When a chunk is yielded, DRAM already holds its ciphertext.  A chunk is valid until the next one is
-        asked for, and wiped at the end.  What was hashed is what was encrypted: memory is read once.
+        asked for of this port, and wiped at the end.  Memory is read once, so what is hashed is what is
+        encrypted.
 
         Args:
             spa: start, a multiple of 16.
@@ -95,12 +97,12 @@ class FabricPort:
 
     def _encrypting(self, spa: Spa, length: int, key_id: KeyId, source: KeyId) -> Iterator[memoryview]:
         self._cache.flush(spa, length)
-        local = memoryview(anonymous(max(min(CHUNK, length), BLOCK), dumpable=False))
+        used = self._local[: min(CHUNK, length)]
         try:
             for start in range(0, length, CHUNK):
-                chunk = local[: min(CHUNK, length - start)]
+                chunk = used[: length - start]
                 self._controller.read_into(Spa(spa + start), chunk, source)
                 self._controller.write(Spa(spa + start), chunk, key_id)
                 yield chunk.toreadonly()
         finally:
-            local[:] = bytes(len(local))
+            used[:] = bytes(len(used))
