@@ -25,8 +25,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from cbit.crypto.key import Key
-from cbit.crypto.tweak import END_BIT, PIECE, Tweak
-from cbit.crypto.xex import XexTweaks
+from cbit.crypto.tweak import END_BIT, PIECE, Tweak, XexTweaks
 from cbit.crypto.xts import XtsTweaks
 from cbit.spec.address import BLOCK, PAGE
 
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KEY_BYTES", "MemoryCipher", "Mode", "Tweak", "memory_cipher"]
 
-_SLACK: Final = BLOCK - 1  # OpenSSL's binding asks for room behind what it writes, and leaves it alone
+_END: Final = 1 << END_BIT
+_SLACK: Final = BLOCK - 1  # update_into wants this much room behind its output, and leaves it as it is
 
 
 class Mode(StrEnum):
@@ -52,6 +52,10 @@ KEY_BYTES: Final[Mapping[Mode, int]] = MappingProxyType({Mode.XE: 16, Mode.XEX: 
 
 class Tweaks(Protocol):
     """Where the engine gets its tweaks from."""
+
+    def page(self, spa: int) -> NDArray[np.uint8]:
+        """Return the tweaks of the page at ``spa``."""
+        ...
 
     def over(self, spa: int, length: int) -> NDArray[np.uint8]:
         """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`."""
@@ -89,8 +93,9 @@ def memory_cipher(mode: Mode, key: Key, tweak: Tweak | None = None) -> MemoryCip
     if tweak is not None:
         raise ValueError("xts takes no tweak constants: its tweaks come from its second key")
     if data_key == tweak_key:
-        raise ValueError("xts needs two different keys: with equal ones block 0 of page 0 betrays AES of zero")
-    return MemoryCipher(mode, data_key, XtsTweaks(Cipher(algorithms.AES(tweak_key), modes.ECB()).encryptor().update))
+        raise ValueError("xts needs two different keys, for the data and for the tweaks")
+    encryptor = Cipher(algorithms.AES(tweak_key), modes.ECB()).encryptor()
+    return MemoryCipher(mode, data_key, XtsTweaks(encryptor.update))
 
 
 class MemoryCipher:
@@ -100,7 +105,16 @@ class MemoryCipher:
     Keeps no key bytes, only OpenSSL's contexts, and cannot be copied or pickled.
     """
 
-    __slots__ = ("_backward", "_forward", "_mode", "_page", "_page_view", "_scratch", "_scratch_view", "_tweaks")
+    __slots__ = (
+        "_backward",
+        "_forward",
+        "_mode",
+        "_page",
+        "_page_view",
+        "_scratch",
+        "_scratch_view",
+        "_tweaks",
+    )
 
     def __init__(self, mode: Mode, data_key: bytes, tweaks: Tweaks) -> None:
         cipher = Cipher(algorithms.AES(data_key), modes.ECB())
@@ -109,10 +123,10 @@ class MemoryCipher:
         self._backward = _Way(cipher.decryptor().update_into, before=both, after=True)
         self._mode = mode
         self._tweaks = tweaks
-        # The scratch (64 KiB) may hold plaintext: it is the inside of the engine, on the SoC's side of the
-        # bus, and out of reach of whatever reads DRAM. DRAM itself never sees a half-made block of plaintext.
+        # The scratch (64 KiB) may hold plaintext. It belongs to the SoC side: it is the inside of the engine,
+        # out of reach of all that reads DRAM. What is encrypted into DRAM arrives there as AES output only.
         self._scratch = np.empty(PIECE + _SLACK, np.uint8)
-        self._scratch_view = memoryview(self._scratch)
+        self._scratch_view = self._scratch.data
         self._page = self._scratch[:PAGE]
         self._page_view = self._scratch_view[:PAGE]
 
@@ -156,50 +170,45 @@ class MemoryCipher:
         return self._run(self._backward, spa, data, out)
 
     def _run(self, way: _Way, spa: int, data: Buffer, out: Buffer | None) -> bytes | None:
-        source = _view(data, "data")
+        try:
+            source = memoryview(data).cast("B")
+            target = source if out is data else None if out is None else memoryview(out).cast("B")
+        except TypeError as error:
+            raise ValueError(f"data and out must be contiguous buffers: {error}") from None
         length = source.nbytes
-        if spa % BLOCK or length % BLOCK:
+        if (spa | length) % BLOCK:
             raise ValueError(f"{length} bytes at {spa:#x}: the engine works on whole blocks of {BLOCK} bytes")
-        if spa < 0 or spa + length > 1 << END_BIT:
-            raise ValueError(f"{length} bytes at {spa:#x}: physical addresses are 0 … 2**{END_BIT} - 1")
-        target = None
-        if out is not None:
-            target = source if out is data else _view(out, "out")
-            if target.readonly or target.nbytes != length:
-                what = "read-only" if target.readonly else f"{target.nbytes} bytes"
-                raise ValueError(f"out is {what}; it must be writable and hold {length} bytes")
-        if spa % PAGE + length <= PAGE:
-            return self._run_in_page(way, spa, source, target)
-        if target is not None:
+        if not 0 <= spa <= _END - length:
+            raise ValueError(f"{length} bytes at {spa:#x}: physical addresses are below {_END:#x}")
+        if target is not None and (target.readonly or target.nbytes != length):
+            what = "read-only" if target.readonly else f"{target.nbytes} bytes"
+            raise ValueError(f"out is {what}: it must be writable and hold {length} bytes")
+        if spa % PAGE + length > PAGE:
             return self._run_pieces(way, spa, source, target)
-        fresh = np.empty(length, np.uint8)
-        self._run_pieces(way, spa, source, fresh.data)
-        return fresh.tobytes()
-
-    def _run_in_page(self, way: _Way, spa: int, source: memoryview, target: memoryview | None) -> bytes | None:
-        """Do what lies inside one page all in the scratch: fewest calls, and ``target`` may be anywhere."""
-        length = source.nbytes
-        tweaks = self._tweaks.over(spa, length)
+        # Inside one page all is done in the scratch, in the fewest calls, wherever the target lies.
         if length == PAGE:
-            scratch, view = self._page, self._page_view
+            tweaks, scratch, view = self._tweaks.page(spa), self._page, self._page_view
         else:
+            tweaks = self._tweaks.over(spa, length)
             scratch, view = self._scratch[:length], self._scratch_view[:length]
+        ecb, before, after = way
         view[:] = source
-        if way.before:
+        if before:
             np.bitwise_xor(scratch, tweaks, scratch)
-        way.ecb(view, self._scratch_view)
-        if way.after:
+        ecb(view, self._scratch_view)
+        if after:
             np.bitwise_xor(scratch, tweaks, scratch)
         if target is None:
             return scratch.tobytes()
         target[:] = view
         return None
 
-    def _run_pieces(self, way: _Way, spa: int, source: memoryview, target: memoryview) -> None:
-        """Do a long range piece by piece; AES writes to ``target``, which so sees nothing but its output."""
-        data, out = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
+    def _run_pieces(self, way: _Way, spa: int, source: memoryview, target: memoryview | None) -> bytes | None:
+        """Go through a long range by pieces; AES itself writes into the target, so no XOR of plaintext does."""
+        data = np.frombuffer(source, np.uint8)
+        out = np.empty(data.size, np.uint8) if target is None else np.frombuffer(target, np.uint8)
         if np.may_share_memory(data, out) and data.ctypes.data != out.ctypes.data:
-            data = data.copy()  # shifted against each other: a piece written may be one that is still to be read
+            data = data.copy()  # shifted against each other: writing one piece would spoil the next
         start = 0
         while start < data.size:
             stop = min(data.size, start + PIECE - (spa + start) % PIECE)
@@ -215,10 +224,4 @@ class MemoryCipher:
             if way.after:
                 np.bitwise_xor(result, tweaks, result)
             start = stop
-
-
-def _view(buffer: Buffer, name: str) -> memoryview:
-    try:
-        return memoryview(buffer).cast("B")
-    except TypeError as error:
-        raise ValueError(f"{name} is not a contiguous buffer: {error}") from None
+        return out.tobytes() if target is None else None

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from cbit.crypto.tweak import PIECE
 from cbit.spec.address import BLOCK, PAGE
 
-_LANE: Final = 64  # bytes of a page's place in the big integer: the stream in the upper 48, room for spill below
+_LANE: Final = 64  # bytes of a page's place in the big integer: its stream, and below it what falls out
 _WORD: Final = np.dtype("<u8")
 _BLOCK: Final = np.dtype(f"V{BLOCK}")
 # Variant b of a stream is shifted down by 8 - b bits, and takes them from the next word above.
@@ -38,9 +38,9 @@ _ONE, _SIX = np.array(1, np.uint8), np.array(6, np.uint8)
 
 
 class XtsTweaks:
-    """Lays out T·α^j over a range of physical memory; each call overwrites what the last one returned.
+    """T·α^j over ranges of physical memory, laid out like them; each call overwrites what the last returned.
 
-    Its scratch (96 KiB) belongs to the SoC side, and holds tweaks only.
+    Its scratch (85 KiB) belongs to the SoC side, and holds tweaks only.
     """
 
     __slots__ = ("_page", "_piece")
@@ -49,6 +49,10 @@ class XtsTweaks:
         """Take AES-ECB encryption under the second key, as a function that never shows it."""
         self._page = _Pages(encrypt, 1)
         self._piece = _Pages(encrypt, PIECE // PAGE)
+
+    def page(self, spa: int) -> NDArray[np.uint8]:
+        """Return the tweaks of the page at ``spa``."""
+        return self._page.tweaks(spa // PAGE)
 
     def over(self, spa: int, length: int) -> NDArray[np.uint8]:
         """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`."""
@@ -72,23 +76,24 @@ class _Pages:
         "_low_bytes",
         "_one_each",
         "_ramp",
+        "_size",
         "_tops",
         "_tweaks",
-        "_window_folds",
         "_variant_bytes",
         "_variants",
+        "_window_folds",
         "_windows",
-        
     )
 
     def __init__(self, encrypt: Callable[[bytes], bytes], pages: int) -> None:
         self._encrypt = encrypt
-        # The integers hold a page per lane, with its 128 bits (page number, then T) on top.
-        tops = [1 << 8 * (_LANE * page + _LANE - BLOCK) for page in range(pages)]
-        self._one_each = sum(tops)
-        self._ramp = sum(page * top for page, top in enumerate(tops))
-        self._tops = self._one_each * (2**128 - 1)
-        self._variants = np.empty((8, pages * _LANE // 8), _WORD)
+        self._size = pages * _LANE
+        # A page's 128 bits (its number, then T) are the top of its lane.
+        places = [1 << 8 * (_LANE * page + _LANE - BLOCK) for page in range(pages)]
+        self._one_each = sum(places)
+        self._ramp = sum(page * place for page, place in enumerate(places))
+        self._tops = self._one_each * ((1 << 128) - 1)
+        self._variants = np.empty((8, self._size // 8), _WORD)
         self._folds = np.empty_like(self._variants)
         self._variant_bytes = self._variants.view(np.uint8)
         self._fold_bytes = self._folds.view(np.uint8)
@@ -97,7 +102,7 @@ class _Pages:
         self._blocks = tweaks.view(_BLOCK)[..., 0]
         self._low_bytes = tweaks[..., 0]
         # Block 8a + b: the window that starts a bytes below the highest one of variant b.
-        shape, strides = self._low_bytes.shape, (_LANE, -1, pages * _LANE)
+        shape, strides = self._low_bytes.shape, (_LANE, -1, self._size)
         highest = _LANE - BLOCK - 1
         self._windows = np.ndarray(shape, _BLOCK, self._variants.data, highest, strides)
         self._window_folds = np.ndarray(shape, np.uint8, self._folds.data, highest + BLOCK - 1, strides)
@@ -119,12 +124,11 @@ class _Pages:
         return self._tweaks
 
     def _streams(self, first: int) -> bytes:
-        """Encrypt the page numbers and divide by P, all pages in one integer; one spare word at the end."""
-        numbers = first * self._one_each + self._ramp
-        size = self._tweaks.size // PAGE * _LANE
-        t = int.from_bytes(self._encrypt(numbers.to_bytes(size, "little")), "little") & self._tops
-        # Downwards 1/P is 1/(1 + y) = (1 + y)(1 + y²) up to y⁴, which is below the lane.
-        # y is x⁻¹²⁸·(1 + x + x² + x⁷), and squaring doubles its exponents.
+        """Encrypt the page numbers and divide by P, all pages in one integer; a spare word comes last."""
+        numbers = (first * self._one_each + self._ramp).to_bytes(self._size, "little")
+        t = int.from_bytes(self._encrypt(numbers), "little") & self._tops
+        # Long division from the top is 1/(1 + y) = (1 + y)(1 + y²)(1 + y⁴)…, where y moves down by 128 bits
+        # and multiplies by P's tail 1 + x + x² + x⁷; y² squares that, and y⁴ is already below the stream.
         t ^= t >> 128 ^ t >> 127 ^ t >> 126 ^ t >> 121
         t ^= t >> 256 ^ t >> 254 ^ t >> 252 ^ t >> 242
-        return t.to_bytes(size + 8, "little")
+        return t.to_bytes(self._size + 8, "little")

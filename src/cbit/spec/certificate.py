@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from cbit.spec.wire import Wire, at
+from cbit.spec.wire import MustBeZero, Wire, at
 
 CERT_SIZE: Final = 0x824
 BODY_SIZE: Final = 0x414  #: signed bytes: everything before SIG1_USAGE, for both signatures
@@ -86,6 +86,7 @@ class SevCert(Wire, size=CERT_SIZE):
     version: int = at(0x000, 4, default=1)
     api_major: int = at(0x004, 1)
     api_minor: int = at(0x005, 1)
+    reserved: MustBeZero = at(0x006, 2, default=MustBeZero.ZERO)
     pubkey_usage: Usage = at(0x008, 4)
     pubkey_algo: Algo = at(0x00C, 4)
     pubkey: bytes = at(0x010, 0x404)

@@ -29,7 +29,7 @@ _AMD_CERTS: Final = (0, 0x680, 0xC80)  # none, ASK ‖ ARK of 2048 bits, of 4096
 
 
 def canonical_json(value: Mapping[str, Any]) -> str:
-    """Write an object in the one way that has one text: sorted keys, no spare space, ASCII, a final newline."""
+    """Write an object the one way: sorted keys, no spare space, ASCII, a final newline."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False) + "\n"
 
 

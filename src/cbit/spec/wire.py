@@ -29,6 +29,15 @@ class Dir(enum.Enum):
     IN_OUT = "in/out"
 
 
+class MustBeZero(enum.IntEnum):
+    """Kind of a reserved field whose bytes count: a signature covers them.
+
+    A plain gap is forgotten by a lenient parse; this field keeps what was there.
+    """
+
+    ZERO = 0
+
+
 _NO_DEFAULT: Final = object()
 
 
