@@ -6,6 +6,7 @@ Paper: sev-crypto.md §7 (what is in them).
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from pathlib import Path
 from typing import Final
@@ -51,9 +52,10 @@ def write_public(path: Path, data: bytes) -> None:
     try:
         draft.write_bytes(data)
         draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the draft's name says nothing
 
 
 def write_twins(path: Path, data: bytes) -> list[Path]:

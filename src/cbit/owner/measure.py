@@ -112,7 +112,9 @@ def launch_digest(firmware: bytes, kernel_hash_table: bytes | None = None) -> by
         raise Unmeasurable(
             f"the image's area for kernel hashes has {area.size} bytes, {kernel_hashes.TABLE_SIZE} are needed"
         )
-    return hashlib.sha256(firmware + kernel_hash_table).digest()
+    whole = hashlib.sha256(firmware)
+    whole.update(kernel_hash_table)
+    return whole.digest()
 
 
 def expect_sev(firmware: bytes, *, name: str = "firmware", kernel: Kernel | None = None) -> Expectation:

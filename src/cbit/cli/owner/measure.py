@@ -37,7 +37,8 @@ EXAMPLE: Final = (
     "      --api-major 0 --api-minor 24 --build-id 15 --policy NODBG --receipt checked.json"
 )
 
-_LARGEST: Final = 1 << 32  # bytes of one input file
+_LARGEST: Final = 1 << 32  # bytes of a kernel or initrd
+_LARGEST_FIRMWARE: Final = 1 << 28
 
 
 def configure(parser: Parser) -> None:
@@ -165,7 +166,10 @@ def _expectation(args: Namespace) -> Expectation:
     elif args.initrd is not None or args.append is not None:
         raise ValueError("--initrd and --append belong to a --kernel")
     return expect(
-        args.mode, read_limited(args.firmware, limit=_LARGEST), name=args.firmware.name, kernel=kernel
+        args.mode,
+        read_limited(args.firmware, limit=_LARGEST_FIRMWARE),
+        name=args.firmware.name,
+        kernel=kernel,
     )
 
 
