@@ -52,6 +52,15 @@ class Efer(IntFlag):
     TCE = 1 << 15
 
 
+def with_bit(register: int, bit: int, *, on: bool) -> int:
+    """Return a register's value with one bit set or cleared.
+
+    The complement of a flag knows only the flags that have names, so it must not be used as a mask.
+    """
+    number = int(bit)
+    return int(register) | number if on else int(register) & ~number
+
+
 class PagingMode(Enum):
     """How a linear address becomes a physical one."""
 
@@ -176,7 +185,7 @@ class Controls:
             raise ValueError(f"CR3 {new.cr3:#x}: registers have 32 bits outside long mode")
         # LMA is the processor's answer, not software's wish.
         active = new.mode is PagingMode.LONG
-        return dataclasses.replace(new, efer=new.efer & ~Efer.LMA | (Efer.LMA if active else 0))
+        return dataclasses.replace(new, efer=with_bit(new.efer, Efer.LMA, on=active))
 
     def flushes_everything(self, new: Controls) -> bool:
         """Whether going to ``new`` changes how translation works, so that not even global entries stay."""

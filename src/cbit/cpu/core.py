@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4, Efer
+from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4, Efer, with_bit
 from cbit.cpu.cpuid import Encryption, EncryptionFeatures, Registers, cpuid
 from cbit.cpu.encryption_rules import HostSituation
 from cbit.cpu.faults import GeneralProtection, InvalidOpcode, PageFault, WrongCoreMode
@@ -160,7 +160,7 @@ class Core:
         mmu = self._host()
         address, _ = self.rules.split(root)
         self.mov_cr4(mmu.controls.cr4 | Cr4.PAE | Cr4.PGE)
-        self.wrmsr(Msr.EFER, self._msrs[Msr.EFER] | Efer.LME | Efer.NXE)
+        self.wrmsr(Msr.EFER, mmu.controls.efer | Efer.LME | Efer.NXE)
         self.mov_cr3(address)  # a C-bit does not fit the register yet
         self.mov_cr0(mmu.controls.cr0 | Cr0.PE | Cr0.PG | Cr0.WP)
         self.mov_cr3(root)
@@ -171,7 +171,7 @@ class Core:
         """Execute RDMSR in the host (errors as `MsrFile.rdmsr`)."""
         mmu = self._host()
         value = self._msrs.rdmsr(number)
-        return mmu.controls.efer if number == Msr.EFER else value
+        return int(mmu.controls.efer) if number == Msr.EFER else value  # with LMA, which is the core's
 
     def wrmsr(self, number: int, value: int) -> None:
         """Execute WRMSR in the host, with what the register does.
@@ -190,8 +190,8 @@ class Core:
             raise GeneralProtection(f"VM_HSAVE_PA {value:#x} has address bits that do not exist")
         self._msrs.wrmsr(number, value)
         if number == Msr.EFER:
-            kept = mmu.controls.efer & Efer.LMA
-            mmu.controls = dataclasses.replace(mmu.controls, efer=value & ~Efer.LMA | kept)
+            active = bool(mmu.controls.efer & Efer.LMA)  # the processor's answer, not software's wish
+            mmu.controls = dataclasses.replace(mmu.controls, efer=with_bit(value, Efer.LMA, on=active))
         elif number == Msr.SYSCFG and self.rules != mmu.translator.rules:
             mmu.translator = self._translator()
             self.tlb.flush_mode_change(mmu.tag)
@@ -284,6 +284,10 @@ class Core:
         page = VmcbPage(self._port, spa, key)
         self._guest = vmrun(page, self._last_vmcb, host=host, tlb=self.tlb, core=self, trace=self._trace)
         return self._guest
+
+    def runs(self, guest: GuestView) -> bool:
+        """Whether this turn of a guest is the one that the core is in; a reset ends it as #VMEXIT does."""
+        return self._guest is guest
 
     def leave_guest_mode(self) -> None:
         """Return to ASID 0: the core's half of #VMEXIT."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from cbit.cpu.control import LONG_MODE, Controls
+from cbit.cpu.control import LONG_MODE, Controls, with_bit
 from cbit.cpu.cpuid import Encryption, EncryptionFeatures
 from cbit.cpu.faults import ExitCode, Fault, GeneralProtection, NestedPageFault, PageFault, WrongCoreMode
 from cbit.cpu.mmu import Mmu, Request
@@ -43,6 +43,10 @@ class GuestHost(Protocol):
         """The part's numbers."""
         ...
 
+    def runs(self, guest: GuestView) -> bool:
+        """Whether this turn lasts."""
+        ...
+
     def leave_guest_mode(self) -> None:
         """Return to the host."""
         ...
@@ -59,7 +63,7 @@ class StoredVmcb(Protocol):
 class GuestView:
     """A running guest, as seen from inside.
 
-    Mutable: its control registers, and whether it still runs.  As a context manager it ends with a
+    Mutable: its control registers.  As a context manager it ends with a
     physical interrupt.
 
     Attributes:
@@ -79,7 +83,6 @@ class GuestView:
         self._mmu = mmu
         self._walker = walker
         self._trace = trace
-        self._running = True
 
     def __enter__(self) -> Self:
         return self
@@ -87,13 +90,13 @@ class GuestView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._running:
+        if self.running:
             self.vmexit(ExitCode.INTR)
 
     @property
     def running(self) -> bool:
         """Whether the guest's turn lasts."""
-        return self._running
+        return self._core.runs(self)
 
     @property
     def controls(self) -> Controls:
@@ -205,17 +208,16 @@ class GuestView:
             cr3=controls.cr3,
             cr4=controls.cr4,
             efer=controls.efer,
-            rflags=self._vmcb.rflags & ~RFLAGS_AC | (RFLAGS_AC if controls.ac else 0),
+            rflags=with_bit(self._vmcb.rflags, RFLAGS_AC, on=controls.ac),
         )
         self._page.store(after, *Vmcb.written_back())
-        self._running = False
         self._core.leave_guest_mode()
         self._trace.emit("cpu.core", f"#VMEXIT({exit_code.name})", core=self._core.index, asid=self.asid)
 
     # --- inside
 
     def _require_running(self) -> None:
-        if not self._running:
+        if not self.running:
             raise WrongCoreMode("this guest's turn is over: VMRUN again")
 
     def _access(self, kind: Kind) -> Access:

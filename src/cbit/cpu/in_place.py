@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cbit.cpu.core import Core
-from cbit.cpu.page_tables import OPEN, PageTables
+from cbit.cpu.page_tables import PageTables
 from cbit.cpu.paging import Pte
 from cbit.spec.address import LINE, PAGE, Hva
 
@@ -56,7 +56,7 @@ def change_encryption(core: Core, tables: PageTables, page: Hva, *, private: boo
     _clflush_page(core, page)
     # 2. (a), (b): two mappings of the same physical page, old and new; the old one cannot be written through.
     tables.map(windows.source, live.page, flags=Pte.P, c=not private)
-    tables.map(windows.destination, live.page, flags=OPEN & ~Pte.U, c=private)
+    tables.map(windows.destination, live.page, flags=Pte.P | Pte.W, c=private)
     _flush_windows(core, windows)
     # 3. (d): all of the page is read before any of it is written.
     core.write(windows.destination, core.read(windows.source, PAGE))

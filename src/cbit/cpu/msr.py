@@ -111,7 +111,7 @@ class Register:
     @property
     def reserved(self) -> int:
         """Bits that must be written as zero."""
-        return _ALL & ~(self.modelled | self.kept | self.unmodelled)
+        return _ALL & ~(int(self.modelled) | int(self.kept) | int(self.unmodelled))
 
 
 _SNP_SWITCHES: Final = Syscfg.SECURE_NESTED_PAGING_EN | Syscfg.VMPL_EN
@@ -130,7 +130,7 @@ REGISTERS: Final[Mapping[Msr, Register]] = MappingProxyType(
             unmodelled=int(_SNP_SWITCHES),
             kept=_ALL & ~int(Syscfg.MEM_ENCRYPTION_MOD_EN | _SNP_SWITCHES),  # switches of the MTRRs
         ),
-        # MODEL CHOICE: out of reset INVD is harmless; SmmLock opens at reset only (a lock that opens is none).
+        # MODEL CHOICE: out of reset INVD is harmless; SmmLock opens at reset only, or it were no lock.
         Msr.HWCR: Register(
             modelled=_HWCR, kept=_ALL & ~int(_HWCR), reset=Hwcr.INVD_TO_WBINVD, locks=Hwcr.SMM_LOCK
         ),
@@ -159,10 +159,6 @@ class MsrFile:
     def __getitem__(self, number: Msr) -> int:
         """Value as the core's own logic sees it, without access checks."""
         return self._values[number]
-
-    def set_by_hardware(self, number: Msr, value: int) -> None:
-        """Change a register from inside the core (EFER.LMA), without access checks."""
-        self._values[number] = value
 
     def rdmsr(self, number: int) -> int:
         """Execute RDMSR.

@@ -159,6 +159,7 @@ def require_modelled(vmcb: Vmcb, host: HostState) -> None:
     """
     mode = vm_mode(vmcb, encryption_on=host.encryption_on)
     sev = mode is not VmMode.PLAIN
+    unknown = int(vmcb.enable) & ~_KNOWN
     for wanted, what in (
         (mode is VmMode.SEV_ES, "SEV-ES guests"),
         (host.encryption_on and not sev and Enable.SEV_ES in vmcb.enable, "SEV-ES without SEV"),
@@ -168,7 +169,7 @@ def require_modelled(vmcb: Vmcb, host: HostState) -> None:
         ),
         (Enable.NP_ENABLE not in vmcb.enable, "guests without nested paging"),
         (host.controls.mode is not PagingMode.LONG, "nested tables of a host outside long mode"),
-        (bool(vmcb.enable & ~_KNOWN), f"VMCB 0x90 bits {vmcb.enable & ~_KNOWN:#x}"),
+        (unknown != 0, f"VMCB 0x90 bits {unknown:#x}"),
         (not isinstance(vmcb.tlb_control, TlbControl), f"TLB_CONTROL {vmcb.tlb_control}"),
         (bool(vmcb.event_injection & _EVENT_VALID), "event injection"),
     ):
@@ -176,4 +177,4 @@ def require_modelled(vmcb: Vmcb, host: HostState) -> None:
             raise NotModelled(f"VMRUN: {what}")
 
 
-_KNOWN: Final = Enable.NP_ENABLE | Enable.SEV | Enable.SEV_ES | Enable.VTE
+_KNOWN: Final = int(Enable.NP_ENABLE | Enable.SEV | Enable.SEV_ES | Enable.VTE)
