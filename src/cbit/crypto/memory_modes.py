@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, overload
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEY_BYTES", "MemoryCipher", "Mode", "Tweak", "memory_cipher"]
 
+_xor = np.bitwise_xor
 _END: Final = 1 << END_BIT
 _SLACK: Final = BLOCK - 1  # update_into wants this much room behind its output, and leaves it as it is
 
@@ -60,14 +61,6 @@ class Tweaks(Protocol):
     def over(self, spa: int, length: int) -> NDArray[np.uint8]:
         """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`."""
         ...
-
-
-class _Way(NamedTuple):
-    """One direction of a mode."""
-
-    ecb: Callable[[Any, Any], int]
-    before: bool  # tweak before AES
-    after: bool  # tweak after AES
 
 
 def memory_cipher(mode: Mode, key: Key, tweak: Tweak | None = None) -> MemoryCipher:
@@ -98,37 +91,59 @@ def memory_cipher(mode: Mode, key: Key, tweak: Tweak | None = None) -> MemoryCip
     return MemoryCipher(mode, data_key, XtsTweaks(encryptor.update))
 
 
+class Engine(Protocol):
+    """One direction of a `MemoryCipher`."""
+
+    @overload
+    def __call__(self, spa: int, data: Buffer) -> bytes: ...
+    @overload
+    def __call__(self, spa: int, data: Buffer, out: Buffer) -> None: ...
+    @overload
+    def __call__(self, spa: int, data: Buffer, out: Buffer | None) -> bytes | None: ...
+    def __call__(self, spa: int, data: Buffer, out: Buffer | None = None) -> bytes | None:
+        """Run ``data``, which is or will be at physical address ``spa``, through AES.
+
+        Args:
+            spa: system physical address without the C-bit, a multiple of 16.
+            data: a multiple of 16 bytes, in any buffer; contiguous, if it does not lie inside one page.
+            out: a writable buffer of the same length, which may be ``data`` or overlap it.
+
+        Returns:
+            The result, or nothing if it went into ``out``.
+
+        Raises:
+            ValueError: an address or a length that is not made of blocks, a buffer with gaps, or an ``out``
+                that does not fit; nothing has been written.
+        """
+        ...
+
+
 class MemoryCipher:
     """AES under one key, as the memory controller applies it: made by `memory_cipher`.
 
     Serves one request at a time, like the engine of one memory channel; it has no lock.
     Keeps no key bytes, only OpenSSL's contexts, and cannot be copied or pickled.
+
+    Attributes:
+        encrypt: from the cache to DRAM, called as `Engine` says.
+        decrypt: from DRAM to the cache.
+
+    Paper: memory-encryption.md §9.
     """
 
-    __slots__ = (
-        "_backward",
-        "_forward",
-        "_mode",
-        "_page",
-        "_page_view",
-        "_scratch",
-        "_scratch_view",
-        "_tweaks",
-    )
+    __slots__ = ("_mode", "decrypt", "encrypt")
 
     def __init__(self, mode: Mode, data_key: bytes, tweaks: Tweaks) -> None:
-        cipher = Cipher(algorithms.AES(data_key), modes.ECB())
+        aes = Cipher(algorithms.AES(data_key), modes.ECB())
         both = mode is not Mode.XE
-        self._forward = _Way(cipher.encryptor().update_into, before=True, after=both)
-        self._backward = _Way(cipher.decryptor().update_into, before=both, after=True)
-        self._mode = mode
-        self._tweaks = tweaks
         # The scratch (64 KiB) may hold plaintext. It belongs to the SoC side: it is the inside of the engine,
         # out of reach of all that reads DRAM. What is encrypted into DRAM arrives there as AES output only.
-        self._scratch = np.empty(PIECE + _SLACK, np.uint8)
-        self._scratch_view = self._scratch.data
-        self._page = self._scratch[:PAGE]
-        self._page_view = self._scratch_view[:PAGE]
+        scratch = np.empty(PIECE + _SLACK, np.uint8)
+        encrypt = _Way(aes.encryptor().update_into, tweaks, scratch, before=True, after=both)
+        decrypt = _Way(aes.decryptor().update_into, tweaks, scratch, before=both, after=True)
+        self._mode = mode
+        self.encrypt: Engine = encrypt.run
+        self.decrypt: Engine = decrypt.run
 
     def __repr__(self) -> str:
         return f"MemoryCipher({self._mode})"
@@ -136,40 +151,76 @@ class MemoryCipher:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a memory cipher is neither copied nor pickled: it holds a key")
 
-    @overload
-    def encrypt(self, spa: int, data: Buffer) -> bytes: ...
-    @overload
-    def encrypt(self, spa: int, data: Buffer, out: Buffer) -> None: ...
-    @overload
-    def encrypt(self, spa: int, data: Buffer, out: Buffer | None) -> bytes | None: ...
-    def encrypt(self, spa: int, data: Buffer, out: Buffer | None = None) -> bytes | None:
-        """Encrypt ``data`` as it is written to physical address ``spa``.
 
-        Args:
-            spa: system physical address without the C-bit, a multiple of 16.
-            data: a multiple of 16 bytes, in any contiguous buffer.
-            out: a writable buffer of the same length, which may be ``data`` or overlap it.
+class _Way:
+    """AES-ECB in one direction, with the XOR of the tweaks before it, after it, or both."""
 
-        Returns:
-            The ciphertext, or nothing if it went into ``out``.
+    __slots__ = (
+        "_after",
+        "_before",
+        "_ecb",
+        "_page",
+        "_page_tweaks",
+        "_page_view",
+        "_scratch",
+        "_scratch_view",
+        "_tweaks",
+    )
 
-        Raises:
-            ValueError: an address or a length that is not made of blocks, or an ``out`` that does not fit;
-                nothing has been written.
+    def __init__(
+        self,
+        ecb: Callable[[Any, Any], int],
+        tweaks: Tweaks,
+        scratch: NDArray[np.uint8],
+        *,
+        before: bool,
+        after: bool,
+    ) -> None:
+        self._ecb = ecb
+        self._tweaks = tweaks
+        self._page_tweaks = tweaks.page
+        self._before = before
+        self._after = after
+        self._scratch = scratch
+        self._scratch_view = scratch.data
+        self._page = scratch[:PAGE]
+        self._page_view = scratch.data[:PAGE]
+
+    def run(self, spa: int, data: Any, out: Any = None) -> Any:
+        """Serve one request (`Engine`): what lies inside one page (a fill, a line) in the fewest calls.
+
+        All of that is done in the scratch, so it does not matter where the target lies.
         """
-        return self._run(self._forward, spa, data, out)
+        try:
+            length = len(data)
+            if length == PAGE and not spa % PAGE:
+                scratch, view = self._page, self._page_view
+            elif 0 < length <= PAGE - spa % PAGE and not (spa | length) % BLOCK:
+                scratch, view = self._scratch[:length], self._scratch_view[:length]
+            else:
+                return self._run_any(spa, data, out)
+            view[:] = data  # before the tweaks are made: the processor fetches it meanwhile
+            target = None if out is None else memoryview(out)
+        except (TypeError, ValueError):  # not plain bytes: look closer
+            return self._run_any(spa, data, out)
+        if not 0 <= spa < _END:
+            return self._run_any(spa, data, out)
+        tweaks = self._page_tweaks(spa) if length == PAGE else self._tweaks.over(spa, length)
+        if self._before:
+            _xor(scratch, tweaks, scratch)
+        self._ecb(view, self._scratch_view)
+        if self._after:
+            _xor(scratch, tweaks, scratch)
+        if target is None:
+            return scratch.tobytes()
+        try:
+            target[:] = view
+        except (TypeError, ValueError):  # it does not fit, and is untouched
+            return self._run_any(spa, data, out)
+        return None
 
-    @overload
-    def decrypt(self, spa: int, data: Buffer) -> bytes: ...
-    @overload
-    def decrypt(self, spa: int, data: Buffer, out: Buffer) -> None: ...
-    @overload
-    def decrypt(self, spa: int, data: Buffer, out: Buffer | None) -> bytes | None: ...
-    def decrypt(self, spa: int, data: Buffer, out: Buffer | None = None) -> bytes | None:
-        """Decrypt ``data`` as it is read from physical address ``spa``; else like `encrypt`."""
-        return self._run(self._backward, spa, data, out)
-
-    def _run(self, way: _Way, spa: int, data: Buffer, out: Buffer | None) -> bytes | None:
+    def _run_any(self, spa: int, data: Buffer, out: Buffer | None) -> bytes | None:
+        """Check a request of any form, and serve it."""
         try:
             source = memoryview(data).cast("B")
             target = source if out is data else None if out is None else memoryview(out).cast("B")
@@ -183,30 +234,12 @@ class MemoryCipher:
         if target is not None and (target.readonly or target.nbytes != length):
             what = "read-only" if target.readonly else f"{target.nbytes} bytes"
             raise ValueError(f"out is {what}: it must be writable and hold {length} bytes")
-        if spa % PAGE + length > PAGE:
-            return self._run_pieces(way, spa, source, target)
-        # Inside one page all is done in the scratch, in the fewest calls, wherever the target lies.
-        if length == PAGE:
-            tweaks, scratch, view = self._tweaks.page(spa), self._page, self._page_view
-        else:
-            tweaks = self._tweaks.over(spa, length)
-            scratch, view = self._scratch[:length], self._scratch_view[:length]
-        ecb, before, after = way
-        view[:] = source
-        if before:
-            np.bitwise_xor(scratch, tweaks, scratch)
-        ecb(view, self._scratch_view)
-        if after:
-            np.bitwise_xor(scratch, tweaks, scratch)
-        if target is None:
-            return scratch.tobytes()
-        target[:] = view
-        return None
+        result = np.empty(length, np.uint8) if target is None else np.frombuffer(target, np.uint8)
+        self._run_pieces(spa, np.frombuffer(source, np.uint8), result)
+        return result.tobytes() if target is None else None
 
-    def _run_pieces(self, way: _Way, spa: int, source: memoryview, target: memoryview | None) -> bytes | None:
-        """Go through a long range by pieces; AES itself writes into the target, so no XOR of plaintext does."""
-        data = np.frombuffer(source, np.uint8)
-        out = np.empty(data.size, np.uint8) if target is None else np.frombuffer(target, np.uint8)
+    def _run_pieces(self, spa: int, data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """Go piece by piece; AES itself writes to the target: no XOR of plaintext does."""
         if np.may_share_memory(data, out) and data.ctypes.data != out.ctypes.data:
             data = data.copy()  # shifted against each other: writing one piece would spoil the next
         start = 0
@@ -214,14 +247,13 @@ class MemoryCipher:
             stop = min(data.size, start + PIECE - (spa + start) % PIECE)
             tweaks = self._tweaks.over(spa + start, stop - start)
             piece, result = data[start:stop], out[start:stop]
-            if way.before:
-                piece = np.bitwise_xor(piece, tweaks, self._scratch[: stop - start])
+            if self._before:
+                piece = _xor(piece, tweaks, self._scratch[: stop - start])
             if stop + _SLACK <= out.size:
-                way.ecb(piece, out[start : stop + _SLACK])
+                self._ecb(piece, out[start : stop + _SLACK])
             else:
-                way.ecb(piece, self._scratch)
+                self._ecb(piece, self._scratch)
                 result[:] = self._scratch[: stop - start]
-            if way.after:
-                np.bitwise_xor(result, tweaks, result)
+            if self._after:
+                _xor(result, tweaks, result)
             start = stop
-        return out.tobytes() if target is None else None

@@ -28,6 +28,8 @@ END_BIT: Final = 52  #: system physical addresses are below 2**52
 #: scratch stay in the CPU's second-level cache together.
 PIECE: Final = 1 << 16
 
+_xor = np.bitwise_xor
+_PAGE_BLOCKS: Final = PAGE // BLOCK
 _GROUP: Final = 12  # address bits per look-up: the blocks of a piece, and three times 12 bits above them
 _ROW: Final = PIECE // 4  # how far a piece's constant is repeated: long inner loops, and cheap to fill
 
@@ -136,8 +138,8 @@ class XexTweaks:
         piece, middle, high = self._sums
         t = piece[spa >> 16 & 0xFFF] ^ middle[spa >> 28 & 0xFFF] ^ high[spa >> 40]
         constant, view = self._constant
-        view[:] = t.to_bytes(BLOCK, "little") * (PAGE // BLOCK)
-        return np.bitwise_xor(self._pages[spa % PIECE // PAGE], constant, self._page)
+        view[:] = t.to_bytes(BLOCK, "little") * _PAGE_BLOCKS
+        return _xor(self._pages[spa >> 12 & 0xF], constant, self._page)
 
     def over(self, spa: int, length: int) -> NDArray[np.uint8]:
         """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`."""
@@ -148,9 +150,9 @@ class XexTweaks:
         start = spa % PIECE
         stop = start + length
         if length <= _ROW:
-            return np.bitwise_xor(self._table[start:stop], self._row[:length], self._piece[:length])
+            return _xor(self._table[start:stop], self._row[:length], self._piece[:length])
         rows = slice(start // _ROW, -(-stop // _ROW))
-        np.bitwise_xor(self._table.reshape(-1, _ROW)[rows], self._row, self._piece.reshape(-1, _ROW)[rows])
+        _xor(self._table.reshape(-1, _ROW)[rows], self._row, self._piece.reshape(-1, _ROW)[rows])
         return self._piece[start:stop]
 
 

@@ -21,8 +21,15 @@ EXAMPLE = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EXAMPLE
-    parser.add_argument("names", nargs="*", metavar="NAME", help="groups to run: aes-bulk, aes-page, launch, memory (default: all)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="pairs of runs behind each median (default 7)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="groups to run: aes-bulk, aes-page, launch, memory (default: all)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="pairs of runs behind each median (default 7)"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -38,7 +45,10 @@ def run(args: argparse.Namespace) -> Outcome:
     for name in args.names or groups:
         with progress(f"measuring {name}", quiet=args.json):
             figures += groups[name](args.rounds)
-    result = {"rounds": args.rounds, "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures]}
+    result = {
+        "rounds": args.rounds,
+        "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures],
+    }
     return Outcome(True, result, lines=lambda: _table(figures))
 
 

@@ -58,7 +58,9 @@ def _update(host: Host, rounds: int) -> Figure:
     ours, limit, ratio = medians(times)
     guest.end()
     against = "SHA-256 and AES-128-ECB of the same 4 MiB"
-    return Figure("launch", "LAUNCH_UPDATE_DATA 4 MiB", ours * 1e3, limit * 1e3, "ms", ratio, against, "<= 1.6")
+    return Figure(
+        "launch", "LAUNCH_UPDATE_DATA 4 MiB", ours * 1e3, limit * 1e3, "ms", ratio, against, "<= 1.6"
+    )
 
 
 def _whole(host: Host, rounds: int) -> Figure:
@@ -73,7 +75,9 @@ def _whole(host: Host, rounds: int) -> Figure:
     own = ec.random_key(SystemEntropy())
 
     def launch() -> None:
-        guest = SevGuest.start(vm, policy=int(Policy.NODBG), godh=bytes(session.godh), session=bytes(session.blob))
+        guest = SevGuest.start(
+            vm, policy=int(Policy.NODBG), godh=bytes(session.godh), session=bytes(session.blob)
+        )
         guest.update(WHERE, IMAGE)
         guest.measure()
         guest.finish()  # the next round takes another ASID; ending guests is not part of the figure

@@ -50,7 +50,9 @@ def touch_everything(dram: int, cache: int) -> int:
 
     before = _peak()
     entropy = SystemEntropy()
-    controller = MemoryController(Bus(Dram(dram)), mode=Mode.XEX, tweak=Tweak.random(entropy), entropy=entropy)
+    controller = MemoryController(
+        Bus(Dram(dram)), mode=Mode.XEX, tweak=Tweak.random(entropy), entropy=entropy
+    )
     memory = Cache(controller, capacity=cache)
     for page in range(0, dram, PAGE):
         memory.write(Spa(page), bytes(PAGE), HOST)
