@@ -67,5 +67,4 @@ def _table(figures: list[Figure]) -> Iterator[str]:
             f"{figure.ratio:>6.2f}  {figure.reach or 'reported':<8} {mark}"
         )
     yield "limits:"
-    for text in dict.fromkeys(f"  {figure.group}: {figure.against}" for figure in figures):
-        yield text
+    yield from dict.fromkeys(f"  {figure.group}: {figure.against}" for figure in figures)

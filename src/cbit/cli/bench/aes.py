@@ -52,7 +52,7 @@ def bulk(rounds: int) -> list[Figure]:
 
 
 def page(rounds: int) -> list[Figure]:
-    """Single pages at random addresses of 64 MiB, each in its own place, with the overhead of one call each."""
+    """Single pages at random addresses of 64 MiB, each where it lies, with one call's overhead each."""
     memory = memoryview(bytearray(b"\x5a") * (SIZE + BLOCK))  # OpenSSL's binding wants room behind its output
     ecb = Cipher(algorithms.AES(os.urandom(16)), modes.ECB()).encryptor().update_into
     addresses = [Spa(PAGE * number) for number in random.Random(1).choices(range(SIZE // PAGE), k=PAGES)]
