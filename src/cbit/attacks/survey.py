@@ -1,6 +1,6 @@
 """Every adversary against every protection: a table of what each *got*.
 
-A cell is the outcome of an attempt that was made: the secret is in the bytes the adversary read, or it is not.
+A cell is the outcome of an attempt that was made: the secret is in the bytes that were read, or it is not.
 
 Paper: attacks.md §3 (experiments E1–E3, E8); DESIGN.md story, lines 2, 5, 6 and 8.
 """
@@ -8,16 +8,22 @@ Paper: attacks.md §3 (experiments E1–E3, E8); DESIGN.md story, lines 2, 5, 6 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from cbit.attacks.adversaries import AGAINST_MEMORY, Loot, Stage
+from cbit.attacks.adversaries import AGAINST_MEMORY, Loot, Power, Stage
 from cbit.attacks.victim import Arrival, Courier, start
 from cbit.driver.errors import FirmwareError
 from cbit.hypervisor.host import Host, Protection
 from cbit.owner.errors import Untrusted
-from cbit.spec.errors import BadMeasurement
+from cbit.spec.errors import BadMeasurement, CbitError
 from cbit.spec.policy import Policy
+
+SHORTEST_SECRET: Final = 16  #: fewer bytes could turn up in ciphertext by chance
+
+
+class NoControl(CbitError):
+    """The guest cannot read its own secret: a survey in which nobody finds it would prove nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class Cell:
     Attributes:
         adversary: who tried.
         protection: against what.
+        powers: what the attempt made use of.
         got_secret: whether the victim's secret is in the bytes obtained.
         bytes_read: how many bytes that were.
         note: how it went.
@@ -34,13 +41,13 @@ class Cell:
 
     adversary: str
     protection: Protection
+    powers: tuple[Power, ...]
     got_secret: bool
     bytes_read: int
     note: str
 
 
 NewHost = Callable[[], Host]
-NewArrival = Callable[..., Arrival]
 
 CHANGED_IMAGE: Final = "hypervisor that changed one byte of the image"
 CHANGED_POLICY: Final = "hypervisor that changed the policy"
@@ -48,7 +55,7 @@ CHANGED_POLICY: Final = "hypervisor that changed the policy"
 
 def adversaries() -> list[str]:
     """Names of the rows, in the table's order."""
-    return [*AGAINST_MEMORY, CHANGED_IMAGE, CHANGED_POLICY]
+    return [*(adversary.name for adversary in AGAINST_MEMORY), CHANGED_IMAGE, CHANGED_POLICY]
 
 
 def survey(new_host: NewHost, arrival: Arrival) -> Iterator[Cell]:
@@ -57,41 +64,48 @@ def survey(new_host: NewHost, arrival: Arrival) -> Iterator[Cell]:
     Args:
         new_host: makes a freshly booted, initialised machine.
         arrival: the guest that is attacked.
+
+    Raises:
+        NoControl: the guest cannot read its own secret.
+        ValueError: a secret so short that it could be found by chance.
     """
+    if len(arrival.secret) < SHORTEST_SECRET:
+        raise ValueError(f"a secret of {len(arrival.secret)} bytes: {SHORTEST_SECRET} at least")
     for protection in Protection:
-        host = new_host()
-        victim = start(host, protection, arrival, Courier())
-        stage = Stage(host, protection, victim)
-        if victim.use_secret() != arrival.secret:
-            raise AssertionError("the guest cannot read its own secret: the survey would prove nothing")
-        for name, attempt in AGAINST_MEMORY.items():
-            yield _judge(name, stage.protection, attempt(stage), arrival.secret)
-        yield _judge(CHANGED_IMAGE, protection, _launch_altered(new_host(), protection, arrival, image=True), arrival.secret)
-        yield _judge(
-            CHANGED_POLICY, protection, _launch_altered(new_host(), protection, arrival, image=False), arrival.secret
-        )
+        yield from _against_memory(new_host(), protection, arrival)
+        altered = replace(arrival, change_image=flip_one_bit)
+        yield _against_launch(CHANGED_IMAGE, new_host(), protection, altered)
+        altered = replace(arrival, change_policy=int(Policy.NODBG))
+        yield _against_launch(CHANGED_POLICY, new_host(), protection, altered)
 
 
-def _judge(adversary: str, protection: Protection, loot: Loot, secret: bytes) -> Cell:
-    return Cell(adversary, protection, secret in loot.data, len(loot.data), loot.note)
+def _against_memory(host: Host, protection: Protection, arrival: Arrival) -> Iterator[Cell]:
+    victim = start(host, protection, arrival, Courier())
+    if victim.use_secret() != arrival.secret:
+        raise NoControl(f"{protection}: the guest does not read the secret that it was given")
+    stage = Stage(host, protection, victim)
+    for adversary in AGAINST_MEMORY:
+        loot = adversary.attempt(stage)
+        yield _judge(adversary.name, protection, adversary.powers, loot, arrival.secret)
 
 
-def _launch_altered(host: Host, protection: Protection, arrival: Arrival, *, image: bool) -> Loot:
+def _against_launch(name: str, host: Host, protection: Protection, altered: Arrival) -> Cell:
     """Launch something else than the owner asked for, and see what passes through the hypervisor's hands."""
-    altered = Arrival(
-        arrival.tenant,
-        arrival.secret,
-        arrival.secret_gpa,
-        arrival.entropy,
-        change_image=flip_one_bit if image else bytes,
-        change_policy=0 if image else int(Policy.NODBG),
-    )
     courier = Courier()
+    note = "nobody noticed"
     try:
         start(host, protection, altered, courier)
     except (BadMeasurement, Untrusted, FirmwareError) as refusal:
-        return Loot(courier.everything(), str(refusal))
-    return Loot(courier.everything(), "nobody noticed")
+        note = str(refusal)
+    host.machine.power_off()
+    loot = Loot(courier.everything(), note)
+    return _judge(name, protection, (Power.CARRY_LAUNCH,), loot, altered.secret)
+
+
+def _judge(
+    adversary: str, protection: Protection, powers: tuple[Power, ...], loot: Loot, secret: bytes
+) -> Cell:
+    return Cell(adversary, protection, powers, secret in loot.data, len(loot.data), loot.note)
 
 
 def flip_one_bit(image: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """The guest owner as a scenario meets it: another computer, bytes in and bytes out.
 
-    chain → session (only for a chain that verifies) … receipt → sealed secret (only for a receipt that checks out)
+    chain → session (only for a chain that verifies)
+    receipt → sealed secret (only for a receipt that checks out)
 
 Paper: sev-crypto.md §7.2, §9, §10; DESIGN.md story lines 4 and 6.
 """

@@ -3,27 +3,29 @@
 Without SEV there is no measured launch and nobody to seal for: the owner hands the secret to the host.
 With SEV it goes through the whole launch; the hypervisor carries packets.
 
-Paper: DESIGN.md story lines 5 and 6.
+Paper: sev-api.md §7 (launch); sev-crypto.md §10 (the sealed secret); DESIGN.md story lines 5 and 6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from cbit.attacks.tenant import Tenant
 from cbit.crypto.entropy import Entropy
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.vcpu import Vcpu
-from cbit.hypervisor.vm import Vm
+from cbit.hypervisor.vm import Vm, firmware_start
 from cbit.owner import secret as secrets
 from cbit.spec import firmware_table
-from cbit.spec.address import MIB, PAGE, Gpa, Gva
+from cbit.spec.address import MIB, Gpa, Gva
 from cbit.spec.secret_table import DISK_PASSPHRASE
 
-RAM_SIZE = 2 * MIB
-RAM_BASE = Gpa(0x800000)  #: where OVMF builds keep their SEV pages
+RAM_SIZE: Final = 2 * MIB
+RAM_BASE: Final = Gpa(0x800000)  #: where OVMF builds keep their SEV pages
+DATA_AT: Final = 40  #: in a secret table: behind the table's and the first entry's headers, 20 bytes each
 
 
 @dataclass(slots=True)
@@ -100,23 +102,36 @@ class Arrival:
 
 
 def start(host: Host, protection: Protection, arrival: Arrival, courier: Courier) -> Victim:
-    """Start the guest as its protection wants it.
+    """Start the guest as its protection wants it; if that fails, nothing of it is left on the host.
 
     Raises:
-        FirmwareError, BadMeasurement: with SEV, the secure processor or the owner refuses; ``courier`` has what the
-            host saw until then.
+        FirmwareError, BadMeasurement, Untrusted: with SEV, the secure processor or the owner refuses;
+            ``courier`` has what the host saw until then.
+        NoAsid, OutOfMemory, NoSuchMemory: the host or the guest has no room for it.
     """
     vm = Vm(host, protection)
-    firmware = vm.load_firmware(arrival.change_image(arrival.tenant.image))
-    vm.add_memory(RAM_BASE, RAM_SIZE)
-    place = arrival.place()
-    if protection is not Protection.SEV:
-        # Nothing proves what was launched: the owner has to hand the secret over.
-        courier.carry("the secret, in the clear", arrival.secret)
-        vm.load(place, secrets.table_of([(DISK_PASSPHRASE, arrival.secret)]))
-        asid = host.machine.profile.features.guests + 1
-        return Victim(vm, Vcpu(vm, asid=asid, sev=False), asid, arrival.secret, _inside(place), None, courier)
-    session = arrival.tenant.open_session(courier.carry("chain", host.export_chain()), arrival.entropy)
+    try:
+        image = arrival.change_image(arrival.tenant.image)
+        vm.load_firmware(image)
+        vm.add_memory(RAM_BASE, RAM_SIZE)
+        place = arrival.place()
+        plaintext = secrets.table_of([(DISK_PASSPHRASE, arrival.secret)])
+        vm.spa(place, len(plaintext))  # is there memory?  Better asked now than after the launch
+        if protection is Protection.SEV:
+            sev = _launch(vm, arrival, courier, firmware_start(image), len(image))
+        else:
+            # Nothing proves what was launched: the owner has to hand the secret over.
+            vm.load(place, courier.carry("the secret, in the clear", plaintext))
+            sev = None
+        return Victim(vm, Vcpu(vm), vm.asid, arrival.secret, Gpa(place + DATA_AT), sev, courier)
+    except BaseException:
+        vm.destroy()
+        raise
+
+
+def _launch(vm: Vm, arrival: Arrival, courier: Courier, image_at: Gpa, image_size: int) -> SevGuest:
+    """Carry the owner's session, the receipt and the sealed secret; end the guest if anything is refused."""
+    session = arrival.tenant.open_session(courier.carry("chain", vm.host.export_chain()), arrival.entropy)
     assert session.session is not None
     guest = SevGuest.start(
         vm,
@@ -124,27 +139,20 @@ def start(host: Host, protection: Protection, arrival: Arrival, courier: Courier
         godh=courier.carry("godh.cert", bytes(session.session.godh)),
         session=courier.carry("launch_blob.bin", bytes(session.session.blob)),
     )
-    guest.update(firmware.gpa, firmware.size)
-    receipt = guest.measure()
-    courier.carry("launch receipt", receipt.to_json().encode())
-    trusted = arrival.tenant.check(session, receipt)
-    plaintext = secrets.table_of([(DISK_PASSPHRASE, arrival.secret)])
-    header, payload = trusted.seal(plaintext, entropy=arrival.entropy)
-    guest.inject(
-        place,
-        courier.carry("packaged_secret_header.bin", header),
-        courier.carry("packaged_secret.bin", payload),
-    )
-    guest.finish()
-    vcpu = Vcpu(vm, asid=guest.asid, sev=True)
-    return Victim(vm, vcpu, guest.asid, arrival.secret, _inside(place), guest, courier)
-
-
-def _inside(table: Gpa) -> Gpa:
-    """Where the first entry's data is: behind the table's and the entry's headers of 20 bytes each."""
-    return Gpa(table + 40)
-
-
-def page_of(gpa: Gpa) -> Gpa:
-    """The page an address lies in."""
-    return Gpa(gpa & -PAGE)
+    try:
+        guest.update(image_at, image_size)
+        receipt = guest.measure()
+        courier.carry("launch receipt", receipt.to_json().encode())
+        trusted = arrival.tenant.check(session, receipt)
+        plaintext = secrets.table_of([(DISK_PASSPHRASE, arrival.secret)])
+        header, payload = trusted.seal(plaintext, entropy=arrival.entropy)
+        guest.inject(
+            arrival.place(),
+            courier.carry("packaged_secret_header.bin", header),
+            courier.carry("packaged_secret.bin", payload),
+        )
+        guest.finish()
+    except BaseException:
+        guest.release()
+        raise
+    return guest

@@ -7,12 +7,42 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
+from typing import Final
 
 from cbit import __version__
 from cbit.cli.envelope import Outcome
+from cbit.spec.errors import CbitError
 
 HELP = "what this build and this computer can do, as one JSON object"
 EXAMPLE = "example:\n  cbit capabilities --json"
+
+
+#: What the machine's half of cbit needs besides the owner's, and where it comes from.
+_NEEDS: Final = {
+    "numpy": "pip install 'cbit[machine]'",
+    "rich": "pip install 'cbit[machine]'",
+    "fcntl": "a Unix system",
+    "resource": "a Unix system",
+}
+
+
+class NoMachine(CbitError):
+    """This computer has the owner's half only; the message says what the machine's half needs."""
+
+
+def require_machine() -> None:
+    """Refuse in one sentence where the machine's half cannot run.
+
+    Raises:
+        NoMachine: something that it needs is not here.
+    """
+    if missing := _missing():
+        whence = ", ".join(dict.fromkeys(_NEEDS[name] for name in missing))
+        raise NoMachine(f"the machine needs {', '.join(missing)}: {whence}; cbit owner runs without")
+
+
+def _missing() -> list[str]:
+    return [name for name in _NEEDS if importlib.util.find_spec(name) is None]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +54,7 @@ def run(args: argparse.Namespace) -> Outcome:
     """Collect what is there; nothing is started."""
     from cbit.cli import COMMANDS
 
-    machine = all(importlib.util.find_spec(name) is not None for name in ("numpy", "fcntl"))
+    machine = not _missing()
     result: dict[str, object] = {
         "version": __version__,
         "python": platform.python_version(),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(what: str, *, quiet: bool) -> Iterator[None]:
-    """Show ``what`` with a spinner while the block runs; on a pipe, one plain line; with ``quiet`` nothing."""
+    """Show ``what`` with a spinner while the block runs; on a pipe one plain line, with ``quiet`` nothing."""
     if quiet:
         yield
         return

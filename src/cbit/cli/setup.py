@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
 
 HELP = "manufacture a chip and its certificates"
@@ -25,32 +26,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Make root, chip, images and certificates, then start once so that the platform has its own keys."""
+    require_machine()
     from cbit.cli.progress import progress
     from cbit.crypto.amd_cert import pin
     from cbit.crypto.entropy import SystemEntropy
     from cbit.machine.manufacture import make_root, manufacture
     from cbit.machine.profiles import profile
-    from cbit.machine.state_folder import StateFolder
-    from cbit.secure_processor.nv_store import replace_file
-    from cbit.machine.board import Machine
-    from cbit.hypervisor.host import Host
-    from cbit.spec.certificate import CERT_SIZE
+    from cbit.machine.state_folder import erase_state
 
     chosen = profile(args.profile)
     with progress(f"making a {chosen.root_bits}-bit root", quiet=args.json):
         root = make_root(chosen.root_bits)
     manufacture(args.state, chosen, entropy=SystemEntropy(), root=root)
-    with (
-        progress("first start: the platform makes its own keys", quiet=args.json),
-        StateFolder(args.state) as state,
-    ):
-        machine = Machine(state)
-        machine.power_on()
-        host = Host(machine)
-        host.initialise()
-        exported, chip_id = host.export_chain(), host.chip_id()
-        for index, name in enumerate(("pdh.cert", "pek.cert", "oca.cert")):
-            replace_file(state.certs / name, exported[index * CERT_SIZE : (index + 1) * CERT_SIZE])
+    try:
+        with progress("first start: the platform makes its own keys", quiet=args.json):
+            chip_id = _first_start(args.state)
+    except BaseException:
+        erase_state(args.state)  # half a machine would only stand in the way of the next attempt
+        raise
     result = {
         "state": str(args.state),
         "profile": chosen.name,
@@ -62,6 +55,24 @@ def run(args: argparse.Namespace) -> Outcome:
         "certs": sorted(file.name for file in (args.state / "certs").iterdir()),
     }
     return Outcome(True, result, lines=lambda: _lines(result))
+
+
+def _first_start(path: Path) -> bytes:
+    """Let the platform make its identity, publish its certificates, and return the chip's id."""
+    from cbit.hypervisor.host import Host
+    from cbit.machine.board import Machine
+    from cbit.machine.state_folder import StateFolder
+    from cbit.spec.certificate import CERT_SIZE
+
+    with StateFolder(path) as state:
+        machine = Machine(state)
+        machine.power_on()
+        host = Host(machine)
+        host.initialise()
+        exported = host.export_chain()
+        for index, name in enumerate(("pdh.cert", "pek.cert", "oca.cert")):
+            state.write(f"certs/{name}", exported[index * CERT_SIZE : (index + 1) * CERT_SIZE])
+        return host.chip_id()
 
 
 def _lines(result: dict[str, object]) -> Iterator[str]:

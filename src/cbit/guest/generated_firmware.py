@@ -1,7 +1,7 @@
 """A small firmware image made here, for machines where no OVMF is to be had.
 
-It has a valid firmware GUID table that announces a secret area and a hash area, a reset vector that halts, and
-otherwise recognisable text.  It is launched and measured like any other image.
+It has a valid firmware GUID table that announces a secret area and a hash area, a reset vector that halts,
+and otherwise recognisable text.  It is launched and measured like any other image.
 
 Paper: launch-inputs.md §2.
 """
@@ -32,5 +32,6 @@ def generate() -> bytes:
         }
     )
     reset_vector = bytes(16) + _HALT.ljust(16, b"\x90")  # the CPU starts 16 bytes before the end
-    body = (_TEXT * (SIZE // len(_TEXT) + 1))[: SIZE // 2]  # text, then zeros: both kinds of page in one picture
-    return body.ljust(SIZE - len(table) - len(reset_vector), b"\x00") + table + reset_vector
+    # Text, then zeros: both kinds of page in one picture.
+    text = (_TEXT * (SIZE // len(_TEXT) + 1))[: SIZE // 2]
+    return text.ljust(SIZE - len(table) - len(reset_vector), b"\x00") + table + reset_vector

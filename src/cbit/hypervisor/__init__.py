@@ -1,1 +1,1 @@
-"""Virtual machines on one host: frames, nested tables, ASIDs, launch.  Carries what the owner sealed, cannot read it."""
+"""Virtual machines on one host: frames, nested tables, ASIDs, launch; it carries what it cannot read."""

@@ -12,10 +12,14 @@ class OutOfMemory(CbitError):
 
 
 class Frames:
-    """Free memory as runs of contiguous frames, lowest first."""
+    """Free memory as runs of contiguous frames, lowest first.
+
+    Mutable.
+    """
 
     def __init__(self, size: int) -> None:
-        self._free: list[range] = [range(PAGE, LEGACY_WINDOW.start, PAGE)]  # page 0 stays unused: 0 means "none"
+        # Page 0 stays unused: address 0 means "none" in command buffers.
+        self._free: list[range] = [range(PAGE, LEGACY_WINDOW.start, PAGE)]
         if size > LEGACY_WINDOW.stop:
             self._free.append(range(LEGACY_WINDOW.stop, size // PAGE * PAGE, PAGE))
 
@@ -32,7 +36,10 @@ class Frames:
 
         Raises:
             OutOfMemory: no free run is long enough.
+            ValueError: nothing is asked for.
         """
+        if length <= 0:
+            raise ValueError(f"frames for {length} bytes: ask for one byte at least")
         pages = -(-length // PAGE)
         for i, run in enumerate(self._free):
             start = -(-run.start // align) * align
@@ -44,11 +51,15 @@ class Frames:
         raise OutOfMemory(f"{length:#x} contiguous bytes wanted, {self.free_bytes:#x} bytes are free")
 
     def take_page(self) -> Spa:
-        """Take one frame."""
+        """Take one frame (errors as ``take``)."""
         return Spa(self.take(PAGE).start)
 
     def give_back(self, frames: range) -> None:
-        """Return frames taken before."""
+        """Return frames taken before.
+
+        Raises:
+            ValueError: one of them was not taken.
+        """
         runs = sorted([*self._free, frames], key=lambda run: run.start)
         merged = runs[:1]
         for run in runs[1:]:

@@ -5,9 +5,10 @@ Paper: sev-api.md §12 (what Linux does at start-up); memory-encryption.md §8 r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Final
 
 from cbit.driver.ccp import Ccp
 from cbit.driver.errors import FirmwareError
@@ -16,10 +17,14 @@ from cbit.hypervisor.direct_map import DirectMap
 from cbit.hypervisor.frames import Frames
 from cbit.machine.board import Machine
 from cbit.spec import buffers
-from cbit.spec.address import Spa
+from cbit.spec.address import Hva, Spa
 from cbit.spec.certificate import CERT_SIZE, CHAIN_SIZE
 from cbit.spec.command import Command
 from cbit.spec.status import Status
+
+#: The platform's PEK certificate in, (PEK signed by the organisation, the organisation's OCA) out.
+Signs = Callable[[bytes], tuple[bytes, bytes]]
+CHIP_ID_SIZE: Final = 64
 
 
 class Protection(StrEnum):
@@ -38,6 +43,8 @@ class Host:
         ccp: the driver of the secure processor.
         frames: free system memory.
         asids: ASIDs for SEV guests without ES.
+        plain_asids: ASIDs for guests without SEV: tags in caches and TLBs, and no keys.
+        last_vmcb: by core and ASID, the VMCB whose translations that core's TLB may hold.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -46,7 +53,14 @@ class Host:
         self.frames = Frames(machine.memory_size)
         self._map = DirectMap(machine.cores, self.frames, memory_size=machine.memory_size)
         self.ccp = Ccp(machine, self.frames.take_page())
-        self.asids = AsidPool(first=features.min_sev_no_es_asid, last=features.guests, flush=self.flush)
+        self.asids = self._all_asids()
+        self.plain_asids = AsidPool(
+            "guests without SEV",
+            first=features.guests + 1,
+            last=features.asids - 1,
+            flush=lambda: None,  # no key: only translations, and a new VMCB flushes those
+        )
+        self.last_vmcb: dict[tuple[int, int], Spa] = {}
 
     def initialise(self) -> None:
         """INIT, as a driver does: once more if the NV store was damaged, for INIT erased it.
@@ -60,11 +74,45 @@ class Host:
             if error.status != Status.SECURE_DATA_INVALID:
                 raise
             self.ccp.call(Command.INIT, buffers.Init())
+        self.asids = self._all_asids()  # INIT makes all of them dirty, whatever was known before
+
+    def take_ownership(self, sign: Signs) -> None:
+        """PEK_CSR and PEK_CERT_IMPORT: let an organisation own the platform.
+
+        Args:
+            sign: the organisation: takes the unsigned PEK, gives (PEK signed by its OCA, OCA).
+
+        Raises:
+            FirmwareError: the secure processor refuses the certificates; the owner is who it was.
+        """
+        with self.room(CERT_SIZE) as page:
+            self.ccp.call(Command.PEK_CSR, buffers.PekCsr(paddr=page, length=CERT_SIZE))
+            pek, oca = sign(self.read(page, CERT_SIZE))
+        with self.lent(pek) as pek_at, self.lent(oca) as oca_at:
+            request = buffers.PekCertImport(
+                pek_paddr=pek_at, pek_len=len(pek), oca_paddr=oca_at, oca_len=len(oca)
+            )
+            self.ccp.call(Command.PEK_CERT_IMPORT, request)
 
     def flush(self) -> None:
         """Make dirty ASIDs clean: WBINVD on every core, then DF_FLUSH."""
-        self.machine.wbinvd_on_all_cores()
+        self.flush_caches()
         self.ccp.issue(Command.DF_FLUSH)
+
+    def flush_caches(self) -> int:
+        """WBINVD on every core; return how many pages were written back.
+
+        Memory that changes its key, in either direction, is flushed first: a dirty copy under the old tag
+        would be written back over what the new owner put there.  Hardware sees to that itself on coherent
+        parts; this host does not rely on it.
+
+        Paper: memory-encryption.md §6.2, §6.3.
+        """
+        return self.machine.wbinvd_on_all_cores()
+
+    def forget(self, vmcb_at: Spa) -> None:
+        """Let the next VMRUN of a VMCB flush its translations: its nested tables changed, or it is gone."""
+        self.last_vmcb = {place: at for place, at in self.last_vmcb.items() if at != vmcb_at}
 
     def status(self) -> buffers.PlatformStatus:
         """Ask for the platform's status."""
@@ -81,9 +129,9 @@ class Host:
 
     def chip_id(self) -> bytes:
         """GET_ID: what indexes the CEK certificate at the vendor."""
-        with self.room(64) as page:
-            self.ccp.call(Command.GET_ID, buffers.GetId(paddr=page, length=64))
-            return self.read(page, 64)
+        with self.room(CHIP_ID_SIZE) as page:
+            self.ccp.call(Command.GET_ID, buffers.GetId(paddr=page, length=CHIP_ID_SIZE))
+            return self.read(page, CHIP_ID_SIZE)
 
     def read(self, spa: Spa, length: int, *, c: bool = False) -> bytes:
         """Read memory as host software does: through a mapping with C=0, or with C=1 and the host's key."""
@@ -92,6 +140,14 @@ class Host:
     def write(self, spa: Spa, data: bytes, *, c: bool = False) -> None:
         """Write memory as host software does."""
         self._map.write(spa, data, c=c)
+
+    def map_page(self, spa: Spa, *, c: bool) -> Hva:
+        """Map a page at a linear address of its own: a live page, whose C-bit may change."""
+        return self._map.map_page(spa, c=c)
+
+    def change_encryption(self, page: Hva, *, private: bool) -> None:
+        """Encrypt or decrypt a live page where it lies (errors as ``cbit.cpu.in_place``)."""
+        self._map.change_encryption(page, private=private)
 
     @contextmanager
     def room(self, length: int) -> Iterator[Spa]:
@@ -108,3 +164,9 @@ class Host:
         with self.room(len(data)) as spa:
             self.write(spa, data)
             yield spa
+
+    def _all_asids(self) -> AsidPool:
+        features = self.machine.profile.features
+        return AsidPool(
+            "guests without ES", first=features.min_sev_no_es_asid, last=features.guests, flush=self.flush
+        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cbit.driver.errors import FirmwareError
 from cbit.hypervisor.vm import Vm
 from cbit.spec import buffers
 from cbit.spec.address import Gpa
@@ -18,6 +17,7 @@ from cbit.spec.command import Command
 from cbit.spec.policy import ApiVersion
 from cbit.spec.receipt import LaunchReceipt
 from cbit.spec.session import MeasureBlob
+from cbit.spec.wire import Wire
 
 
 @dataclass(slots=True)
@@ -31,7 +31,13 @@ class SevGuest:
 
     @classmethod
     def start(
-        cls, vm: Vm, *, policy: int, godh: bytes = b"", session: bytes = b"", share_with: SevGuest | None = None
+        cls,
+        vm: Vm,
+        *,
+        policy: int,
+        godh: bytes = b"",
+        session: bytes = b"",
+        share_with: SevGuest | None = None,
     ) -> SevGuest:
         """LAUNCH_START with the owner's certificate and session, then ACTIVATE.
 
@@ -59,27 +65,43 @@ class SevGuest:
             asid = host.asids.take()
             try:
                 handle = host.ccp.call(Command.LAUNCH_START, request).handle
-            except FirmwareError:
-                host.asids.give_back(asid)
+            except BaseException:
+                host.asids.give_back(asid, dirty=False)
                 raise
+        guest = cls(vm, handle, asid, policy)
         try:
-            host.ccp.call(Command.ACTIVATE, buffers.Activate(handle=handle, asid=asid))
-        except FirmwareError:
-            host.ccp.call(Command.DECOMMISSION, buffers.GuestHandle(handle=handle))
+            guest.activate()
+        except BaseException:
             host.asids.give_back(asid)
+            guest.decommission()
             raise
-        return cls(vm, handle, asid, policy)
+        vm.asid = asid
+        return guest
+
+    def activate(self) -> None:
+        """ACTIVATE: put the guest's key into the slot of its ASID."""
+        self._call(Command.ACTIVATE, buffers.Activate(handle=self.handle, asid=self.asid))
+
+    def deactivate(self) -> None:
+        """DEACTIVATE: the ASID is not the guest's any more, and dirty; the pool still counts it as taken."""
+        self._call(Command.DEACTIVATE, buffers.GuestHandle(handle=self.handle))
+
+    def decommission(self) -> None:
+        """DECOMMISSION: the secure processor forgets the guest."""
+        self._call(Command.DECOMMISSION, buffers.GuestHandle(handle=self.handle))
 
     def update(self, gpa: Gpa, length: int) -> None:
         """LAUNCH_UPDATE_DATA: measure and encrypt what was loaded there."""
         request = buffers.LaunchUpdateData(handle=self.handle, paddr=self.vm.spa(gpa, length), length=length)
-        self.vm.host.ccp.call(Command.LAUNCH_UPDATE_DATA, request)
+        self._call(Command.LAUNCH_UPDATE_DATA, request)
 
     def measure(self) -> LaunchReceipt:
         """LAUNCH_MEASURE, and everything else the owner needs to check it, as one receipt."""
         host = self.vm.host
         with host.room(MeasureBlob.SIZE) as page:
-            request = buffers.LaunchMeasure(handle=self.handle, measure_paddr=page, measure_len=MeasureBlob.SIZE)
+            request = buffers.LaunchMeasure(
+                handle=self.handle, measure_paddr=page, measure_len=MeasureBlob.SIZE
+            )
             host.ccp.call(Command.LAUNCH_MEASURE, request)
             blob = MeasureBlob.parse(host.read(page, MeasureBlob.SIZE))
         status = host.status()
@@ -93,7 +115,7 @@ class SevGuest:
         )
 
     def inject(self, gpa: Gpa, header: bytes, payload: bytes) -> None:
-        """LAUNCH_SECRET: hand the owner's packet over; its content goes to ``gpa``, encrypted for the guest."""
+        """LAUNCH_SECRET: hand the owner's packet over; what is in it goes to ``gpa``, encrypted."""
         host = self.vm.host
         with host.lent(header) as header_at, host.lent(payload) as payload_at:
             request = buffers.LaunchSecret(
@@ -105,20 +127,31 @@ class SevGuest:
                 trans_paddr=payload_at,
                 trans_len=len(payload),
             )
-            host.ccp.call(Command.LAUNCH_SECRET, request)
+            self._call(Command.LAUNCH_SECRET, request)
 
     def finish(self) -> None:
         """LAUNCH_FINISH: the guest may run."""
-        self.vm.host.ccp.call(Command.LAUNCH_FINISH, buffers.GuestHandle(handle=self.handle))
+        self._call(Command.LAUNCH_FINISH, buffers.GuestHandle(handle=self.handle))
 
     def status(self) -> buffers.GuestStatus:
         """GUEST_STATUS."""
         return self.vm.host.ccp.call(Command.GUEST_STATUS, buffers.GuestStatus(handle=self.handle))
 
     def end(self) -> None:
-        """DEACTIVATE and DECOMMISSION; the ASID is dirty until the pool flushes it."""
-        host, handle = self.vm.host, buffers.GuestHandle(handle=self.handle)
-        host.ccp.call(Command.DEACTIVATE, handle)
-        host.asids.give_back(self.asid)
-        host.ccp.call(Command.DECOMMISSION, handle)
+        """DEACTIVATE and DECOMMISSION, in any state; all memory goes back, its ASID is dirty until a flush.
+
+        Raises:
+            FirmwareError: the guest has ended already.
+        """
+        self.release()
         self.vm.destroy()
+
+    def release(self) -> None:
+        """DEACTIVATE and DECOMMISSION alone: the memory stays, for another launch (errors as ``end``)."""
+        self.deactivate()
+        self.vm.host.asids.give_back(self.asid)
+        self.decommission()
+        self.vm.asid = 0
+
+    def _call(self, command: Command, request: Wire) -> None:
+        self.vm.host.ccp.call(command, request)

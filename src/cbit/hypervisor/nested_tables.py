@@ -3,6 +3,7 @@
     GPA 47 … 39 | 38 … 30 | 29 … 21 | 20 … 12 | offset          entry: frame | C | U W P
 
 These tables are all that a hypervisor, or an attack, can edit; the walker reads them from DRAM.
+Nothing here flushes a TLB: whoever changes an entry that a guest has used calls ``Host.forget``.
 
 Paper: memory-encryption.md §3 (C-bit at every level), §4.1 and §4.3 (what the nested C-bit does).
 """
@@ -12,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from cbit.cpu.page_tables import ENTRY, OPEN, PageTables
+from cbit.cpu.paging import Pte
 from cbit.hypervisor.host import Host
-from cbit.spec.address import PAGE, Gpa, Spa, strip_c_bit
+from cbit.spec.address import MIB, PAGE, Gpa, Spa
 
-PRESENT: Final = 1 << 0
-WRITABLE: Final = 1 << 1
-USER: Final = 1 << 2  # nested walks are user accesses: without it every guest access faults
-_ALL: Final = PRESENT | WRITABLE | USER
-_FLAGS: Final = PAGE - 1
+_LEAF_TABLE: Final = 2 * MIB  # what one table of leaves maps
+_FRAME: Final = 0x000F_FFFF_FFFF_F000
 
 
 class NestedTables:
@@ -27,89 +27,74 @@ class NestedTables:
 
     Args:
         host: whose memory holds the tables.
-        c_bit: position of the C-bit.
-        encrypted: store the tables encrypted with the host's key and mark every pointer to them with the C-bit.
+        encrypted: store the tables encrypted with the host's key, and set the C-bit in every pointer to them.
     """
 
-    def __init__(self, host: Host, *, c_bit: int, encrypted: bool) -> None:
+    def __init__(self, host: Host, *, encrypted: bool) -> None:
+        core = host.machine.cores[0]
         self._host = host
-        self._c_bit = c_bit
         self._encrypted = encrypted
-        self._tables: list[Spa] = []
-        self._root = self._new_table()
+        self._rules = core.rules
+        self._frames: list[Spa] = []
+        root = self._rules.join(self._new_table(), c=encrypted)
+        self._tables = PageTables(core.host_tables(), root, rules=core.rules, new_table=self._new_table)
 
     @property
     def ncr3(self) -> int:
         """The value for VMCB.nCR3."""
-        return self._pointer(self._root)
+        return self._tables.root
 
     def map(self, gpa: Gpa, frames: range, *, c: bool) -> None:
-        """Map pages from ``gpa`` on; replaces what was there.  The TLB is the caller's business."""
-        flags = _ALL | (1 << self._c_bit if c else 0)
+        """Map pages from ``gpa`` on; replaces what was there.
+
+        Raises:
+            OutOfMemory: no frame is left for a table; the pages before it are mapped.
+        """
         while frames:
-            slot = self._leaf(gpa, create=True)
-            count = min(len(frames), (PAGE - slot % PAGE) // 8)  # to the end of this leaf table
-            entries = b"".join((spa | flags).to_bytes(8, "little") for spa in frames[:count])
-            self._host.write(slot, entries, c=self._encrypted)
+            self._tables.map(gpa, frames[0], c=c)  # makes the tables on the way
+            count = min(len(frames), (_LEAF_TABLE - gpa % _LEAF_TABLE) // PAGE)
+            self._write_leaves(gpa, frames[:count], c=c)
             gpa, frames = Gpa(gpa + count * PAGE), frames[count:]
 
-    def unmap(self, gpa: Gpa) -> None:
-        """Make one page absent."""
-        if slot := self._leaf(gpa):
-            self._write(slot, 0)
+    def unmap(self, gpa: Gpa, pages: int = 1) -> None:
+        """Make pages absent."""
+        for page in range(gpa, gpa + pages * PAGE, PAGE):
+            self._tables.unmap(page)
 
     def lookup(self, gpa: Gpa) -> tuple[Spa, bool] | None:
         """Return (frame, C) of a page, or None if it is absent."""
-        slot = self._leaf(gpa)
-        entry = self._read(slot) if slot else 0
-        if not entry & PRESENT:
+        leaf = self._tables.leaf(gpa)
+        if leaf is None:
             return None
-        address, c = strip_c_bit(entry, self._c_bit)
-        return Spa(address & ~_FLAGS), c
+        address, c = self._rules.split(leaf.value & _FRAME)
+        return Spa(address), c
+
+    def entry_at(self, gpa: Gpa) -> Spa | None:
+        """Say where in DRAM the leaf entry of a page lies; None if it is absent."""
+        leaf = self._tables.leaf(gpa)
+        return None if leaf is None else Spa(leaf.address)
 
     def frames(self) -> Iterator[Spa]:
         """Name the frames that hold the tables."""
-        yield from self._tables
+        yield from self._frames
 
     def free(self) -> None:
         """Give all tables back."""
-        for table in self._tables:
+        for table in self._frames:
             self._host.frames.give_back(range(table, table + PAGE, PAGE))
-        self._tables.clear()
+        self._frames.clear()
 
-    def _leaf(self, gpa: Gpa, *, create: bool = False) -> Spa:
-        """Find the slot of a page's leaf entry; 0 if a table on the way is absent and none is to be made."""
-        table = self._root
-        for level in (3, 2, 1):
-            slot = self._slot(table, gpa, level)
-            entry = self._read(slot)
-            if entry & PRESENT:
-                table = self._target(entry)
-            elif create:
-                table = self._new_table()
-                self._write(slot, self._pointer(table) | _ALL)
-            else:
-                return Spa(0)
-        return self._slot(table, gpa, 0)
+    def _write_leaves(self, gpa: Gpa, frames: range, *, c: bool) -> None:
+        """Write the entries of neighbours at once: one by one takes ten times as long."""
+        first = self.entry_at(gpa)
+        assert first is not None
+        flags = self._rules.join(int(OPEN | Pte.P), c=c)
+        entries = b"".join((frame | flags).to_bytes(ENTRY, "little") for frame in frames)
+        self._host.write(first, entries, c=self._encrypted)
 
     def _new_table(self) -> Spa:
         table = self._host.frames.take_page()
-        self._host.write(table, bytes(PAGE), c=self._encrypted)
-        self._tables.append(table)
+        self._frames.append(table)
+        if self._encrypted:
+            self._host.flush_caches()  # no copy with C=0 may be written back over the encrypted table
         return table
-
-    def _pointer(self, table: Spa) -> int:
-        return table | (1 << self._c_bit if self._encrypted else 0)
-
-    def _target(self, entry: int) -> Spa:
-        return Spa(strip_c_bit(entry, self._c_bit)[0] & ~_FLAGS)
-
-    @staticmethod
-    def _slot(table: Spa, gpa: Gpa, level: int) -> Spa:
-        return Spa(table + 8 * (gpa >> 12 + 9 * level & 0x1FF))
-
-    def _read(self, slot: Spa) -> int:
-        return int.from_bytes(self._host.read(slot, 8, c=self._encrypted), "little")
-
-    def _write(self, slot: Spa, entry: int) -> None:
-        self._host.write(slot, entry.to_bytes(8, "little"), c=self._encrypted)

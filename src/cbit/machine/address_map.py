@@ -1,6 +1,6 @@
 """Where things are in system-physical address space.
 
-DRAM starts at 0.  MODEL CHOICE: the mailbox's BAR stands right below the C-bit-free 1 TiB mark, above all DRAM.
+DRAM starts at 0.  MODEL CHOICE: the mailbox's BAR stands right below the 1 TiB mark, above all DRAM.
 """
 
 from __future__ import annotations
@@ -12,4 +12,5 @@ from cbit.spec.address import GIB, MIB, Spa
 MAX_DRAM: Final = 64 * GIB
 MAILBOX_BAR: Final = Spa(1024 * GIB - MIB)
 MAILBOX_BAR_SIZE: Final = MIB
-LEGACY_WINDOW: Final = range(0xA0000, 0x100000)  #: video, SMM and ROM below 1 MiB: hosts allocate nothing there
+#: Video, SMM and ROM below 1 MiB: hosts allocate nothing there.
+LEGACY_WINDOW: Final = range(0xA0000, 0x100000)

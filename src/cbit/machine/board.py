@@ -3,7 +3,7 @@
     power_on ── boot chain ──> BIOS settings ── cores released ── mailbox ──> INIT …
     reset: DRAM keeps its contents, every key is lost, the boot chain runs again
 
-Paper: memory-encryption.md §1 (keys), §2.2 (what the BIOS sets); sev-api.md §2 (mailbox); DESIGN.md story line 1.
+Paper: memory-encryption.md §1 (keys), §2.2 (what the BIOS sets); sev-api.md §2 (mailbox).
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class BadMachine(CbitError):
     """A machine that cannot be built: memory size or engine mode; the message says why."""
 
 
+class AlreadyOn(CbitError):
+    """Power is there already: a machine that runs is reset, not powered on once more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a person may choose about a machine.
@@ -79,6 +83,8 @@ class Machine:
         cores: the x86 cores, one per core complex.
         mailbox: the secure processor's registers.
         probe: what somebody with physical access has.
+        booted: what the boot chain established; None while the machine is off.
+        host_key_fingerprint: of the SME key of this boot; empty while the machine is off.
     """
 
     def __init__(self, state: StateFolder, options: Options | None = None) -> None:
@@ -115,9 +121,12 @@ class Machine:
         """Run the boot chain; the machine stays off if an image is refused.
 
         Raises:
+            AlreadyOn: it runs; nothing happens to it.
             MachineOff: which image, and why.
             StateError: the state folder lacks a file.
         """
+        if self.is_on:
+            raise AlreadyOn("the machine is on: reset it, or cut its power first")
         options, fuses = self._options, self._state.fuses()
         booted = boot(
             fuses=fuses,
@@ -183,7 +192,9 @@ class Machine:
 
     def iommu(self, device_table: int, *, devices: int) -> Iommu:
         """Point an IOMMU at its device table in DRAM."""
-        return Iommu(self.memory, device_table=device_table, devices=devices, c_bit=self._c_bit(), trace=self.trace)
+        return Iommu(
+            self.memory, device_table=device_table, devices=devices, c_bit=self._c_bit(), trace=self.trace
+        )
 
     def _c_bit(self) -> int | None:
         return self.profile.features.c_bit if self.cores[0].encryption_on else None
@@ -218,6 +229,7 @@ class Machine:
     def _lose_state(self) -> None:
         self._firmware = None
         self.booted = None
+        self.host_key_fingerprint = ""
         self.mailbox = Mailbox(self.profile.mailbox, None)
         self.memory.invd()
         self.controller.reset(tweak=self.profile.tweak(self.mode, self._options.entropy))
@@ -252,5 +264,7 @@ def _mode(profile: Profile, wanted: Mode | None) -> Mode:
 
 def _checked_size(size: int) -> int:
     if size % PAGE or not MIB <= size <= MAX_DRAM:
-        raise BadMachine(f"{size:#x} bytes of memory: a multiple of 4 KiB from 1 MiB to {MAX_DRAM // MIB} MiB")
+        raise BadMachine(
+            f"{size:#x} bytes of memory: a multiple of 4 KiB from 1 MiB to {MAX_DRAM // MIB} MiB"
+        )
     return size

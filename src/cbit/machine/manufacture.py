@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cbit.crypto import amd_cert, ec, sev_cert
 from cbit.crypto.entropy import Entropy
 from cbit.machine.profiles import Profile
-from cbit.machine.state_folder import FORMAT, write_state
+from cbit.machine.state_folder import FORMAT, StateError, write_state
 from cbit.secure_processor.dispatch import COMMANDS
 from cbit.secure_processor.fuses import Fuses
 from cbit.secure_processor.image import BiosSettings, sev_firmware, vendor_key_hash, x86_boot_image
@@ -92,10 +93,17 @@ def manufacture(
 
 
 def load_vendor_key(pem: bytes) -> ec.PrivateKey:
-    """Read the vendor's image-signing key, to sign another firmware or boot image."""
-    key = serialization.load_pem_private_key(pem, password=None)
-    if not isinstance(key, ec.PrivateKey):
-        raise ValueError("the vendor's key is a P-384 key")
+    """Read the vendor's image-signing key, to sign another firmware or boot image.
+
+    Raises:
+        StateError: it is damaged, or no P-384 key.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise StateError("the vendor's key is damaged: not an unencrypted PEM key") from None
+    if not isinstance(key, ec.PrivateKey) or key.curve.name != "secp384r1":
+        raise StateError("the vendor's key is not a P-384 key")
     return key
 
 

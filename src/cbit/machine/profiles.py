@@ -1,6 +1,7 @@
-"""The processors that cbit can be: numbers of the parts, in one table.
+"""The processors that cbit can be: their numbers, in two tables.
 
-Paper: memory-encryption.md §2.1 (published values), §9 (modes).  What is not there is a MODEL CHOICE, marked below.
+Paper: memory-encryption.md §2.1 (published values), §9 (modes).  What is not there is a MODEL CHOICE, marked
+below.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Profile:
         return Tweak.zen1() if self.fixed_tweaks else Tweak.random(entropy)
 
 
-def _features(c_bit: int, lost: int, guests: int, first: int, *, bits: int, coherent: bool) -> EncryptionFeatures:
+def _features(
+    c_bit: int, lost: int, guests: int, first: int, *, bits: int, coherent: bool
+) -> EncryptionFeatures:
     return EncryptionFeatures(
         c_bit=c_bit,
         address_reduction=lost,
@@ -63,17 +66,28 @@ def _features(c_bit: int, lost: int, guests: int, first: int, *, bits: int, cohe
     )
 
 
-# MODEL CHOICE: Rome's C-bit is 51 (sources disagree, §2.1); coherent caches (CPUID bit 10) from Milan on, where the
-# sources name no generation; first ASIDs without ES of Rome, Milan and Genoa; Genoa's 52 address bits.
+# MODEL CHOICE: Rome's C-bit is 51 (sources disagree, §2.1); coherent caches (CPUID bit 10) from Milan on,
+# where the sources name no generation; first ASIDs without ES of Rome, Milan and Genoa; Genoa's 52 address
+# bits.
 # fmt: off
-PROFILES: Final[Mapping[str, Profile]] = MappingProxyType({profile.name: profile for profile in (
-    #       name     C-bit, lost, guests, first                                   API, build                modes                 Zen 1  mailbox   root
-    Profile("naples", _features(47, 5,   15,   5, bits=48, coherent=False), ApiVersion(0, 17), 48, (Mode.XE, Mode.XEX),  True,  "sevv1", 2048),
-    Profile("rome",   _features(51, 5,  509, 100, bits=48, coherent=False), ApiVersion(0, 24), 15, (Mode.XEX,),          False, "sevv2", 4096),
-    Profile("milan",  _features(51, 5,  509, 100, bits=48, coherent=True),  ApiVersion(1, 51),  3, (Mode.XEX,),          False, "sevv2", 4096),
-    Profile("genoa",  _features(51, 6, 1006, 100, bits=52, coherent=True),  ApiVersion(1, 55), 25, (Mode.XTS,),          False, "sevv2", 4096),
-)})
+_CPUID: Final = MappingProxyType({
+    #              C-bit, bits lost, guests, first ASID without ES, address bits, coherent caches
+    "naples": _features(47, 5,   15,   5, bits=48, coherent=False),
+    "rome":   _features(51, 5,  509, 100, bits=48, coherent=False),
+    "milan":  _features(51, 5,  509, 100, bits=48, coherent=True),
+    "genoa":  _features(51, 6, 1006, 100, bits=52, coherent=True),
+})
+_FIRMWARE: Final = MappingProxyType({
+    #          API,                build, modes,                Zen 1 constants, mailbox, root key bits
+    "naples": (ApiVersion(0, 17),  48,    (Mode.XE, Mode.XEX),  True,            "sevv1", 2048),
+    "rome":   (ApiVersion(0, 24),  15,    (Mode.XEX,),          False,           "sevv2", 4096),
+    "milan":  (ApiVersion(1, 51),   3,    (Mode.XEX,),          False,           "sevv2", 4096),
+    "genoa":  (ApiVersion(1, 55),  25,    (Mode.XTS,),          False,           "sevv2", 4096),
+})
 # fmt: on
+PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
+    {name: Profile(name, _CPUID[name], *row) for name, row in _FIRMWARE.items()}
+)
 
 DEFAULT: Final = "milan"
 

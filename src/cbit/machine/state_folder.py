@@ -1,10 +1,12 @@
 """The state folder: a chip, its flash and its certificates on disk, held by one process at a time.
 
     cbit.json            profile; says that this is not AMD's
-    chip/fuses.bin       the chip's secrets (0600)
+    chip/fuses.bin       the chip's secrets
     spi/                 signed images, and sev.nv: the firmware's non-volatile store
     certs/               ark.cert ask.cert ask_ark.cert cek.cert
-    manufacturer/        the private keys of the emulated vendor (0600)
+    manufacturer/        the private keys of the emulated vendor
+
+Every file is its owner's alone (0600).
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from cbit.machine.profiles import Profile, profile
+from cbit.machine.profiles import Profile, UnknownProfile, profile
 from cbit.secure_processor.fuses import FuseError, Fuses
 from cbit.secure_processor.nv_store import replace_file
 from cbit.spec.errors import CbitError
@@ -84,44 +88,82 @@ class StateFolder:
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise StateError(f"{self.path / name}: {error.strerror}; make a new machine with 'cbit setup'") from None
+            raise StateError(
+                f"{self.path / name}: {error.strerror}; make a new machine with 'cbit setup'"
+            ) from None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file of the folder as a whole: another flash image, a certificate.
+
+        Raises:
+            StateError: it cannot be written, and is as it was.
+        """
+        try:
+            replace_file(self.path / name, content)
+        except OSError as error:
+            raise StateError(f"{self.path / name}: {error.strerror}") from None
 
     def _read_profile(self) -> Profile:
+        where = self.path / "cbit.json"
         try:
             description = json.loads(self.read("cbit.json"))
             if description["format"] != FORMAT:
-                raise StateError(f"{self.path}: format {description['format']}, this cbit reads {FORMAT}")
+                raise StateError(f"{where}: format {description['format']}, this cbit reads {FORMAT}")
             return profile(description["profile"])
-        except (ValueError, KeyError, TypeError):
-            raise StateError(f"{self.path / 'cbit.json'}: damaged; make a new machine with 'cbit setup'") from None
+        except UnknownProfile as error:
+            raise StateError(f"{where}: {error}") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise StateError(f"{where}: damaged; make a new machine with 'cbit setup'") from None
 
 
-def write_state(path: Path, files: dict[str, bytes]) -> None:
-    """Write the files of a new state folder; names that hold secrets are private anyway (0600).
+def write_state(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a new state folder: all of them, or the folder is empty again.
 
     Raises:
-        StateError: the folder exists and is not empty, or cannot be written.
+        StateError: the folder exists and is not empty, is in use, or cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}") from None
+    lock = _lock(path)
+    try:
         if any(path.iterdir()):
             raise StateError(f"{path} is not empty: a machine is manufactured into a new folder")
-        for name, content in files.items():
-            file = path / name
-            file.parent.mkdir(exist_ok=True)
-            replace_file(file, content)
+        try:
+            for name, content in files.items():
+                (path / name).parent.mkdir(exist_ok=True)
+                replace_file(path / name, content)
+        except BaseException:
+            erase_state(path)
+            raise
     except OSError as error:
         raise StateError(f"{error.filename or path}: {error.strerror}") from None
+    finally:
+        os.close(lock)
+
+
+def erase_state(path: Path) -> None:
+    """Take back a state folder that was made a moment ago: remove what is in it."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _lock(path: Path) -> int:
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise StateError(f"{path}: {error.strerror}; make a machine with 'cbit setup --state {path}'") from None
+        raise StateError(
+            f"{path}: {error.strerror}; make a machine with 'cbit setup --state {path}'"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise StateError(f"{path} is in use by another cbit process: stop it, or use another folder") from None
+        raise StateError(
+            f"{path} is in use by another cbit process: stop it, or use another folder"
+        ) from None
     return lock

@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
 from cbit.spec.errors import NotModelled
 
 if TYPE_CHECKING:
     from cbit.attacks.survey import Cell
     from cbit.cli.demo.act import Act
-    from cbit.cli.demo.story import World
+    from cbit.cli.demo.world import World
 
 HELP = "the whole story, from power-on to a sealed secret, on this machine"
 EXAMPLE = """examples:
@@ -36,45 +37,56 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--secret-gpa",
-        type=lambda text: int(text, 0),
+        type=_address,
         default=0x810000,
         metavar="ADDRESS",
         help="where the owner wants its secret if the image announces no place (default 0x810000)",
     )
     parser.add_argument("--profile", default="milan", help="naples, rome, milan (default) or genoa")
-    parser.add_argument("--seed", type=int, metavar="N", help="make every key but the RSA root from a seed")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="draw everything but the RSA root from a seed: the same story again, except for the seconds",
+    )
     parser.add_argument("--linux", action="store_true", help="boot a Linux guest: not modelled yet")
+
+
+def _address(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: write 0x810000") from None
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Manufacture a machine in a temporary folder and let it tell the story."""
     if args.linux:
         raise NotModelled("guests are not executed yet: --linux comes with the CPU engine")
+    require_machine()
     from cbit.attacks.survey import survey
     from cbit.attacks.victim import Arrival
-    from cbit.cli.demo.story import acts
+    from cbit.cli.demo.story import ACTS
 
     with ExitStack() as stack:
         world, set_up = _set_up(args, stack)
         begun = time.monotonic()
+        stage = _Stage(quiet=args.json)
         told: list[Act] = []
-        console = _Stage(quiet=args.json)
-        for act in acts():
+        for act in ACTS:
             told.append(act(world))
-            console.act(told[-1])
-        arrival = Arrival(world.tenant, world.secret, world.secret_gpa, world.entropy)
+            stage.act(told[-1])
+        world.machine.power_off()
+        arrival = Arrival(world.tenant, world.secret, world.place, world.entropy)
         cells: list[Cell] = []
         for cell in survey(world.new_host, arrival):
             cells.append(cell)
-            console.attempt(cell)
-        console.survey(cells)
+            stage.attempt(cell)
+        stage.survey(cells)
+        image = world.image
         result: dict[str, Any] = {
             "profile": args.profile,
-            "firmware": {
-                "name": world.image.name,
-                "origin": world.image.origin,
-                "size": len(world.image.data),
-            },
+            "firmware": {"name": image.name, "origin": image.origin, "size": len(image.data)},
             "acts": [act.as_json() for act in told],
             "adversaries": [asdict(cell) for cell in cells],
             "seconds": {"set_up": round(set_up, 2), "story": round(time.monotonic() - begun, 2)},
@@ -83,28 +95,30 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[World, float]:
-    from cbit.cli.demo.firmware import find
-    from cbit.cli.demo.story import World
+    from cbit.cli.demo.firmware import find, secret_place
+    from cbit.cli.demo.world import World
     from cbit.cli.progress import progress
     from cbit.crypto.entropy import SeededEntropy, SystemEntropy
     from cbit.machine.manufacture import make_root, manufacture
     from cbit.machine.profiles import profile
     from cbit.machine.state_folder import StateFolder
-    from cbit.spec.address import Gpa
+    from cbit.owner import secret as secrets
+    from cbit.spec.secret_table import DISK_PASSPHRASE
 
     begun = time.monotonic()
     chosen = profile(args.profile)
     entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
     with progress("looking for guest firmware", quiet=args.json):
         image = find(args.firmware)
+    secret = b"disk passphrase " + entropy.draw(12).hex().encode()
+    length = len(secrets.table_of([(DISK_PASSPHRASE, secret)]))
+    place = secret_place(image.data, named=args.secret_gpa, length=length)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbit-demo-"))) / "machine"
-    with progress(
-        f"manufacturing a {chosen.name} machine with a {chosen.root_bits}-bit root", quiet=args.json
-    ):
+    doing = f"manufacturing a {chosen.name} machine with a {chosen.root_bits}-bit root"
+    with progress(doing, quiet=args.json):
         manufacture(folder, chosen, entropy=entropy, root=make_root(chosen.root_bits))
     state = stack.enter_context(StateFolder(folder))
-    secret = b"disk passphrase " + entropy.draw(12).hex().encode()
-    return World(state, image, secret, Gpa(args.secret_gpa), entropy), time.monotonic() - begun
+    return World(state, image, secret, place, entropy), time.monotonic() - begun
 
 
 class _Stage:
@@ -138,5 +152,5 @@ class _Stage:
 
 def _closing(result: dict[str, Any]) -> Iterator[str]:
     seconds = result["seconds"]
-    yield f"Each cell is an attempt that was made; the verdict is whether the secret is in the bytes it got."
+    yield "Each cell is an attempt that was made; the verdict is whether the secret is in the bytes it got."
     yield f"Set-up {seconds['set_up']} s, story {seconds['story']} s. The same as data: cbit demo --json"

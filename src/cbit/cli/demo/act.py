@@ -23,7 +23,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Somebody tried something: what came of it."""
+    """Somebody tried something: whether it succeeded, and the answer that came back."""
 
     who: str
     succeeded: bool
@@ -90,6 +90,10 @@ class Act:
     def attempt(self, who: str, *, succeeded: bool, answer: object) -> None:
         """Note an attempt."""
         self.items.append(Attempt(who, succeeded, str(answer)))
+
+    def search(self, who: str, *, found: bool, where: str) -> None:
+        """Note a search for something secret: to find it is to succeed."""
+        self.attempt(who, succeeded=found, answer=f"{'found' if found else 'not found'} in {where}")
 
     def show(self, name: str, data: bytes) -> None:
         """Show bytes."""

@@ -1,4 +1,4 @@
-"""Where the demo's guest firmware comes from: the file named, a distribution's OVMF, or cbit's own small image."""
+"""Where the demo's firmware comes from: the file named, a distribution's OVMF, or cbit's own small image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cbit.attacks.victim import RAM_BASE, RAM_SIZE
 from cbit.guest import generated_firmware
+from cbit.owner.measure import expect_sev
+from cbit.spec.address import BLOCK, MIB, Gpa
 
 #: The usual places, builds that announce a secret area first.
 PLACES: Final = (
@@ -27,6 +30,7 @@ PLACES: Final = (
     "/usr/share/qemu/ovmf-x86_64.bin",
 )
 FETCH_SECONDS: Final = 30
+LARGEST: Final = 16 * MIB  #: bytes; fits the memory of the survey's machines, and OVMF has 2 to 16 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,10 @@ def find(named: Path | None) -> Image:
 
     Raises:
         OSError: ``named`` cannot be read.
+        ValueError: it is no file, or too large for the demo's machine.
     """
     if named is not None:
-        return Image(named.read_bytes(), str(named), "named on the command line")
+        return _read(named)
     for place in map(Path, PLACES):
         if place.is_file():
             return Image(place.read_bytes(), str(place), "installed on this computer")
@@ -55,6 +60,35 @@ def find(named: Path | None) -> Image:
     return Image(
         generated_firmware.generate(), "cbit's own test firmware", "generated: no OVMF is to be had here"
     )
+
+
+def secret_place(image: bytes, *, named: int, length: int) -> Gpa:
+    """Decide where the secret goes: where the image announces it, else where its owner says.
+
+    Args:
+        image: the guest firmware.
+        named: the owner's choice.
+        length: bytes of the packet.
+
+    Raises:
+        Unmeasurable, WireError: the image cannot be launched.
+        ValueError: the demo's guest has no memory there, or it is not aligned.
+    """
+    area = expect_sev(image).secret_area
+    at, whose = (area.base, "the image announces its secret area at") if area else (named, "--secret-gpa")
+    if at % BLOCK or not RAM_BASE <= at <= RAM_BASE + RAM_SIZE - length:
+        memory = f"{RAM_BASE:#x}..{RAM_BASE + RAM_SIZE - 1:#x}"
+        raise ValueError(f"{whose} {at:#x}: not a multiple of {BLOCK} inside the guest's memory, {memory}")
+    return Gpa(at)
+
+
+def _read(named: Path) -> Image:
+    if named.exists() and not named.is_dir():
+        if not named.is_file():
+            raise ValueError(f"{named}: not a regular file")
+        if (size := named.stat().st_size) > LARGEST:
+            raise ValueError(f"{named}: {size} bytes; the demo launches images of at most {LARGEST} bytes")
+    return Image(named.read_bytes(), str(named), "named on the command line")
 
 
 def _fetch() -> Image | None:

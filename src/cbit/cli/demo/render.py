@@ -16,6 +16,8 @@ from cbit.cli.page_map import RANDOM, rows
 from cbit.hypervisor.host import Protection
 
 _HEADLINES: Final = {Protection.NONE: "no encryption", Protection.SME: "SME", Protection.SEV: "SEV"}
+_WIDE: Final = 110  #: columns from which a line of bytes, or a column of powers, has room
+_INDENT: Final = 2
 
 
 def show_act(console: Console, act: Act) -> None:
@@ -24,7 +26,7 @@ def show_act(console: Console, act: Act) -> None:
     console.rule(f"[bold]{act.number}. {act.title}", align="left", style="cyan")
     for item in act.items:
         _show(console, item)
-    console.print(Padding(Text(act.who_sees, style="italic"), (0, 2)))
+    console.print(Padding(Text(act.who_sees, style="italic"), (0, _INDENT)))
 
 
 def _show(console: Console, item: Item) -> None:
@@ -32,29 +34,28 @@ def _show(console: Console, item: Item) -> None:
         case Fact(name, value):
             _line(console, name, Text(value))
         case Attempt(who, succeeded, answer):
-            _line(
-                console,
-                who,
-                Text("✓ " if succeeded else "✗ ", style="green" if succeeded else "red") + Text(answer),
-            )
+            mark = Text("✓ ", style="green") if succeeded else Text("✗ ", style="red")
+            _line(console, who, mark + Text(answer))
         case Bytes(name, data):
-            _line(console, name, _hex(item, data))
+            _line(console, name, _hex(item, data, wide=console.width >= _WIDE))
         case Picture():
             _picture(console, item)
 
 
 def _line(console: Console, name: str, value: Text) -> None:
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(width=min(46, console.width * 2 // 5), style="dim")
+    grid.add_column(width=min(44, console.width * 2 // 5), style="dim")
     grid.add_column(overflow="fold")
     grid.add_row(Text(name), value)
-    console.print(Padding(grid, (0, 2)))
+    console.print(Padding(grid, (0, _INDENT)))
 
 
-def _hex(item: Bytes, data: bytes) -> Text:
+def _hex(item: Bytes, data: bytes, *, wide: bool) -> Text:
     head = data[:16]
-    text = "".join(chr(b) if 32 <= b < 127 else "." for b in head)
-    line = Text(f"{head.hex(' ')}  {text}")
+    text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)
+    line = (
+        Text(head.hex(" ", -4)) + Text("  " if wide else "\n") + Text(text.replace(" ", "\N{NO-BREAK SPACE}"))
+    )
     if item.entropy is not None:
         random = item.entropy >= RANDOM
         line += Text(f"  {item.entropy:.2f} bits/byte", style="magenta" if random else "yellow")
@@ -62,9 +63,10 @@ def _hex(item: Bytes, data: bytes) -> Text:
 
 
 def _picture(console: Console, picture: Picture) -> None:
-    console.print(Padding(Text(f"{picture.name}: · empty  ░▒▓ structured  █ random", style="dim"), (0, 2)))
+    legend = f"{picture.name}: · empty  ░▒▓ structured  █ random"
+    console.print(Padding(Text(legend, style="dim"), (0, _INDENT)))
     for title, values, style in (("before", picture.before, "yellow"), ("after", picture.after, "magenta")):
-        for index, row in enumerate(rows(values)):
+        for index, row in enumerate(rows(values, width=min(64, max(8, console.width - 12)))):
             console.print(Text(f"    {title if index == 0 else '':<8}") + Text(row, style=style))
 
 
@@ -75,8 +77,12 @@ def show_survey(console: Console, cells: Iterable[Cell]) -> None:
     table.add_column("adversary")
     for protection in Protection:
         table.add_column(_HEADLINES[protection], justify="center")
+    if console.width >= _WIDE:
+        table.add_column("what it can do", style="dim")
     for name in adversaries():
-        table.add_row(name, *(_cell(by_place[name, protection]) for protection in Protection))
+        row = [by_place[name, protection] for protection in Protection]
+        powers = [Text(", ".join(row[0].powers))] if console.width >= _WIDE else []
+        table.add_row(name, *map(_cell, row), *powers)
     console.print()
     console.print(table)
 

@@ -1,0 +1,92 @@
+"""``cbit capabilities``: what a program asks first, and what it may rely on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbit import __version__
+from cbit.cli import main
+from cbit.machine.profiles import PROFILES
+from cbit.secure_processor.dispatch import COMMANDS
+
+
+def capabilities(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["capabilities", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found: dict[str, Any] = json.loads(out)
+    result: dict[str, Any] = found["result"]
+    return result
+
+
+def test_it_says_what_this_build_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    found = capabilities(capsys)
+    assert found["version"] == __version__
+    assert {"demo", "setup", "owner", "capabilities"} <= set(found["commands"])
+    assert "run" not in found["commands"]
+    assert found["executes_guests"] is False
+    assert found["owner"] is True
+    assert found["machine"] is True
+    assert found["guest_modes"] == ["none", "sme", "sev"]
+    assert [command.name for command in COMMANDS] == found["firmware_commands"]
+
+
+def test_it_gives_the_profiles_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = capabilities(capsys)["profiles"]
+    assert list(PROFILES) == list(profiles)
+    assert profiles["naples"] == {
+        "c_bit": 47,
+        "physical_address_reduction": 5,
+        "max_asid": 15,
+        "min_sev_no_es_asid": 5,
+        "api": "0.17",
+        "build": 48,
+        "modes": ["xe", "xex"],
+    }
+
+
+def test_without_numpy_the_owners_half_is_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "numpy" else find_spec(name, *rest)
+    )
+    found = capabilities(capsys)
+    assert found["machine"] is False
+    assert found["owner"] is True
+    assert found["guest_modes"] == []
+    assert found["profiles"] == {}
+    assert found["firmware_commands"] == []
+
+
+@pytest.mark.parametrize("words", [["demo"], ["setup", "--state", "machine"]], ids=["demo", "setup"])
+@pytest.mark.parametrize("lacking", ["numpy", "rich", "fcntl", "resource"])
+def test_the_machines_commands_say_what_they_lack(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    lacking: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, lacking, None)  # as if it were not installed
+    assert main([*words, "--json"]) == 2
+    (reason,) = json.loads(capsys.readouterr().out)["reasons"]
+    assert f"the machine needs {lacking}: " in reason
+    assert ("cbit[machine]" in reason) is (lacking in {"numpy", "rich"})
+    assert ("a Unix system" in reason) is (lacking in {"fcntl", "resource"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_person_reads_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["capabilities"]) == 0
+    out = capsys.readouterr().out
+    assert "naples, rome, milan, genoa" in out
+    assert len(out.splitlines()) == len(capabilities(capsys))

@@ -1,0 +1,149 @@
+"""``cbit setup``: a machine whose certificates the owner's command accepts if told to trust their root."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbit.cli import main
+from cbit.machine.board import Machine, Options
+from cbit.machine.state_folder import StateFolder
+from cbit.secure_processor import nv_store
+from cbit.spec.address import MIB
+from cbit.testing.worlds import a_host
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, dict[str, Any]]:
+    code = main([*map(str, words), "--json"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    found: dict[str, Any] = json.loads(out)
+    assert found["ok"] is (code == 0)
+    return code, found
+
+
+@pytest.fixture
+def made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["setup", "--state", str(tmp_path / "machine"), "--profile", "naples", "--json"]) == 0
+    capsys.readouterr()
+    return tmp_path / "machine"
+
+
+def test_the_certificates_verify_for_whoever_trusts_the_root(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certs = made / "certs"
+    code, found = run(capsys, "owner", "verify", certs, "--trust", certs / "ark.cert")
+    assert code == 0
+    assert "SIMULATED" in json.dumps(found["result"])
+    code, found = run(capsys, "owner", "verify", certs)
+    assert code == 1
+    assert "not one of AMD's pinned roots" in found["reasons"][0]
+
+
+def test_a_certificate_with_one_bit_changed_does_not(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cert = made / "certs" / "pek.cert"
+    content = bytearray(cert.read_bytes())
+    content[0x20] ^= 1
+    cert.write_bytes(content)
+    code, _ = run(capsys, "owner", "verify", made / "certs", "--trust", made / "certs" / "ark.cert")
+    assert code == 1
+
+
+@pytest.mark.parametrize("profile", ["naples", "rome", "milan", "genoa"])
+def test_the_answer_describes_the_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    from cbit.machine.manufacture import make_root
+
+    monkeypatch.setattr("cbit.machine.manufacture.make_root", lambda bits: make_root(2048))
+    code, found = run(capsys, "setup", "--state", tmp_path / "m", "--profile", profile)
+    result = found["result"]
+    assert code == 0
+    assert ["state", "profile", "api", "build", "chip_id", "root_pin", "root", "certs"] == list(result)
+    assert (result["profile"], result["root"]) == (profile, "SIMULATED")
+    assert len(result["chip_id"]) == 128
+    assert [f"{name}.cert" for name in ("ark", "ask", "ask_ark", "cek", "oca", "pdh", "pek")] == result[
+        "certs"
+    ]
+    with StateFolder(tmp_path / "m") as state:
+        host = a_host(_on(state))
+        assert host.chip_id().hex() == result["chip_id"]
+        exported = host.export_chain()
+        assert exported[:0x824] == state.read(
+            "certs/pdh.cert"
+        )  # the platform's identity is the published one
+
+
+def _on(state: StateFolder) -> Machine:
+    machine = Machine(state, Options(memory_size=MIB))
+    machine.power_on()
+    return machine
+
+
+def test_a_person_is_told_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["setup", "--state", str(tmp_path / "m"), "--profile", "naples"]) == 0
+    out, err = capsys.readouterr()
+    assert f"cbit owner verify {tmp_path / 'm'}/certs --trust {tmp_path / 'm'}/certs/ark.cert" in out
+    assert "SIMULATED (not AMD's)" in out
+    assert "making a 2048-bit root" in err
+
+
+def test_secrets_are_their_owners_alone_and_not_in_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = run(capsys, "setup", "--state", tmp_path / "m", "--profile", "naples")
+    printed = json.dumps(found)
+    for file in (tmp_path / "m").rglob("*"):
+        if file.is_file():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            assert (b"PRIVATE KEY" in file.read_bytes()) is (file.suffix == ".pem")
+    fuses = (tmp_path / "m/chip/fuses.bin").read_bytes()
+    assert not any(fuses[at : at + 16].hex() in printed for at in (0x10, 0x20, 0x30, 0x40))
+
+
+def test_a_folder_in_use_by_something_else_is_refused(
+    tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in made.rglob("*") if file.is_file()}
+    code, found = run(capsys, "setup", "--state", made, "--profile", "naples")
+    assert code == 2
+    assert "is not empty" in found["reasons"][0]
+    assert before == {file: file.read_bytes() for file in made.rglob("*") if file.is_file()}
+    (tmp_path / "file").write_bytes(b"")
+    code, found = run(capsys, "setup", "--state", tmp_path / "file" / "m", "--profile", "naples")
+    assert code == 2
+    assert "Not a directory" in found["reasons"][0]
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(nv_store, "replace_file", full)  # the first start cannot save the platform's identity
+        code, found = run(capsys, "setup", "--state", tmp_path / "m", "--profile", "naples")
+    assert code == 2
+    assert "INIT: HWERROR_PLATFORM" in found["reasons"][0]
+    assert "No space left on device" in found["reasons"][0]
+    assert list((tmp_path / "m").iterdir()) == []
+    code, _ = run(capsys, "setup", "--state", tmp_path / "m", "--profile", "naples")
+    assert code == 0
+
+
+def test_senseless_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = run(capsys, "setup", "--state", tmp_path / "m", "--profile", "zen9")
+    assert code == 2
+    assert "no profile 'zen9'" in found["reasons"][0]
+    assert not (tmp_path / "m").exists()
+    code, found = run(capsys, "setup")
+    assert code == 2
+    assert "--state" in found["reasons"][0]
