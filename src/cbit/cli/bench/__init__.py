@@ -34,8 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Run the groups and collect their figures."""
+    from cbit.cli.capabilities import require_machine
     from cbit.cli.progress import progress
 
+    require_machine()
     groups = _groups()
     if unknown := [name for name in args.names if name not in groups]:
         raise ValueError(f"no such figure: {', '.join(unknown)}; there are {', '.join(groups)}")
