@@ -1,4 +1,4 @@
-"""The mailbox client, as a host's driver is one: command buffer into memory, address into the registers, ring, read.
+"""The mailbox client, as a host's driver is one: buffer into memory, address into the registers, ring, read.
 
 Paper: sev-api.md §2.
 """
@@ -49,7 +49,11 @@ class Ccp:
         return after
 
     def attempt(self, command: int, buffer: AnyWire) -> tuple[int, str, AnyWire]:
-        """Run a command and return (status, reason, buffer afterwards) whatever the status: for length queries."""
+        """Run a command and return (status, reason, buffer afterwards), whatever the status says.
+
+        Raises:
+            MailboxTimeout: the secure processor does not run.
+        """
         memory = self._machine.memory
         memory.write(self._page, bytes(buffer), UNENCRYPTED)
         status, why = self._ring(command)

@@ -2,9 +2,9 @@
 
 Per ASID and core complex (CCX) one state:
 
-    DIRTY --(WBINVD on all its cores, then DF_FLUSH)--> CLEAN --ACTIVATE--> ALLOCATED --LAUNCH_FINISH--> IN_USE
-      ^                                                   ^------DEACTIVATE-----'                          |
-      '------------------------------------------DEACTIVATE------------------------------------------------'
+    DIRTY --(WBINVD on all cores, then DF_FLUSH)--> CLEAN --ACTIVATE--> ALLOCATED --LAUNCH_FINISH--> IN_USE
+      ^                                               ^------DEACTIVATE-----'                          |
+      '----------------------------------------DEACTIVATE----------------------------------------------'
 
 A dirty line left in a cache would be written back with the *next* owner's key: hence the order.
 
@@ -80,7 +80,9 @@ class AsidTable:
                 if states[ccx] is AsidState.DIRTY:
                     states[ccx] = AsidState.CLEAN
         if missing:
-            raise Refused(Status.WBINVD_REQUIRED, f"core complex {', '.join(map(str, missing))} did not execute WBINVD")
+            raise Refused(
+                Status.WBINVD_REQUIRED, f"core complex {', '.join(map(str, missing))} did not execute WBINVD"
+            )
 
     def check_range(self, asid: int) -> None:
         """Raise INVALID_ASID for 0 and for what the hardware does not have."""
@@ -95,14 +97,19 @@ class AsidTable:
     def check_clean(self, asid: int) -> None:
         """Raise DFFLUSH_REQUIRED if a complex may still hold lines of the previous owner."""
         if AsidState.DIRTY in self._state[asid]:
-            raise Refused(Status.DFFLUSH_REQUIRED, f"ASID {asid} is dirty: WBINVD on all cores, then DF_FLUSH")
+            raise Refused(
+                Status.DFFLUSH_REQUIRED, f"ASID {asid} is dirty: WBINVD on all cores, then DF_FLUSH"
+            )
 
     def check_kind(self, asid: int, *, es: bool) -> None:
         """Raise INVALID_ASID if the number lies in the other kind's range (narrower than the APM's rule)."""
         if es and asid >= self.min_sev_asid:
             raise Refused(Status.INVALID_ASID, f"ASID {asid}: an ES guest needs 1..{self.min_sev_asid - 1}")
         if not es and asid < self.min_sev_asid:
-            raise Refused(Status.INVALID_ASID, f"ASID {asid}: a guest without ES needs {self.min_sev_asid}..{self.max_asid}")
+            raise Refused(
+                Status.INVALID_ASID,
+                f"ASID {asid}: a guest without ES needs {self.min_sev_asid}..{self.max_asid}",
+            )
 
     def bind(self, asid: int, *, running: bool) -> None:
         """ACTIVATE: clean becomes allocated, or in-use for a guest that already runs."""
@@ -113,7 +120,7 @@ class AsidTable:
         self._state[asid] = [AsidState.IN_USE if s is AsidState.ALLOCATED else s for s in self._state[asid]]
 
     def unbind(self, asid: int) -> None:
-        """DEACTIVATE: allocated becomes clean; in-use becomes dirty, and those complexes must WBINVD again."""
+        """DEACTIVATE: allocated becomes clean; in-use becomes dirty, and its complexes must WBINVD again."""
         for ccx, state in enumerate(self._state[asid]):
             if state is AsidState.ALLOCATED:
                 self._state[asid][ccx] = AsidState.CLEAN

@@ -1,7 +1,7 @@
 """Power-on: ROM → the processor's own firmware → the x86 boot image → the cores are released.
 
-The processor's own instruction set is not modelled: its firmware is the command table of this room, cut down to what
-the verified image lists.  What is real is the check that stands before it.
+The processor's own instruction set is not modelled: its firmware is the command table of this room, cut down
+to what the verified image lists.  What is real is the check that stands before it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cbit.trace import Trace
 
 
 class MachineOff(CbitError):
-    """The boot chain refused an image: the cores are not released.  The message names the image and the reason."""
+    """The boot chain refused an image: the cores are not released.  The message names image and reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,12 @@ def boot(*, fuses: Fuses, firmware: bytes, x86_image: bytes, trace: Trace) -> Bo
         bios = BiosSettings.parse(settings)
     except WireError as error:
         raise MachineOff(f"the x86 boot image: {error}") from None
-    trace.emit("secure_processor.boot", "cores released", api=f"{header.api_major}.{header.api_minor}", build=header.build)
+    trace.emit(
+        "secure_processor.boot",
+        "cores released",
+        api=f"{header.api_major}.{header.api_minor}",
+        build=header.build,
+    )
     return Booted(
         ApiVersion(header.api_major, header.api_minor), header.build, header.svn, commands_in(body), bios
     )

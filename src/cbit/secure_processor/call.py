@@ -19,10 +19,13 @@ class Call(Generic[Given]):
     """The firmware, the host's buffer (read once), and the table's word on guest states.
 
     Attributes:
+        raw: the buffer as it was read; the reserved bytes are only here.
+        given: the buffer, parsed.
         subject: the guest whose state the table advances when the command succeeds.
     """
 
     firmware: Firmware
+    raw: bytes
     given: Given
     guest_states: frozenset[GuestState] | None
     subject: Guest | None = None

@@ -68,6 +68,7 @@ _LUPDATE: Final = frozenset({_G.LUPDATE})
 _LSECRET: Final = frozenset({_G.LSECRET})
 
 # fmt: off
+# ruff: noqa: E501 (the table is read across)
 COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
     # command                         layout                     buffer         platform  guest in    then        handler
     Command.INIT:               Row(buffers.Init,             _B.IN,          _UNINIT,  None,       None,       platform.init),
@@ -125,7 +126,7 @@ def _carry_out(firmware: Firmware, command: int, address: int) -> None:
         wanted = ", ".join(state.name for state in sorted(row.platform))
         raise Refused(Status.INVALID_PLATFORM_STATE, f"the platform is {firmware.state.name}, needs {wanted}")
     given = None if row.layout is None else row.layout.parse(raw, canonical=False)
-    call = Call(firmware, given, row.guest)
+    call = Call(firmware, raw, given, row.guest)
     try:
         answer = row.handler(call)
     except Refused as refusal:

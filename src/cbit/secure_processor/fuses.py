@@ -19,6 +19,8 @@ from cbit.spec.errors import CbitError
 from cbit.spec.wire import Wire, at
 
 MAGIC: Final = b"CBITFUSE"
+#: Order of the base point of GET_ID's curve (SEC 2, secp256k1).
+SECP256K1_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 class FuseError(CbitError):
@@ -63,13 +65,15 @@ class Fuses:
         """Read a fuse bank.
 
         Raises:
-            FuseError: wrong length, magic or checksum.
+            FuseError: wrong length, magic or checksum, or a chip secret outside its range.
         """
         if len(data) != _FuseBank.SIZE:
             raise FuseError(f"fuse bank: {len(data)} bytes, must be {_FuseBank.SIZE}")
         if data[:8] != MAGIC or hashlib.sha256(data[:0xE0]).digest() != data[0xE0:]:
             raise FuseError("fuse bank: damaged (magic or checksum does not match)")
         bank = _FuseBank.parse(data, canonical=False)
+        if not 0 < int.from_bytes(bank.cuk, "big") < SECP256K1_ORDER:
+            raise FuseError("fuse bank: the chip's secret is no scalar of GET_ID's curve")
         return cls(bank.vendor_key_hash, bank.rollback_floor, Key(bank.cuk), Key(bank.nv_key))
 
     def __bytes__(self) -> bytes:

@@ -55,8 +55,12 @@ class Identity:
     def self_owned(cls, issuer: Issuer) -> Self:
         """Make a new OCA, a PEK signed by OCA then CEK, and a PDH: first INIT, and PEK_GEN."""
         oca_key, pek_key = ec.random_key(issuer.entropy), ec.random_key(issuer.entropy)
-        oca_cert = sev_cert.sign(issuer.certificate(Usage.OCA, oca_key), slot=1, signer=oca_key, usage=Usage.OCA)
-        pek_cert = sev_cert.sign(issuer.certificate(Usage.PEK, pek_key), slot=1, signer=oca_key, usage=Usage.OCA)
+        oca_cert = sev_cert.sign(
+            issuer.certificate(Usage.OCA, oca_key), slot=1, signer=oca_key, usage=Usage.OCA
+        )
+        pek_cert = sev_cert.sign(
+            issuer.certificate(Usage.PEK, pek_key), slot=1, signer=oca_key, usage=Usage.OCA
+        )
         pek_cert = issuer.sign_by_cek(pek_cert, slot=2)
         pdh_cert, pdh_key = _new_pdh(issuer, pek_key)
         return cls(oca_cert, oca_key, pek_cert, pek_key, pdh_cert, pdh_key)

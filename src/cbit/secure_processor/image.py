@@ -2,8 +2,8 @@
 
     header (0x100) ‖ body ‖ public key (0x404) ‖ ECDSA P-384 signature over header ‖ body (0x200)
 
-MODEL CHOICE: the container is cbit's.  Version and security patch level stand where a SEV firmware image has them
-(sev-api.md §5, DOWNLOAD_FIRMWARE); the rest of AMD's format is not in the dossier.
+MODEL CHOICE: the container is cbit's.  Version and security patch level stand where a SEV firmware image has
+them (sev-api.md §5, DOWNLOAD_FIRMWARE); the rest of AMD's format is not in the dossier.
 """
 
 from __future__ import annotations
@@ -69,10 +69,17 @@ def sign_image(header: ImageHeader, body: bytes, signer: ec.PrivateKey) -> bytes
     return signed + bytes(ec.encode_public(signer.public_key())) + bytes(signature)
 
 
-def sev_firmware(signer: ec.PrivateKey, *, api: ApiVersion, build: int, svn: int, commands: list[Command]) -> bytes:
+def sev_firmware(
+    signer: ec.PrivateKey, *, api: ApiVersion, build: int, svn: int, commands: list[Command]
+) -> bytes:
     """Make a SEV firmware image; its body lists the commands it implements."""
     header = ImageHeader(
-        kind=ImageKind.SEV_FIRMWARE, body_size=0, svn=svn, build=build, api_minor=api.minor, api_major=api.major
+        kind=ImageKind.SEV_FIRMWARE,
+        body_size=0,
+        svn=svn,
+        build=build,
+        api_minor=api.minor,
+        api_major=api.major,
     )
     return sign_image(header, b"".join(int(c).to_bytes(2, "little") for c in commands), signer)
 
@@ -92,18 +99,21 @@ def check_image(image: bytes, *, kind: ImageKind, fuses: Fuses) -> tuple[ImageHe
     """Verify an image as the boot ROM does, and return its header and body.
 
     Raises:
-        ImageRefused: truncated, another key than the fused one, altered, of another kind, or older than the floor.
+        ImageRefused: truncated, signed by another key than the fused one, altered, of another kind, or older
+            than the floor.
     """
     header = _header(image)
     signed_end = ImageHeader.SIZE + header.body_size
     key_end = signed_end + EcPublicKey.SIZE
     if len(image) != key_end + EcdsaSignature.SIZE:
-        raise ImageRefused(f"{len(image)} bytes, the header announces {key_end + EcdsaSignature.SIZE}: truncated or padded")
+        raise ImageRefused(
+            f"{len(image)} bytes, the header announces {key_end + EcdsaSignature.SIZE}: truncated or padded"
+        )
     raw_key = image[signed_end:key_end]
     # The key before its signature: a stranger's perfectly valid signature is worth nothing.
     if (found := hashlib.sha384(raw_key).digest()) != fuses.vendor_key_hash:
         raise ImageRefused(
-            f"signed by key {found.hex()[:16]}…, the fuses accept {fuses.vendor_key_hash.hex()[:16]}…: not the vendor's"
+            f"signed by key {found.hex()[:16]}…, not by the vendor's, {fuses.vendor_key_hash.hex()[:16]}…"
         )
     try:
         key = ec.decode_public(EcPublicKey.parse(raw_key))
@@ -113,7 +123,9 @@ def check_image(image: bytes, *, kind: ImageKind, fuses: Fuses) -> tuple[ImageHe
     if header.kind != kind:
         raise ImageRefused(f"the image is a {header.kind.name}, wanted {kind.name}")
     if header.svn < fuses.rollback_floor:
-        raise ImageRefused(f"security version {header.svn} is older than the fused floor {fuses.rollback_floor}")
+        raise ImageRefused(
+            f"security version {header.svn} is older than the fused floor {fuses.rollback_floor}"
+        )
     return header, image[ImageHeader.SIZE : signed_end]
 
 

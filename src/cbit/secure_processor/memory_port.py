@@ -42,11 +42,15 @@ class AddressRules:
         start, c = strip_c_bit(address, self.c_bit)
         end = start + max(length, 1)
         if end > self.dram_size:
-            raise Refused(Status.INVALID_ADDRESS, f"{what} {start:#x}..{end - 1:#x} leaves DRAM ({self.dram_size:#x} bytes)")
+            raise Refused(
+                Status.INVALID_ADDRESS,
+                f"{what} {start:#x}..{end - 1:#x} leaves DRAM ({self.dram_size:#x} bytes)",
+            )
         for low, high in (ASEG, *self.forbidden):
             if start < high and end > low:
                 raise Refused(
-                    Status.INVALID_ADDRESS, f"{what} {start:#x}..{end - 1:#x} overlaps protected {low:#x}..{high - 1:#x}"
+                    Status.INVALID_ADDRESS,
+                    f"{what} {start:#x}..{end - 1:#x} overlaps protected {low:#x}..{high - 1:#x}",
                 )
         return Spa(start), c
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -78,7 +79,7 @@ class NvStore:
             return None
         if len(blob) != SIZE:
             raise NvCorrupt(f"NV store: {len(blob)} bytes, must be {SIZE}: torn")
-        ciphertext, mac, iv = blob[:-_MAC - _IV], blob[-_MAC - _IV : -_IV], blob[-_IV:]
+        ciphertext, mac, iv = blob[: -_MAC - _IV], blob[-_MAC - _IV : -_IV], blob[-_IV:]
         if not hmac.compare_digest(mac, self._mac(ciphertext, iv)):
             raise NvCorrupt("NV store: the MAC does not match: altered, or sealed by another chip")
         try:
@@ -95,10 +96,12 @@ class NvStore:
         Raises:
             NvUnusable: the file cannot be written; the old state is still there.
         """
-        iv = self._entropy.draw(_IV)
-        while iv[:4] == EMPTY:  # an all-ones start of the IV marks the legacy form
+        while True:
             iv = self._entropy.draw(_IV)
-        ciphertext = aes_ctr(self._encryption, iv, bytes(state))
+            ciphertext = aes_ctr(self._encryption, iv, bytes(state))
+            # All ones at the start of the IV marks the legacy form, at the start of the file an empty store.
+            if EMPTY not in (iv[:4], ciphertext[:4]):
+                break
         self._replace(ciphertext + self._mac(ciphertext, iv) + iv)
 
     def erase(self) -> None:
@@ -120,7 +123,11 @@ class NvStore:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file at once, for its owner's eyes only: write beside it, sync, rename, sync the folder."""
+    """Replace a file at once, for its owner's eyes only: write beside it, sync, rename, sync the folder.
+
+    Raises:
+        OSError: the file is as it was.
+    """
     beside = path.with_name(path.name + ".new")
     try:
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -131,8 +138,11 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # The new content is in force now, so nothing from here on is a failure: a file system that cannot sync a
+    # folder only leaves open from when on the rename survives a power cut.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

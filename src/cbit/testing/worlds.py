@@ -1,9 +1,10 @@
-"""Whole machines in one call: a manufactured chip, a machine that is on, a host whose platform is initialised.
+"""Whole machines in one call: a manufactured chip, a machine that is on, a host with an initialised platform.
 
     state = a_state(tmp_path / "machine", root=a_root("milan"))
     host = a_host(a_machine(state))
 
-Everything takes a seed: the same seed gives the same machine, except for the RSA root, which OpenSSL's generator makes.
+Everything takes a seed: the same seed gives the same machine, except for the RSA root, which comes from
+OpenSSL's own generator.
 """
 
 from __future__ import annotations

@@ -36,7 +36,11 @@ def activate(call: Call[buffers.Activate]) -> None:
     asids.bind(asid, running=guest.state in (GuestState.RUNNING, GuestState.SUPDATE))
     guest.asid = asid
     firmware.trace.emit(
-        "secure_processor", "key installed", handle=guest.handle, asid=asid, fingerprint=guest.vek.fingerprint()
+        "secure_processor",
+        "key installed",
+        handle=guest.handle,
+        asid=asid,
+        fingerprint=guest.vek.fingerprint(),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cbit.crypto import ec, packet, sev_cert, session
+from cbit.crypto import ec, packet, session, sev_cert
 from cbit.crypto.key import Key
 from cbit.crypto.measurement import measurement
 from cbit.secure_processor.call import Call
@@ -26,7 +26,7 @@ from cbit.spec.status import Status
 
 UPDATE_CHUNK: Final = 20 * KIB  #: addresses are checked per chunk, so earlier chunks are already done
 SECRET_MAX: Final = 16 * KIB  #: portable limit; Genoa's scratch would take 0x5000
-#: The published firmware checks version and reserved bits only with a session, the paper always: sev-crypto.md §7.4.
+#: The published firmware checks version and reserved bits only with a session, the paper always: §7.4.
 CHECK_POLICY_WITHOUT_SESSION: Final = True
 
 
@@ -41,9 +41,7 @@ def launch_start(call: Call[buffers.LaunchStart]) -> buffers.LaunchStart:
     if given.dh_cert_paddr or CHECK_POLICY_WITHOUT_SESSION:
         _check_policy(firmware, given.policy)
     # 3. a shared key, or a new one
-    vek = Key(firmware.entropy.draw(firmware.limits.memory_key_bytes))
-    if given.handle:
-        vek = _shared_key(firmware, given)
+    vek = _shared_key(firmware, given) if given.handle else _new_key(firmware)
     # 4. a context
     handle = firmware.free_handle()
     if given.policy & Policy.ES and not firmware.platform.es:
@@ -55,14 +53,22 @@ def launch_start(call: Call[buffers.LaunchStart]) -> buffers.LaunchStart:
 
 def _open_session(firmware: Firmware, given: buffers.LaunchStart) -> session.TransportKeys:
     if given.session_len != Session.SIZE:
-        raise Refused(Status.INVALID_LENGTH, f"session of {given.session_len:#x} bytes, must be {Session.SIZE:#x}")
-    blob = Session.parse(firmware.memory.read_host(given.session_paddr, Session.SIZE, "session"), canonical=False)
+        raise Refused(
+            Status.INVALID_LENGTH, f"session of {given.session_len:#x} bytes, must be {Session.SIZE:#x}"
+        )
+    blob = Session.parse(
+        firmware.memory.read_host(given.session_paddr, Session.SIZE, "session"), canonical=False
+    )
     if given.dh_cert_len != CERT_SIZE:
-        raise Refused(Status.INVALID_LENGTH, f"DH certificate of {given.dh_cert_len:#x} bytes, must be {CERT_SIZE:#x}")
+        raise Refused(
+            Status.INVALID_LENGTH, f"DH certificate of {given.dh_cert_len:#x} bytes, must be {CERT_SIZE:#x}"
+        )
     raw = firmware.memory.read_host(given.dh_cert_paddr, CERT_SIZE, "DH certificate")
     peer = SevCert.parse(raw, canonical=False)
     try:
-        sev_cert.check_sanity(peer, usage=Usage.PDH, algo=Algo.ECDH_SHA256)  # no signature: sev-crypto.md §2.5
+        sev_cert.check_sanity(
+            peer, usage=Usage.PDH, algo=Algo.ECDH_SHA256
+        )  # no signature: sev-crypto.md §2.5
         z = ec.shared_secret(firmware.platform.identity.pdh_key, sev_cert.public_key(peer))
         return session.unwrap(blob, z=z, policy=given.policy)
     except InvalidCertificate as error:
@@ -73,16 +79,25 @@ def _open_session(firmware: Firmware, given: buffers.LaunchStart) -> session.Tra
 
 def _check_policy(firmware: Firmware, policy: int) -> None:
     if (wanted := required_api(policy)) > firmware.api:
-        raise Refused(Status.POLICY_FAILURE, f"the policy wants API {wanted} or later, this firmware is {firmware.api}")
+        raise Refused(
+            Status.POLICY_FAILURE, f"the policy wants API {wanted} or later, this firmware is {firmware.api}"
+        )
     if policy & RESERVED_BITS:
-        raise Refused(Status.POLICY_FAILURE, f"policy {policy:#x} sets reserved bits {policy & RESERVED_BITS:#x}")
+        raise Refused(
+            Status.POLICY_FAILURE, f"policy {policy:#x} sets reserved bits {policy & RESERVED_BITS:#x}"
+        )
+
+
+def _new_key(firmware: Firmware) -> Key:
+    return Key(firmware.entropy.draw(firmware.limits.memory_key_bytes))
 
 
 def _shared_key(firmware: Firmware, given: buffers.LaunchStart) -> Key:
     other = firmware.guest(given.handle)
     if other.policy != given.policy:
         raise Refused(
-            Status.POLICY_FAILURE, f"policy {given.policy:#x} differs from guest {other.handle}'s {other.policy:#x}"
+            Status.POLICY_FAILURE,
+            f"policy {given.policy:#x} differs from guest {other.handle}'s {other.policy:#x}",
         )
     if other.has(Policy.NOKS):
         raise Refused(Status.POLICY_FAILURE, f"guest {other.handle}'s policy forbids key sharing (NOKS)")
@@ -124,7 +139,8 @@ def launch_measure(call: Call[buffers.LaunchMeasure]) -> buffers.LaunchMeasure:
             f"MEASURE_LEN {given.measure_len:#x}, needs {MeasureBlob.SIZE:#x}",
             corrected=given.replace(measure_len=MeasureBlob.SIZE),
         )
-    assert guest.digest is not None and guest.transport is not None
+    assert guest.digest is not None
+    assert guest.transport is not None
     launch_digest, mnonce = guest.digest.digest(), firmware.entropy.draw(16)
     measure = measurement(
         guest.transport.tik,
@@ -157,7 +173,12 @@ def launch_secret(call: Call[buffers.LaunchSecret]) -> None:
     header = PacketHeader.parse(raw, canonical=False)
     try:
         plaintext = packet.open_packet(
-            guest.transport, header, data, context=CONTEXT_SECRET, guest_len=given.guest_len, measure=guest.measure
+            guest.transport,
+            header,
+            data,
+            context=CONTEXT_SECRET,
+            guest_len=given.guest_len,
+            measure=guest.measure,
         )
     except BadMeasurement as error:
         raise Refused(Status.BAD_MEASUREMENT, str(error)) from None
@@ -171,10 +192,14 @@ def _check_secret_lengths(given: buffers.LaunchSecret) -> None:
         raise Refused(Status.INVALID_LENGTH, f"HDR_LEN {given.hdr_len:#x}, must be {PacketHeader.SIZE:#x}")
     if given.guest_len == 0 or given.guest_len % BLOCK or given.guest_len > SECRET_MAX:
         raise Refused(
-            Status.INVALID_LENGTH, f"GUEST_LEN {given.guest_len:#x}: 0, not a multiple of {BLOCK}, or over {SECRET_MAX:#x}"
+            Status.INVALID_LENGTH,
+            f"GUEST_LEN {given.guest_len:#x}: 0, not a multiple of {BLOCK}, or over {SECRET_MAX:#x}",
         )
     if given.guest_len != given.trans_len:
-        raise Refused(Status.INVALID_LENGTH, f"GUEST_LEN {given.guest_len:#x} differs from TRANS_LEN {given.trans_len:#x}")
+        raise Refused(
+            Status.INVALID_LENGTH,
+            f"GUEST_LEN {given.guest_len:#x} differs from TRANS_LEN {given.trans_len:#x}",
+        )
 
 
 def launch_finish(call: Call[buffers.GuestHandle]) -> None:

@@ -37,7 +37,9 @@ def pek_csr(call: Call[buffers.PekCsr]) -> buffers.PekCsr:
     given = call.given
     if given.length < CERT_SIZE:
         raise Refused(
-            Status.INVALID_LENGTH, f"length {given.length:#x}, needs {CERT_SIZE:#x}", corrected=given.replace(length=CERT_SIZE)
+            Status.INVALID_LENGTH,
+            f"length {given.length:#x}, needs {CERT_SIZE:#x}",
+            corrected=given.replace(length=CERT_SIZE),
         )
     csr = sev_cert.without_signatures(call.firmware.platform.identity.pek_cert)
     call.firmware.memory.write_host(given.paddr, bytes(csr), "PEK_CSR buffer")
@@ -50,18 +52,19 @@ def pek_cert_import(call: Call[buffers.PekCertImport]) -> None:
     platform = firmware.platform
     # 1. only a machine that owns itself
     if platform.identity.externally_owned:
-        raise Refused(Status.ALREADY_OWNED, "the platform is externally owned: PEK_GEN or PLATFORM_RESET first")
+        raise Refused(
+            Status.ALREADY_OWNED, "the platform is externally owned: PEK_GEN or PLATFORM_RESET first"
+        )
     # 2. lengths
     if given.pek_len != CERT_SIZE or given.oca_len != CERT_SIZE:
         raise Refused(
-            Status.INVALID_LENGTH, f"PEK {given.pek_len:#x} and OCA {given.oca_len:#x} bytes, both must be {CERT_SIZE:#x}"
+            Status.INVALID_LENGTH,
+            f"PEK {given.pek_len:#x} and OCA {given.oca_len:#x} bytes, both must be {CERT_SIZE:#x}",
         )
     pek = _read_cert(firmware, given.pek_paddr, "PEK certificate")
     oca = _read_cert(firmware, given.oca_paddr, "OCA certificate")
-    # 3. OCA signs itself, and the PEK
+    # 3. OCA signs itself (which only an OCA may), and the PEK
     _check("OCA", oca, oca)
-    if oca.pubkey_usage != Usage.OCA:
-        raise Refused(Status.INVALID_CERTIFICATE, f"OCA: usage {oca.pubkey_usage:#x} is not OCA")
     _check("PEK", pek, oca)
     # 4. it must be *this* platform's PEK
     if pek.body != platform.identity.pek_cert.body:
@@ -95,7 +98,7 @@ def pdh_cert_export(call: Call[buffers.PdhCertExport]) -> buffers.PdhCertExport:
     if given.pdh_len < CERT_SIZE or given.certs_len < CHAIN_SIZE:
         raise Refused(
             Status.INVALID_LENGTH,
-            f"PDH {given.pdh_len:#x} and chain {given.certs_len:#x} bytes, need {CERT_SIZE:#x} and {CHAIN_SIZE:#x}",
+            f"PDH {given.pdh_len:#x}, chain {given.certs_len:#x}: needs {CERT_SIZE:#x} and {CHAIN_SIZE:#x}",
             corrected=lengths,
         )
     platform = firmware.platform

@@ -19,6 +19,7 @@ from cbit.spec.states import PlatformState
 from cbit.spec.status import Status
 
 ES: Final = 1 << 0  # INIT.FLAGS, PLATFORM_STATUS.CONFIG
+RESERVED: Final = slice(0x04, 0x08)  # INIT: must be 0
 EXTERNALLY_OWNED: Final = 1 << 0  # PLATFORM_STATUS.OWNER
 TMR_SIZE: Final = MIB
 ID_SIZE: Final = 64  # bytes per socket; one socket here
@@ -29,10 +30,15 @@ def init(call: Call[buffers.Init]) -> None:
     firmware, given = call.firmware, call.given
     # 1. the hardware must be able to encrypt
     if not firmware.limits.memory_encryption:
-        raise Refused(Status.HWERROR_PLATFORM, "memory encryption is off (SYSCFG bit 23): see the x86 boot image")
+        raise Refused(
+            Status.HWERROR_PLATFORM, "memory encryption is off (SYSCFG bit 23): see the x86 boot image"
+        )
     # 2. flags; the reserved word too
-    if given.flags & ~ES:
-        raise Refused(Status.INVALID_CONFIG, f"FLAGS {given.flags:#x}: only bit 0 (ES) is defined")
+    if given.flags & ~ES or any(call.raw[RESERVED]):
+        reserved = call.raw[RESERVED].hex()
+        raise Refused(
+            Status.INVALID_CONFIG, f"FLAGS {given.flags:#x}, reserved {reserved}: only bit 0 (ES) is defined"
+        )
     # 3. identity from the NV store, completed and saved
     issuer = firmware.issuer()
     identity = _identity(firmware)
@@ -90,7 +96,10 @@ def platform_status(call: Call[buffers.PlatformStatus]) -> buffers.PlatformStatu
     """PLATFORM_STATUS: always succeeds; owner, ES and guest count read 0 before INIT."""
     firmware = call.firmware
     status = buffers.PlatformStatus(
-        api_major=firmware.api.major, api_minor=firmware.api.minor, build=firmware.build, state=int(firmware.state)
+        api_major=firmware.api.major,
+        api_minor=firmware.api.minor,
+        build=firmware.build,
+        state=int(firmware.state),
     )
     if firmware.state is PlatformState.UNINIT:
         return status
@@ -112,7 +121,9 @@ def get_id(call: Call[buffers.GetId]) -> buffers.GetId:
     given = call.given
     if given.length < ID_SIZE:
         raise Refused(
-            Status.INVALID_LENGTH, f"length {given.length}, needs {ID_SIZE}", corrected=given.replace(length=ID_SIZE)
+            Status.INVALID_LENGTH,
+            f"length {given.length}, needs {ID_SIZE}",
+            corrected=given.replace(length=ID_SIZE),
         )
     call.firmware.memory.write_host(given.paddr, call.firmware.fuses.chip_id(), "GET_ID buffer")
     return given.replace(length=ID_SIZE)
