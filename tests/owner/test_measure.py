@@ -15,36 +15,76 @@ from hypothesis import strategies as st
 from cbit.crypto.key import Key
 from cbit.crypto.session import TransportKeys
 from cbit.owner.errors import Unmeasurable, Untrusted
-from cbit.owner.measure import Expectation, Kernel, Mode, expect, launch_digest
+from cbit.owner.measure import Expectation, Image, Kernel, Launch, Mode, expect, launch_digest
+from cbit.owner.measure.snp import Chain
 from cbit.owner.receipt import CheckedReceipt, SessionRecord
 from cbit.owner.session import Measuring
 from cbit.owner.validate.launch import Minimum, validate_launch
+from cbit.owner.vmsa import Hypervisor, Vcpus
 from cbit.spec.errors import BadMeasurement, NotModelled, WireError
 from cbit.spec.firmware_table import HASH_TABLE, Area, build
 from cbit.spec.policy import ApiVersion
 from cbit.spec.receipt import LaunchReceipt
 from cbit.spec.session import MeasureBlob
+from cbit.spec.vmsa import SevFeatures
 from owner.worlds import CASE, VECTORS, a_launch, emulated, flipped, keys_of, vector
 
 DIGESTS = VECTORS / "launch-digest"
 MEASURES = VECTORS / "launch-measurement"
+MILAN = Vcpus(signature=0x00A00F11)
 
 
 def vectors(name: str) -> list[dict[str, Any]]:
     return [v for v in json.loads((VECTORS / name).read_text()) if v.get("mode", "sev") == "sev"]
 
 
-@pytest.mark.parametrize("v", vectors("launch-digest/digests.json"), ids=lambda v: str(v["firmware"]))
-def test_digests_of_firmware_and_kernel_hashes(v: dict[str, Any]) -> None:
+def of_vector(v: dict[str, Any], **vcpus: Any) -> Launch:
     kernel = Kernel(kernel=b"", initrd=b"", cmdline=v["cmdline"] or "") if v["kernel_hashes"] else None
-    firmware = (DIGESTS / v["firmware"]).read_bytes()
-    assert v["digest"] == expect(Mode.SEV, firmware, kernel=kernel).digest.hex()
+    return Launch(
+        mode=Mode(v["mode"]),
+        image=Image((DIGESTS / v["firmware"]).read_bytes()),
+        kernel=kernel,
+        vcpus=Vcpus(count=v["vcpus"], signature=int(v["cpuid_fn1_eax"], 0), **vcpus)
+        if "vcpus" in v
+        else None,
+    )
 
 
-def test_the_digest_that_must_be_refused() -> None:
+PUBLISHED = [v for v in json.loads((DIGESTS / "digests.json").read_text()) if v["mode"] in set(Mode)]
+
+
+@pytest.mark.parametrize("v", PUBLISHED, ids=lambda v: f"{v['mode']}-{v['firmware']}")
+def test_digests_of_firmware_kernel_hashes_and_vcpus(v: dict[str, Any]) -> None:
+    assert v["digest"] == of_vector(v).digest().hex()
+    assert v["digest"] == of_vector(v).expectation().digest.hex()
+
+
+@pytest.mark.parametrize("v", [v for v in PUBLISHED if "vcpus" in v], ids=lambda v: f"{v['mode']}")
+def test_published_digests_cover_every_vcpu(v: dict[str, Any]) -> None:
+    launch = of_vector(v)
+    assert launch.vcpus is not None
+    for vcpus in (
+        replace(launch.vcpus, count=2),
+        replace(launch.vcpus, signature=0x00A00F11),
+        replace(launch.vcpus, features=SevFeatures(0x20 | (launch.mode is Mode.SNP))),
+        replace(launch.vcpus, hypervisor=Hypervisor.EC2),
+    ):
+        assert v["digest"] != replace(launch, vcpus=vcpus).digest().hex()
+
+
+def test_the_chain_after_the_flash_pages_is_the_published_one() -> None:
+    (v,) = (v for v in json.loads((DIGESTS / "digests.json").read_text()) if v["mode"] == "snp-flash-only")
+    image = Image((DIGESTS / v["firmware"]).read_bytes())
+    chain = Chain()
+    chain.add_data(image.base, image.data)
+    assert v["digest"] == chain.digest.hex()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_digest_that_must_be_refused(mode: Mode) -> None:
     (v,) = (v for v in json.loads((DIGESTS / "digests.json").read_text()) if v.get("must_refuse"))
     with pytest.raises(Unmeasurable, match="announces no area for kernel hashes"):
-        expect(Mode.SEV, (DIGESTS / v["firmware"]).read_bytes(), kernel=Kernel(kernel=b""))
+        expect(mode, (DIGESTS / v["firmware"]).read_bytes(), kernel=Kernel(kernel=b""), vcpus=MILAN)
 
 
 def an_image(hash_area: bytes | None = None, size: int = 4096) -> bytes:
@@ -74,12 +114,6 @@ def test_a_malformed_firmware_table_is_refused() -> None:
     image[-50:-48] = (0xFFFF).to_bytes(2, "little")
     with pytest.raises(WireError, match="firmware table"):
         expect(Mode.SEV, bytes(image))
-
-
-@pytest.mark.parametrize("mode", [Mode.SEV_ES, Mode.SNP])
-def test_other_modes_are_not_guessed(mode: Mode) -> None:
-    with pytest.raises(NotModelled, match="part 4"):
-        expect(mode, an_image())
 
 
 def test_every_input_is_told_with_its_place() -> None:

@@ -1,14 +1,26 @@
 """Offsets, sizes and directions, typed from the dossier's tables and not from the code.
 
-origin = sev-api.md §5–§7, sev-crypto.md §2, §2.3, §2.4, §3, §7.1, §9, §10.  A line is: offset and size in
-hex, name, direction ("in" is left out).
+origin = sev-api.md §5–§7, launch-inputs.md §3, §6–§8, memory-encryption.md §10.2, sev-crypto.md §2, §2.3,
+§2.4, §3, §7.1, §9, §10, §12.  A line is: offset and size in hex, name, direction ("in" is left out).
 """
 
 from __future__ import annotations
 
 import pytest
 
-from cbit.spec import amd_certificate, buffers, certificate, session
+from cbit.spec import (
+    amd_certificate,
+    attestation_report,
+    buffers,
+    certificate,
+    id_block,
+    kernel_hash_table,
+    session,
+    sev_metadata,
+    snp_launch,
+    snp_report,
+    vmsa,
+)
 from cbit.spec.certificate import BODY_SIZE, CERT_SIZE, CHAIN_SIZE
 from cbit.spec.wire import Wire
 from spec.wires import WIRES
@@ -203,6 +215,252 @@ PAPER: dict[type[Wire], tuple[int, str]] = {
         00 4  flags
         04 10 iv
         14 20 mac
+        """,
+    ),
+    # sev-crypto.md §12
+    attestation_report.AttestationReport: (
+        0xD0,
+        """
+        00 10 mnonce
+        10 20 launch_digest
+        30 4  policy
+        34 4  sig_usage
+        38 4  sig_algo
+        40 48 r
+        88 48 s
+        """,
+    ),
+    # launch-inputs.md §8, §9
+    snp_report.SnpReport: (
+        0x4A0,
+        """
+        000 4   version
+        004 4   guest_svn
+        008 8   policy
+        010 10  family_id
+        020 10  image_id
+        030 4   vmpl
+        034 4   signature_algo
+        038 8   current_tcb
+        040 8   platform_info
+        048 4   key_info
+        050 40  report_data
+        090 30  measurement
+        0C0 20  host_data
+        0E0 30  id_key_digest
+        110 30  author_key_digest
+        140 20  report_id
+        160 20  report_id_ma
+        180 8   reported_tcb
+        188 1   cpuid_family
+        189 1   cpuid_model
+        18A 1   cpuid_stepping
+        1A0 40  chip_id
+        1E0 8   committed_tcb
+        1E8 1   current_build
+        1E9 1   current_minor
+        1EA 1   current_major
+        1EC 1   committed_build
+        1ED 1   committed_minor
+        1EE 1   committed_major
+        1F0 8   launch_tcb
+        1F8 8   launch_mit_vector
+        200 8   current_mit_vector
+        2A0 48  r
+        2E8 48  s
+        """,
+    ),
+    snp_report.CertTableEntry: (
+        0x18,
+        """
+        00 10 guid
+        10 4  offset
+        14 4  length
+        """,
+    ),
+    # launch-inputs.md §3
+    kernel_hash_table.KernelHashTable: (
+        0xB0,
+        """
+        00 10 guid
+        10 2  length
+        12 10 cmdline_guid
+        22 2  cmdline_length
+        24 20 cmdline_hash
+        44 10 initrd_guid
+        54 2  initrd_length
+        56 20 initrd_hash
+        76 10 kernel_guid
+        86 2  kernel_length
+        88 20 kernel_hash
+        """,
+    ),
+    # launch-inputs.md §6
+    vmsa.Segment: (
+        0x10,
+        """
+        0 2 selector
+        2 2 attributes
+        4 4 limit
+        8 8 base
+        """,
+    ),
+    # launch-inputs.md §6.1, memory-encryption.md §10.2
+    vmsa.Vmsa: (
+        0x1000,
+        """
+        000 10 es
+        010 10 cs
+        020 10 ss
+        030 10 ds
+        040 10 fs
+        050 10 gs
+        060 10 gdtr
+        070 10 ldtr
+        080 10 idtr
+        090 10 tr
+        0CA 1  vmpl
+        0CB 1  cpl
+        0D0 8  efer
+        140 8  xss
+        148 8  cr4
+        150 8  cr3
+        158 8  cr0
+        160 8  dr7
+        168 8  dr6
+        170 8  rflags
+        178 8  rip
+        180 8  dr0
+        188 8  dr1
+        190 8  dr2
+        198 8  dr3
+        1A0 8  dr0_mask
+        1A8 8  dr1_mask
+        1B0 8  dr2_mask
+        1B8 8  dr3_mask
+        1D8 8  rsp
+        1E0 8  s_cet
+        1E8 8  ssp
+        1F0 8  isst_addr
+        1F8 8  rax
+        200 8  star
+        208 8  lstar
+        210 8  cstar
+        218 8  sfmask
+        220 8  kernel_gs_base
+        228 8  sysenter_cs
+        230 8  sysenter_esp
+        238 8  sysenter_eip
+        240 8  cr2
+        268 8  g_pat
+        270 8  dbgctl
+        278 8  br_from
+        280 8  br_to
+        288 8  last_excp_from
+        290 8  last_excp_to
+        2E8 4  pkru
+        2EC 4  tsc_aux
+        2F0 8  tsc_scale
+        2F8 8  tsc_offset
+        300 8  reg_prot_nonce
+        308 8  rcx
+        310 8  rdx
+        318 8  rbx
+        320 8  secure_avic_control
+        328 8  rbp
+        330 8  rsi
+        338 8  rdi
+        340 8  r8
+        348 8  r9
+        350 8  r10
+        358 8  r11
+        360 8  r12
+        368 8  r13
+        370 8  r14
+        378 8  r15
+        380 8  firmware_zero
+        388 8  firmware_checksum_paddr
+        390 8  exit_info_1
+        398 8  exit_info_2
+        3A0 8  exit_int_info
+        3A8 8  next_rip
+        3B0 8  sev_features
+        3B8 8  vintr_ctrl
+        3C0 8  exit_code
+        3C8 8  virtual_tom
+        3D0 8  tlb_id
+        3D8 8  pcpu_id
+        3E0 8  event_inj
+        3E8 8  xcr0
+        400 8  x87_dp
+        408 4  mxcsr
+        40C 2  x87_ftw
+        40E 2  x87_fsw
+        410 2  x87_fcw
+        412 2  x87_fop
+        414 2  x87_ds
+        416 2  x87_cs
+        418 8  x87_rip
+        420 50 x87_registers
+        470 100 xmm
+        570 100 ymm_high
+        670 990 unused
+        """,
+    ),
+    # launch-inputs.md §7.1
+    snp_launch.PageInfo: (
+        0x70,
+        """
+        00 30 digest_cur
+        30 30 contents
+        60 2  length
+        62 1  page_type
+        63 1  imi_page
+        65 1  vmpl1_permissions
+        66 1  vmpl2_permissions
+        67 1  vmpl3_permissions
+        68 8  gpa
+        """,
+    ),
+    # launch-inputs.md §7.3
+    sev_metadata.MetadataHeader: (
+        0x10,
+        """
+        0 4 magic
+        4 4 length
+        8 4 version
+        C 4 count
+        """,
+    ),
+    sev_metadata.MetadataSection: (
+        0xC,
+        """
+        0 4 base
+        4 4 size
+        8 4 kind
+        """,
+    ),
+    # launch-inputs.md §7.5
+    id_block.IdBlock: (
+        0x60,
+        """
+        00 30 launch_digest
+        30 10 family_id
+        40 10 image_id
+        50 4  version
+        54 4  guest_svn
+        58 8  policy
+        """,
+    ),
+    id_block.IdAuth: (
+        0x1000,
+        """
+        000 4   id_key_algo
+        004 4   author_key_algo
+        040 200 id_block_sig
+        240 404 id_key
+        680 200 id_key_sig
+        880 404 author_key
         """,
     ),
 }

@@ -31,7 +31,7 @@ COMMANDS: Final = (
     ("exec", "cbit.cli.exec", "run an unmodified program that finds /dev/sev"),
     ("kds", "cbit.cli.kds", "a local key-distribution service"),
     ("migrate", "cbit.cli.migrate", "move a guest to another machine"),
-    ("owner", "cbit.cli.owner", "the guest owner: verify, session, measure, secret"),
+    ("owner", "cbit.cli.owner", "the guest owner: verify, session, measure, secret, report, validate"),
     ("attack", "cbit.cli.attack", "the lab: published attacks and what stops them"),
     ("bench", "cbit.cli.bench", "figures against their limit, side by side"),
     ("capabilities", "cbit.cli.capabilities", "what this build and this computer can do"),

@@ -133,10 +133,22 @@ def test_measure_refuses_and_writes_no_receipt(
 @pytest.mark.parametrize(
     "case",
     [
-        (("--mode", "sev-es"), "--mode sev-es is not modelled yet (part 4)"),
-        (("--mode", "snp"), "--mode snp is not modelled yet (part 4)"),
-        (("--explain",), "--explain is not modelled yet (part 4)"),
-        (("--vcpus", "2"), "--vcpus is not modelled yet (part 4)"),
+        (("--mode", "sev-es"), "--vcpu-type is wanted"),
+        (("--mode", "snp"), "--vcpu-type is wanted"),
+        (("--mode", "snp", "--vcpu-type", "EPYC"), "no SEV metadata section"),
+        (("--mode", "sev-es", "--vcpu-type", "EPYC"), "no SEV-ES reset vector"),
+        (("--mode", "sev-es", "--vcpu-type", "EPYC", "--vcpus", "0"), "at least one"),
+        (("--vcpu-type", "host"), "is no CPU type"),
+        (("--guest-features", "x"), "neither a number nor one of DEBUG_SWAP"),
+        (("--mode", "snp", "--hypervisor", "gce", "--tk", "x"), "an SNP launch has no transport keys"),
+        (("--mode", "snp", "--hypervisor", "gce", "--receipt", "x"), "an SNP guest gives a report"),
+        (("--expect", "00"), "a digest has 32 bytes (SEV, SEV-ES) or 48 (SNP)"),
+        (("--expect", "00" * 48), "a digest of SNP (--mode snp), or a measurement with its nonce"),
+        (("--mode", "snp", "--hypervisor", "gce", "--explain", "--expect", "00" * 32), "--mode sev-es"),
+        (("--explain", "--toml", "x"), "writes no file"),
+        (("--explain", "--expect", "00" * 32, "--time-limit", "0"), "more than none"),
+        (("--explain", "--expect", "00" * 32, "--also", "no-such-file"), "no-such-file"),
+        (("--tk", "x", "--expect", "00" * 32), "one of them"),
         (("--receipt", "x"), "--receipt needs the session's keys: --tk"),
         (("--initrd", "x"), "belong to a --kernel"),
         (("--tk", "README.md"), "transport keys have 32 bytes"),
@@ -175,4 +187,16 @@ def test_measure_does_not_measure_an_es_guest_as_a_plain_one(
 ) -> None:
     (launch / "session.json").unlink()
     code, found = cli(*measure(launch, firmware, reported), "--policy", "ES")
-    assert (2, True) == (code, "demands SEV-ES" in found["reasons"][0])
+    assert (2, True) == (
+        code,
+        "demands SEV-ES, and hosts launch as it says: --mode sev-es" in found["reasons"][0],
+    )
+
+
+def test_measure_does_not_measure_a_plain_guest_as_an_es_one(
+    cli: Cli, launch: Path, firmware: Path, reported: Path
+) -> None:
+    words = [*measure(launch, firmware, reported), "--vcpu-type", "EPYC"]
+    words[words.index("sev")] = "sev-es"
+    code, found = cli(*words)
+    assert (2, True) == (code, "does not demand SEV-ES" in found["reasons"][0])

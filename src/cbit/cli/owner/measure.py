@@ -4,41 +4,45 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
+from cbit.cli.owner import measure_output
 from cbit.cli.owner.arguments import SIMULATED, api_version, byte, measure_blob, policy, transport_keys
+from cbit.cli.owner.measure_explain import add_explain, check_size, explain_launch
+from cbit.cli.owner.measure_inputs import add_image, add_vcpus, launch_of
 from cbit.cli.parser import Parser
 from cbit.crypto.session import TransportKeys
 from cbit.owner import files
-from cbit.owner.measure import Expectation, Kernel, Mode, expect
+from cbit.owner.explain import Measurement
+from cbit.owner.measure import Launch, Mode
 from cbit.owner.receipt import CheckedReceipt, SessionRecord
 from cbit.owner.session import Measuring
 from cbit.owner.validate.launch import OLDEST_API, Minimum
 from cbit.owner.verify.files import read_limited
-from cbit.spec.errors import NotModelled
 from cbit.spec.policy import ApiVersion, GuestPolicy, Policy
 from cbit.spec.receipt import LaunchReceipt
 from cbit.spec.session import MeasureBlob
 
-HELP: Final = "compute what a launch must measure, and check a measurement"
+HELP: Final = "compute what a launch must measure, check a measurement, explain a bad one"
 DESCRIPTION: Final = (
     "Compute the launch digest from your own copies of the files.  With the transport keys and what\n"
-    "the platform reports, check the measurement and write the receipt that `cbit owner secret` asks for."
+    "the platform reports, check the measurement and write the receipt that `cbit owner secret` asks for.\n"
+    "With --explain, search for the reason why a value does not match."
 )
 EXAMPLE: Final = (
     "examples:\n"
     "  cbit owner measure --mode sev --firmware OVMF.fd\n"
+    "  cbit owner measure --mode snp --firmware OVMF.fd --vcpus 4 --vcpu-type EPYC-Milan --toml want.toml\n"
     "  cbit owner measure --mode sev --firmware OVMF.fd --tk launch/tmp_tk.bin \\\n"
     "      --launch-receipt launch.json --min-api 1.51 --min-build 3 --receipt checked.json\n"
     "  cbit owner measure --mode sev --firmware OVMF.fd --tk launch/tmp_tk.bin --measurement B64 \\\n"
-    "      --api-major 0 --api-minor 24 --build-id 15 --policy NODBG --receipt checked.json"
+    "      --api-major 0 --api-minor 24 --build-id 15 --policy NODBG --receipt checked.json\n"
+    "  cbit owner measure --mode snp --firmware OVMF.fd --vcpus 4 --vcpu-type EPYC-Milan \\\n"
+    "      --explain --expect 80479ca8…"
 )
-
-_LARGEST: Final = 1 << 32  # bytes of a kernel or initrd
-_LARGEST_FIRMWARE: Final = 1 << 28
 
 
 def configure(parser: Parser) -> None:
@@ -46,15 +50,8 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--mode", type=Mode, choices=list(Mode), required=True, help="how the guest is protected"
     )
-    image = parser.add_argument_group("the image, from your own copies")
-    image.add_argument(
-        "--firmware", type=Path, required=True, metavar="F", help="the firmware image, pflash unit 0"
-    )
-    image.add_argument(
-        "--kernel", type=Path, metavar="K", help="a kernel that is loaded directly, with kernel hashes"
-    )
-    image.add_argument("--initrd", type=Path, metavar="I", help="its initrd")
-    image.add_argument("--append", metavar="S", help="its command line, exactly")
+    add_image(parser)
+    add_vcpus(parser)
     report = parser.add_argument_group("what the platform reports")
     report.add_argument("--launch-receipt", type=Path, metavar="FILE", help="all of it in one file")
     report.add_argument("--measurement", type=measure_blob, metavar="B64", help="base64 of measure and nonce")
@@ -73,29 +70,74 @@ def configure(parser: Parser) -> None:
     )
     owner.add_argument("--min-build", type=byte, metavar="N", help="oldest build, at that API version")
     owner.add_argument("--receipt", type=Path, metavar="OUT", help="write the checked receipt here")
-    later = parser.add_argument_group("not modelled yet")
-    for name in ("--vcpus", "--vcpu-type", "--vmsa", "--expect"):
-        later.add_argument(name, metavar="…", help="part 4")
-    later.add_argument("--explain", action="store_true", help="part 4")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", choices=("hex", "base64"), help="print the digest alone, written so (for scripts)"
+    )
+    output.add_argument(
+        "--toml", type=Path, metavar="FILE", help="write it as a wish that `cbit owner validate` takes"
+    )
+    add_explain(parser)
 
 
 def run(args: Namespace) -> Outcome:
-    """Compute the digest; check the measurement if one is given."""
-    expectation = _expectation(args)
-    if args.tk is None:
-        asked = [
-            name for name in ("measurement", "launch_receipt", "receipt") if getattr(args, name) is not None
-        ]
-        if asked:
-            raise ValueError(f"--{asked[0].replace('_', '-')} needs the session's keys: --tk")
-        digest = _expected(expectation)
-        return Outcome(ok=True, result=digest, lines=lambda: _digest_lines(digest))
+    """Compute the digest; check the measurement if one is given; explain it if asked to."""
+    launch = launch_of(args)
+    _refuse_odd_words(args)
+    if args.explain:
+        return explain_launch(args, launch, _reported(args))
+    if args.tk is not None:
+        return _check(args, launch)
+    expectation = launch.expectation()
+    result = measure_output.as_json(launch, expectation.digest)
+    if args.expect is not None:
+        check_size(launch, args.expect)
+        if args.expect != expectation.digest:
+            reason = "the launch digest is not the expected one; --explain searches for the reason"
+            return Outcome(ok=False, result=result, reasons=(reason,))
+    if args.toml is not None:
+        measure_output.write_wishes(args.toml, result)
+    return Outcome(ok=True, result=result, lines=lambda: _lines(args, result))
+
+
+def _refuse_odd_words(args: Namespace) -> None:
+    words = ("measurement", "launch_receipt", "receipt")
+    asked = [f"--{name.replace('_', '-')}" for name in words if getattr(args, name) is not None]
+    if asked and args.mode is Mode.SNP:
+        raise ValueError(
+            f"{asked[0]} belongs to SEV and SEV-ES; an SNP guest gives a report: give its measurement as "
+            "--expect, or the report to `cbit owner report`"
+        )
+    if asked and args.tk is None:
+        raise ValueError(f"{asked[0]} needs the session's keys: --tk")
+    if args.tk is not None and args.mode is Mode.SNP:
+        raise ValueError("--tk belongs to SEV and SEV-ES: an SNP launch has no transport keys")
+    if args.tk is not None and args.expect is not None:
+        raise ValueError("--expect is a digest, --tk checks a measurement: one of them")
+    if args.explain and (args.receipt is not None or args.toml is not None):
+        raise ValueError("--explain writes no file: --receipt and --toml belong to a launch that is good")
+
+
+def _lines(args: Namespace, result: dict[str, Any]) -> Iterator[str]:
+    if args.output is not None:
+        yield result["digest" if args.output == "hex" else "digest_base64"]
+        return
+    yield from measure_output.lines(result)
+    if args.expect is not None:
+        yield "verdict: this is the expected digest"
+    if args.toml is not None:
+        yield f"wrote {args.toml}"
+
+
+def _check(args: Namespace, launch: Launch) -> Outcome:
     report, keys = _report(args), transport_keys(args.tk)
     measuring = _measuring(args, keys)
-    if measuring.policy & Policy.ES:
-        raise NotModelled(
-            "the policy demands SEV-ES, whose measurement covers the vCPUs: not modelled yet (part 4)"
+    if (wanted := _mode_of(measuring.policy)) is not args.mode:
+        word = "demands" if wanted is Mode.SEV_ES else "does not demand"
+        raise ValueError(
+            f"policy {measuring.policy:#x} {word} SEV-ES, and hosts launch as it says: --mode {wanted}"
         )
+    expectation = launch.expectation()
     trusted = measuring.check(
         report.blob,
         expectation,
@@ -106,12 +148,32 @@ def run(args: Namespace) -> Outcome:
     )
     if trusted.receipt is None:
         raise AssertionError("check() keeps the evidence")
+    result = measure_output.as_json(launch, expectation.digest) | _checked(trusted.receipt)
+    if args.toml is not None:
+        measure_output.write_wishes(args.toml, result)
     if args.receipt is not None:
         files.write_public(args.receipt, trusted.receipt.to_json(keys.tik).encode())
-    result = (
-        _expected(expectation) | _checked(trusted.receipt) | {"receipt": args.receipt and str(args.receipt)}
+    result |= {"receipt": args.receipt and str(args.receipt)}
+    return Outcome(ok=True, result=result, lines=lambda: _checked_lines(args, result))
+
+
+def _mode_of(policy: int) -> Mode:
+    return Mode.SEV_ES if policy & Policy.ES else Mode.SEV
+
+
+def _reported(args: Namespace) -> Measurement | None:
+    """Read what is to be explained, if it is a measurement."""
+    if args.tk is None:
+        return None
+    report, keys = _report(args), transport_keys(args.tk)
+    return Measurement(
+        keys=keys,
+        blob=report.blob,
+        api=report.api,
+        build=report.build,
+        policy=_measuring(args, keys).policy,
+        reported_policy=report.policy,
     )
-    return Outcome(ok=True, result=result, lines=lambda: _checked_lines(result))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,42 +210,6 @@ def _measuring(args: Namespace, keys: TransportKeys) -> Measuring:
     return Measuring(keys, policy=word, record=record)
 
 
-def _expectation(args: Namespace) -> Expectation:
-    later = [name for name in ("vcpus", "vcpu_type", "vmsa", "expect") if getattr(args, name) is not None]
-    if args.mode is not Mode.SEV:
-        raise NotModelled(f"--mode {args.mode} is not modelled yet (part 4)")
-    if later or args.explain:
-        raise NotModelled(f"--{(*later, 'explain')[0].replace('_', '-')} is not modelled yet (part 4)")
-    kernel = None
-    if args.kernel is not None:
-        kernel = Kernel(
-            kernel=read_limited(args.kernel, limit=_LARGEST),
-            initrd=read_limited(args.initrd, limit=_LARGEST) if args.initrd else b"",
-            cmdline=args.append or "",
-            kernel_name=args.kernel.name,
-            initrd_name=args.initrd.name if args.initrd else "",
-        )
-    elif args.initrd is not None or args.append is not None:
-        raise ValueError("--initrd and --append belong to a --kernel")
-    return expect(
-        args.mode,
-        read_limited(args.firmware, limit=_LARGEST_FIRMWARE),
-        name=args.firmware.name,
-        kernel=kernel,
-    )
-
-
-def _expected(expectation: Expectation) -> dict[str, Any]:
-    area = expectation.secret_area
-    return {
-        "mode": expectation.mode.value,
-        "digest": expectation.digest.hex(),
-        "inputs": [asdict(item) for item in expectation.inputs],
-        "kernel_hashes": len(expectation.inputs) > 1,
-        "secret_area": asdict(area) if area else None,
-    }
-
-
 def _checked(receipt: CheckedReceipt) -> dict[str, Any]:
     return {
         "verdict": "trusted",
@@ -199,14 +225,11 @@ def _checked(receipt: CheckedReceipt) -> dict[str, Any]:
     }
 
 
-def _digest_lines(result: dict[str, Any]) -> Iterator[str]:
-    for item in result["inputs"]:
-        yield f"{item['what']:<18} {item['size']:>10} bytes  {item['sha256']}  {item['name']}"
-    yield f"launch digest {result['digest']}"
-
-
-def _checked_lines(result: dict[str, Any]) -> Iterator[str]:
-    yield from _digest_lines(result)
+def _checked_lines(args: Namespace, result: dict[str, Any]) -> Iterator[str]:
+    if args.output is not None:
+        yield from _lines(args, result)
+        return
+    yield from measure_output.lines(result)
     yield f"measurement   {result['measure']}"
     api = result["api"]
     yield f"firmware      API {api['major']}.{api['minor']} build {result['build']}"
@@ -218,5 +241,6 @@ def _checked_lines(result: dict[str, Any]) -> Iterator[str]:
     else:
         yield f"platform      not recorded: there is no {files.SESSION_RECORD} beside the keys"
     yield f"verdict: {f'{SIMULATED}: ' if result['simulated'] else ''}the guest was launched from these files"
-    if result["receipt"]:
-        yield f"wrote {result['receipt']}"
+    for path in (args.receipt, args.toml):
+        if path is not None:
+            yield f"wrote {path}"

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from argparse import Namespace
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner.arguments import add_trust, chain_and_roots
 from cbit.cli.parser import Parser
-from cbit.owner.verify.verdict import ROLLBACK_CAVEAT, Inspection, Signature, describe_root, inspect
+from cbit.owner.verify.files import read_limited
+from cbit.owner.verify.snp_chain import SnpInspection, assemble_snp, crls_of, inspect_snp, trusted_root
+from cbit.owner.verify.snp_files import holds_snp, read_certificates
+from cbit.owner.verify.verdict import (
+    ROLLBACK_CAVEAT,
+    Inspection,
+    RootReport,
+    Signature,
+    describe_root,
+    inspect,
+)
 from cbit.spec.certificate import CERT_SIZE, Usage
 
 HELP: Final = "verify a platform's certificate chain"
 DESCRIPTION: Final = (
-    "Verify PDH, PEK, OCA, CEK, ASK and ARK: every signature and every byte of the format.\n"
+    "Verify PDH, PEK, OCA, CEK, ASK and ARK (SEV), or VCEK or VLEK, ASK or ASVK, and ARK (SNP, as X.509):\n"
+    "every signature and every byte of the format.\n"
     "AMD's roots are pinned; any other root must be named with --trust."
 )
 EXAMPLE: Final = (
     "examples:\n"
     "  cbit owner verify ./certs --ca ask_ark.cert\n"
     "  cbit owner verify pdh.cert cert_chain.cert cek.cert ask_ark.cert\n"
+    "  cbit owner verify vcek.der --ca cert_chain.pem --at 2026-01-31\n"
     "  cbit owner verify ./emulated --trust ./emulated/ark.cert"
 )
+_LARGEST_CRL: Final = 1 << 22  # bytes
 
 
 def configure(parser: Parser) -> None:
@@ -37,10 +52,45 @@ def configure(parser: Parser) -> None:
         help="folder with the usual names, certificates, or blobs",
     )
     add_trust(parser)
+    add_snp(parser)
+
+
+def add_snp(parser: Parser) -> None:
+    """Declare what X.509 chains can be judged by besides their signatures: --crl and --at."""
+    parser.add_argument(
+        "--crl",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a revocation list (SNP); checked, and its revoked certificates are refused",
+    )
+    parser.add_argument(
+        "--at",
+        type=_moment,
+        metavar="TIME",
+        help="judge the dates of certificates (SNP) at this moment, such as 2026-01-31 or 2026-01-31T12:00Z; "
+        "without it they are not judged",
+    )
+
+
+def _moment(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date or time such as 2026-01-31T12:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def run(args: Namespace) -> Outcome:
     """Inspect the chain and judge it."""
+    if holds_snp(args.paths):
+        snp = inspect_snp_files(args.paths, args)
+        return Outcome(
+            ok=not snp.problems, result=snp_as_json(snp), reasons=snp.problems, lines=lambda: snp_as_tree(snp)
+        )
+    if args.crl or args.at is not None:
+        raise ValueError("--crl and --at are for SNP: SEV certificates have neither dates nor lists")
     chain, roots = chain_and_roots(args.paths, args)
     found = inspect(chain, trust=roots)
     return Outcome(
@@ -53,16 +103,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
     root = found.root
     return {
         "verdict": verdict(found),
-        "root": root
-        and {
-            "product": root.product,
-            "pinned": root.product is not None,
-            "trusted": root.trusted,
-            "simulated": root.simulated,
-            "key_id": root.key_id,
-            "pin": root.pin,
-            "key_bits": root.key_bits,
-        },
+        "root": _root_as_json(root),
         "signatures": [
             {
                 "certificate": signature.certificate.name,
@@ -87,7 +128,21 @@ def as_json(found: Inspection) -> dict[str, Any]:
     }
 
 
-def verdict(found: Inspection) -> str:
+def _root_as_json(root: RootReport | None) -> dict[str, Any] | None:
+    if root is None:
+        return None
+    return {
+        "product": root.product,
+        "pinned": root.product is not None,
+        "trusted": root.trusted,
+        "simulated": root.simulated,
+        "key_id": root.key_id or None,
+        "pin": root.pin,
+        "key_bits": root.key_bits,
+    }
+
+
+def verdict(found: Inspection | SnpInspection) -> str:
     """Give the verdict in one line."""
     if found.problems:
         return "NOT TRUSTWORTHY"
@@ -131,3 +186,80 @@ def _result(signature: Signature) -> str:
     return (
         f"signed by {signature.signer.name}{slot}: {'good' if signature.good else f'BAD: {signature.reason}'}"
     )
+
+
+def inspect_snp_files(paths: list[Path], args: Namespace) -> SnpInspection:
+    """Read the SNP chain that the arguments name, and judge it."""
+    roots = [trusted_root(read_limited(path), source=path.name) for path in args.trust]
+    crls = [
+        crl for path in args.crl for crl in crls_of(read_limited(path, limit=_LARGEST_CRL), source=path.name)
+    ]
+    certificates = read_certificates([*paths, *args.ca])
+    return inspect_snp(assemble_snp(certificates, roots=roots), trust=roots, crls=crls, at=args.at)
+
+
+def snp_as_json(found: SnpInspection) -> dict[str, Any]:
+    """Give the inspection of an SNP chain as data, with the same names as for SEV."""
+    endorsement = found.endorsement
+    return {
+        "verdict": verdict(found),
+        "root": _root_as_json(found.root),
+        "signatures": [
+            {
+                "certificate": link.certificate,
+                "signer": link.signer,
+                "slot": None,
+                "good": link.good,
+                "reason": link.reason,
+            }
+            for link in found.links
+        ],
+        "certificates": [
+            {
+                "role": role,
+                "source": cert.source,
+                "common_name": cert.common_name,
+                "serial": cert.serial,
+                "not_before": cert.not_before.isoformat(),
+                "not_after": cert.not_after.isoformat(),
+                "sha256": cert.fingerprint,
+            }
+            for role, cert in found.chain.roles()
+        ],
+        "endorsement": endorsement
+        and {
+            "signing_key": endorsement.signing_key.name,
+            "product": endorsement.product_name,
+            "tcb": endorsement.tcb.components(),
+            "hardware_id": endorsement.hardware_id.hex() or None,
+            "provider_id": endorsement.provider_id or None,
+        },
+        "dates_judged_at": found.at and found.at.isoformat(),
+        "revocation_lists": found.crls,
+        "caveats": list(found.caveats),
+    }
+
+
+def snp_as_tree(found: SnpInspection) -> Iterator[str]:
+    """Draw the SNP chain from the root down, with every signature beside its certificate."""
+    yield from snp_branches(found)
+    yield ""
+    yield from (f"note: {caveat}" for caveat in found.caveats)
+    yield f"verdict: {verdict(found)}"
+
+
+def snp_branches(found: SnpInspection) -> Iterator[str]:
+    """Draw the certificates and signatures alone."""
+    about = {"ARK": describe_root(found.root) + (f", RSA-{found.root.key_bits}" if found.root else "")}
+    if found.endorsement is not None:
+        owner = (
+            "the chip" if found.endorsement.hardware_id else f"the provider {found.endorsement.provider_id}"
+        )
+        about[found.endorsement.signing_key.name] = (
+            f"{owner}, {found.endorsement.product_name}, firmware: {found.endorsement.tcb}"
+        )
+    for depth, (link, (role, cert)) in enumerate(zip(found.links, found.chain.roles(), strict=True)):
+        indent = "   " * (depth - 1) + "└─ " if depth else ""
+        yield f"{indent}{role}  " + ", ".join(part for part in (about.get(role, ""), cert.source) if part)
+        result = "good" if link.good else f"BAD: {link.reason}"
+        yield f"{'   ' * depth}     signed by {link.signer}: {result}"

@@ -18,7 +18,7 @@ from typing import Final
 from cbit.owner.errors import Missing, Untrusted
 from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.certificate import CERT_SIZE, SevCert, Usage
-from cbit.spec.errors import NotModelled, WireError
+from cbit.spec.errors import WireError
 
 LARGEST: Final = 0x10000  #: no file of certificates is larger
 
@@ -89,8 +89,9 @@ def pieces_of(data: bytes, *, source: str) -> list[Piece]:
         WireError: no certificate and no usual blob has this length.
     """
     if b"-----BEGIN" in data[:64]:
-        raise NotModelled(
-            f"{source}: a PEM file; chains of X.509 certificates (SEV-SNP) are not modelled yet (part 4)"
+        raise WireError(
+            f"{source}: an X.509 certificate (PEM) is of a SEV-SNP chain; a SEV session wants the platform's "
+            "SEV certificates (pdh.cert, pek.cert, oca.cert, cek.cert, ask_ark.cert)"
         )
     if len(data) in (CERT_SIZE, *_SIGNED, *_UNSIGNED):
         return [Piece(ROLES.get(Path(source).name) or _usage_of(data, source), data, source)]

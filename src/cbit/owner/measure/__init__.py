@@ -1,0 +1,31 @@
+"""What a launch must measure, from the owner's own copies of the files.
+
+    Image, Kernel, Vcpus -> Launch -> Expectation: the digest, and what went into it
+
+    SEV     SHA-256( image ‖ [kernel-hash table] )
+    SEV-ES  SHA-256( image ‖ [kernel-hash table] ‖ VMSA of each vCPU )
+    SNP     SHA-384 over a chain of pages: image, metadata sections, VMSA of each vCPU
+
+A launch that no host can make is refused instead of measured: its number would match nothing, for ever.
+
+Paper: launch-inputs.md §1–§3, §5–§7.
+"""
+
+from cbit.owner.measure.image import Image
+from cbit.owner.measure.inputs import Expectation, Input, Kernel, Mode
+from cbit.owner.measure.launch import SECTION, Launch, Step, expect, expect_sev
+from cbit.owner.measure.sev import launch_digest
+
+__all__ = (
+    "SECTION",
+    "Expectation",
+    "Image",
+    "Input",
+    "Kernel",
+    "Launch",
+    "Mode",
+    "Step",
+    "expect",
+    "expect_sev",
+    "launch_digest",
+)

@@ -1,0 +1,90 @@
+"""What goes into a launch digest, and what comes out.
+
+Paper: launch-inputs.md §1 (what is measured), §3 (kernel hashes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from cbit.spec.firmware_table import Area
+from cbit.spec.kernel_hash_table import KernelHashTable
+
+
+class Mode(StrEnum):
+    """How the guest is protected; each mode measures other things."""
+
+    SEV = "sev"
+    SEV_ES = "sev-es"
+    SNP = "snp"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One thing that went into a digest: what it is, its name, size in bytes and SHA-256."""
+
+    what: str
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, what: str, name: str, data: bytes) -> Input:
+        """Describe some bytes."""
+        return cls(what, name, len(data), hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a launch must measure.
+
+    Attributes:
+        mode: how the guest is protected.
+        digest: the launch digest: 32 bytes for SEV and SEV-ES, 48 for SNP.
+        inputs: what went into it, in order.
+        secret_area: where the image wants its secrets; size 0 if it announces no place.
+    """
+
+    mode: Mode
+    digest: bytes
+    inputs: tuple[Input, ...]
+    secret_area: Area
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: the hashes are computed once and kept
+class Kernel:
+    """A kernel that the hypervisor loads directly, bound to the launch by its hashes."""
+
+    kernel: bytes
+    initrd: bytes = b""
+    cmdline: str = ""
+    kernel_name: str = "kernel"
+    initrd_name: str = ""
+
+    @cached_property
+    def hashes(self) -> KernelHashTable:
+        """The table that stands for it.
+
+        The command line is hashed *with* its trailing NUL and without trimming (§3).
+        """
+        return KernelHashTable(
+            cmdline_hash=hashlib.sha256(self.cmdline.encode() + b"\x00").digest(),
+            initrd_hash=hashlib.sha256(self.initrd).digest(),
+            kernel_hash=hashlib.sha256(self.kernel).digest(),
+        )
+
+    def table(self) -> bytes:
+        """The 176 bytes that stand for it in the digest."""
+        return bytes(self.hashes)
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Its parts, in the order of the table; the command line with the NUL that is hashed too."""
+        hashes = self.hashes
+        return (
+            Input("command line", "", len(self.cmdline.encode()) + 1, hashes.cmdline_hash.hex()),
+            Input("initrd", self.initrd_name, len(self.initrd), hashes.initrd_hash.hex()),
+            Input("kernel", self.kernel_name, len(self.kernel), hashes.kernel_hash.hex()),
+        )

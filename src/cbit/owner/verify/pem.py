@@ -1,0 +1,101 @@
+r"""Take a file of X.509 certificates or revocation lists apart: PEM, DER, several of them, a host's table.
+
+Text around PEM blocks and the form of line ends do not matter; inside a block every character does.
+A file that ends inside a block, or in which begin and end lines do not pair up, is refused whole.
+
+Paper: launch-inputs.md §9 (PEM chains, certificate table).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from cbit.owner.verify import der
+from cbit.spec.errors import WireError
+from cbit.spec.snp_report import looks_like_cert_table, parse_cert_table
+
+CERTIFICATE: Final = "CERTIFICATE"
+CRL: Final = "X509 CRL"
+
+_BEGIN: Final = b"-----BEGIN "
+_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----([^-]*)-----END ([A-Z0-9 ]{1,64})-----")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The DER bytes of one thing in a file, what the file calls it, and where it stood."""
+
+    label: str
+    raw: bytes
+    source: str
+
+
+def is_x509(data: bytes) -> bool:
+    """Say whether a file looks like X.509 at all: PEM, DER or a certificate table."""
+    return _BEGIN in data or data[:1] == b"\x30" or looks_like_cert_table(data)
+
+
+def blocks_of(data: bytes, *, label: str, source: str) -> list[Block]:
+    """Take one file apart.
+
+    Args:
+        data: its content.
+        label: what it must hold, and what DER without a label is taken for.
+        source: its name.
+
+    Raises:
+        WireError: not such a file, cut short, or it holds something else too (a private key, for one).
+    """
+    if _BEGIN in data:
+        found = _pem(data, source)
+    elif looks_like_cert_table(data):
+        table = parse_cert_table(data)
+        found = [Block(CERTIFICATE, raw, f"{source} under {guid}") for guid, raw in table.items()]
+    elif data[:1] == b"\x30":
+        raws = der.split(data, what=source)
+        names = [source] if len(raws) == 1 else [f"{source} #{n}" for n in range(1, len(raws) + 1)]
+        found = [Block(label, raw, name) for raw, name in zip(raws, names, strict=True)]
+    else:
+        raise WireError(
+            f"{source}: neither PEM nor DER nor a certificate table; cut short, or something else"
+        )
+    for block in found:
+        if "PRIVATE KEY" in block.label:
+            raise WireError(f"{block.source}: holds a private key; no certificate file should")
+        if block.label != label:
+            raise WireError(f"{block.source}: holds a {block.label}, a {label} is wanted")
+    return found
+
+
+def _pem(data: bytes, source: str) -> list[Block]:
+    matches = list(_BLOCK.finditer(data))
+    marks = data.count(_BEGIN), data.count(b"-----END ")
+    if marks != (len(matches), len(matches)):
+        raise WireError(
+            f"{source}: {marks[0]} PEM blocks begin and {marks[1]} end, {len(matches)} are whole: cut short, "
+            "or not PEM"
+        )
+    found = []
+    for number, match in enumerate(matches, 1):
+        begin, body, end = match.groups()
+        where = source if len(matches) == 1 else f"{source} #{number}"
+        if begin != end:
+            raise WireError(f"{where}: begins as {begin.decode()}, ends as {end.decode()}")
+        found.append(Block(begin.decode(), _decoded(body, where), where))
+    return found
+
+
+def _decoded(body: bytes, where: str) -> bytes:
+    text = body.translate(None, b" \t\r\n")
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    # One form only: the spare bits of the last character are zero.
+    if not raw or base64.b64encode(raw) != text:
+        raise WireError(f"{where}: the text of the PEM block is not base64")
+    return raw
