@@ -1,0 +1,211 @@
+"""What a redirected program pays: for a command, and for everything that is none.
+
+A client in C is compiled once and runs twice, alone and under a launcher, each asked in turn to time a batch
+of calls by itself.  The device behind answers as PLATFORM_STATUS does: 16 bytes read, 12 and 4 written.
+
+The unrelated ioctl is the cheapest there is (FIONREAD, 0.11 us): even a filter that allows everything adds 10
+ns to it, and one that looks at the request number 25.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import cbit
+from cbit.cli.bench.figure import Figure, medians
+from cbit.redirect.device import Client, Memory
+from cbit.redirect.errors import RedirectError, Unsupported
+from cbit.redirect.features import GIVE, NAMESPACE, SYNC_WAKE_UP, KernelFeatures, probe
+from cbit.redirect.files import SEV, sev_files
+from cbit.redirect.launcher import Mechanism, start
+
+BUDGET_US: Final = 60.0
+BUDGET_WITHOUT_SYNC_US: Final = 150.0
+COMMANDS: Final = 2000  #: in a batch
+CROWD: Final = 6400  #: shared by all clients, so that starting them hardly counts
+CALLS: Final = 20000
+
+#: Reads lines "WHAT COUNT CLIENTS" and answers with the nanoseconds of one call.
+CLIENT: Final = r"""
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+struct __attribute__((packed)) issue { uint32_t cmd; uint64_t data; uint32_t error; };
+static int fd;
+static int command(void) {
+    unsigned char status[12] = {0};
+    struct issue it = {1, (uintptr_t)status, 99};
+    return ioctl(fd, 0xC0105300u, &it) || it.error || status[0] != 1;
+}
+static int unrelated_ioctl(void) { int n; return ioctl(0, FIONREAD, &n); }
+static const char *own;
+static int unrelated_open(void) { return close(open(own, O_RDONLY)); }
+int main(int words, char **word) {
+    char what;
+    long count, clients;
+    own = word[words - 1];
+    fd = open("/dev/sev", O_RDWR);
+    while (scanf(" %c %ld %ld", &what, &count, &clients) == 3) {
+        int (*call)(void) = what == 'c' ? command : what == 'i' ? unrelated_ioctl : unrelated_open;
+        struct timespec a, b;
+        int bad = 0, status;
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        for (long i = 1; i < clients; i++)
+            if (!fork()) {
+                for (long j = 0; j < count / clients; j++) bad += call() != 0;
+                _exit(bad != 0);
+            }
+        for (long j = 0; j < count / clients; j++) bad += call() != 0;
+        while (wait(&status) > 0) bad += status != 0;
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        double ns = (b.tv_sec - a.tv_sec) * 1e9 + b.tv_nsec - a.tv_nsec;
+        printf("%f\n", bad ? -1.0 : ns / count);
+        fflush(stdout);
+    }
+    return 0;
+}
+"""
+
+
+def figures(rounds: int) -> list[Figure]:
+    """Measure each mechanism that is allowed here.
+
+    Raises:
+        Unsupported: no program can be redirected here, or there is no C compiler.
+    """
+    features = probe()
+    features.require()
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise Unsupported("this figure compiles a client, and there is no C compiler: install cc")
+    with tempfile.TemporaryDirectory(prefix="cbit-bench-") as folder:
+        source, client = Path(folder, "client.c"), Path(folder, "client")
+        source.write_text(CLIENT, encoding="utf-8")
+        subprocess.run([compiler, "-O2", "-o", client, source], check=True)
+        found: list[Figure] = []
+        if features.has(NAMESPACE):
+            found += _under(Mechanism.NAMESPACE, client, features, rounds)
+        if features.has(GIVE):
+            found += _under(Mechanism.OPENS, client, features, rounds)
+        return found
+
+
+def _under(mechanism: Mechanism, client: Path, features: KernelFeatures, rounds: int) -> list[Figure]:
+    launcher = [sys.executable, "-m", __name__, mechanism, str(client)]
+    reach = "<= 1.05" if mechanism is Mechanism.NAMESPACE else ""
+    with ExitStack() as stack:
+        alone = stack.enter_context(_asked([str(client)]))
+        redirected = stack.enter_context(_asked(launcher))
+        return [
+            _command(mechanism, redirected, features, rounds),
+            _crowd(mechanism, redirected, rounds),
+            _unrelated(mechanism, "open()", (redirected, alone), rounds=rounds, reach=reach),
+            _unrelated(mechanism, "ioctl()", (redirected, alone), rounds=rounds, reach=reach),
+        ]
+
+
+def _command(mechanism: Mechanism, redirected: _Asked, features: KernelFeatures, rounds: int) -> Figure:
+    budget = BUDGET_US if features.has(SYNC_WAKE_UP) else BUDGET_WITHOUT_SYNC_US
+    redirected.ask("c", COMMANDS)
+    ours, limit, ratio = medians([(redirected.ask("c", COMMANDS), budget) for _ in range(rounds)])
+    name = f"command, {mechanism}"
+    against = (
+        f"the budget of a command, {budget:g} us on this kernel; of an unrelated call, the same call alone"
+    )
+    return Figure("redirect", name, ours, limit, "us", ratio, against, "<= 1.0")
+
+
+def _crowd(mechanism: Mechanism, redirected: _Asked, rounds: int) -> Figure:
+    redirected.ask("c", CROWD, clients=64)
+    times = [
+        (redirected.ask("c", CROWD, clients=64), redirected.ask("c", CROWD, clients=8)) for _ in range(rounds)
+    ]
+    ours, limit, ratio = medians(times)
+    against = "a command of 64 clients: of 8 clients"
+    return Figure("redirect", f"64 clients, {mechanism}", ours, limit, "us", ratio, against)
+
+
+def _unrelated(
+    mechanism: Mechanism, what: str, both: tuple[_Asked, _Asked], *, rounds: int, reach: str
+) -> Figure:
+    redirected, alone = both
+    letter = what[0]
+    redirected.ask(letter, CALLS)
+    alone.ask(letter, CALLS)
+    times = [(redirected.ask(letter, CALLS), alone.ask(letter, CALLS)) for _ in range(rounds)]
+    ours, limit, ratio = medians(times)
+    against = "the same call in the same program alone"
+    return Figure("redirect", f"{what}, {mechanism}", ours, limit, "us", ratio, against, reach)
+
+
+class _Asked:
+    """A client that waits to be asked."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, what: str, count: int, *, clients: int = 1) -> float:
+        """Return the microseconds of one call, of ``count`` that ``clients`` processes share."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(f"{what} {count} {clients}\n")
+        self._process.stdin.flush()
+        answer = float(self._process.stdout.readline() or -1)
+        if answer < 0:
+            raise RedirectError("the measured client failed")
+        return answer / 1e3
+
+
+@contextmanager
+def _asked(words: Sequence[str]) -> Iterator[_Asked]:
+    where = {"PYTHONPATH": str(Path(cbit.__file__).parents[1])}
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | where
+    )
+    with process:
+        yield _Asked(process)
+        assert process.stdin
+        process.stdin.close()
+
+
+class _Status:
+    """A device that answers each request as PLATFORM_STATUS is answered."""
+
+    def open(self, client: Client) -> None:
+        """Keep nothing."""
+
+    def ioctl(self, handle: None, request: int, argument: int, memory: Memory) -> int:
+        """Answer."""
+        _, data, _ = _ISSUE.unpack(memory.read(argument, _ISSUE.size))
+        memory.write(data, _ANSWER)
+        memory.write(argument + 12, bytes(4))
+        return 0
+
+    def close(self, handle: None) -> None:
+        """Nothing is kept."""
+
+
+_ISSUE: Final = struct.Struct("<IQI")
+_ANSWER: Final = struct.pack("<BBBIBI", 1, 55, 1, 0, 24, 7)
+
+
+def _launch(mechanism: str, client: str) -> int:
+    with start([client], sev_files(), mechanism=Mechanism(mechanism)) as target:
+        return target.serve({SEV: _Status()}).pass_on()
+
+
+if __name__ == "__main__":
+    sys.exit(_launch(*sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What lets unmodified programs reach the machine: their system calls answered, their files put in place."""

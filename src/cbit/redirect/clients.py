@@ -1,0 +1,162 @@
+"""Who calls, and what a descriptor of theirs is.
+
+A descriptor is known by the inode behind it, never by its number: so it survives dup, fork, exec and being
+closed and given out again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from cbit.redirect.device import Client, Device
+from cbit.redirect.files import Files
+
+AnyDevice = Device[Any]
+Key = tuple[str, int]
+
+#: Threads of one process that are remembered; past it all are forgotten and asked for again.
+_THREADS: Final = 4096
+_NO_NUMBER: Final = -1
+
+
+class Descriptors:
+    """Tells which of the files a descriptor number of some thread stands for."""
+
+    def __init__(self, files: Files) -> None:
+        self._names: dict[tuple[int, int], str] = {}
+        for device in files.devices:
+            there = os.stat(device.stand_in)
+            self._names[there.st_dev, there.st_ino] = device.path
+        self._links = frozenset(kind.link for kind in files.foreign)
+
+    def name(self, process: int, thread: int, number: int) -> str | None:
+        """Return the served path or link, None if it is neither.
+
+        Raises:
+            OSError: EBADF if there is no such descriptor; ESRCH if there is no such thread; EPERM if the
+                program is closed to us.
+        """
+        path = f"/proc/{process}/task/{thread}/fd/{number}"
+        try:
+            there = os.stat(path)
+            name = self._names.get((there.st_dev, there.st_ino))
+            if name is None and self._links:
+                link = os.readlink(path)
+                name = link if link in self._links else None
+        except FileNotFoundError:
+            alive = os.path.exists(f"/proc/{process}/task/{thread}")
+            raise OSError(errno.EBADF if alive else errno.ESRCH, f"no descriptor {number}") from None
+        except PermissionError:
+            raise OSError(errno.EPERM, "the program is closed to us (not dumpable)") from None
+        return name
+
+    def is_foreign(self, name: str) -> bool:
+        """Tell a link, which has a handle for each descriptor number, from a path."""
+        return name in self._links
+
+
+class Session:
+    """One client process with its open handles."""
+
+    def __init__(self, client: Client, pidfd: int) -> None:
+        self.client = client
+        self.pidfd = pidfd
+        self.handles: dict[Key, Any] = {}
+        self.threads: set[int] = set()
+
+
+class Clients:
+    """All client processes, from their first command to their end."""
+
+    def __init__(
+        self,
+        devices: Mapping[str, AnyDevice],
+        descriptors: Descriptors,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._devices = devices
+        self._descriptors = descriptors
+        self._failed = failed
+        self._sessions: dict[int, Session] = {}
+        self._process_of: dict[int, int] = {}
+        self._thread = 0  # the one being served: its view of descriptors counts
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def named(self, thread: int, number: int) -> tuple[Session, str | None]:
+        """Return the session of a calling thread, and what its number stands for; raises OSError."""
+        self._thread = thread
+        process = self._process_of.get(thread)
+        if process is not None:
+            try:
+                return self._sessions[process], self._descriptors.name(process, thread, number)
+            except OSError as error:
+                if error.errno != errno.ESRCH:
+                    raise
+        # New to us, or the number has passed to a thread of another process.
+        session = self._session(_process_of(thread))
+        self._remember(session, thread)
+        return session, self._descriptors.name(session.client.pid, thread, number)
+
+    def handle(self, session: Session, name: str, number: int) -> Any:
+        """Return the session's handle on a device, opened if need be; raises what the device raises."""
+        key = (name, number if self._descriptors.is_foreign(name) else _NO_NUMBER)
+        if key not in session.handles:
+            session.handles[key] = self._devices[name].open(session.client)
+        return session.handles[key]
+
+    def pidfds(self) -> Iterable[int]:
+        """Return the descriptors that become readable when a client has ended."""
+        return [session.pidfd for session in self._sessions.values()]
+
+    def ended(self, pidfd: int) -> None:
+        """Close what an ended client had open, the latest first."""
+        session = next(one for one in self._sessions.values() if one.pidfd == pidfd)
+        del self._sessions[session.client.pid]
+        for thread in session.threads:
+            self._process_of.pop(thread, None)
+        for (name, _), handle in reversed(session.handles.items()):
+            try:
+                self._devices[name].close(handle)
+            except Exception as error:  # the other handles are to be closed all the same
+                self._failed(error)
+        os.close(pidfd)
+
+    def close(self) -> None:
+        """End all clients."""
+        for pidfd in self.pidfds():
+            self.ended(pidfd)
+
+    def _session(self, process: int) -> Session:
+        if process not in self._sessions:
+
+            def name_of(number: int) -> str | None:
+                return self._descriptors.name(process, self._thread, number)
+
+            self._sessions[process] = Session(Client(process, name_of), os.pidfd_open(process))
+        return self._sessions[process]
+
+    def _remember(self, session: Session, thread: int) -> None:
+        previous = self._process_of.get(thread)
+        if previous in self._sessions:
+            self._sessions[previous].threads.discard(thread)
+        if len(session.threads) >= _THREADS:
+            for forgotten in session.threads:
+                del self._process_of[forgotten]
+            session.threads.clear()
+        session.threads.add(thread)
+        self._process_of[thread] = session.client.pid
+
+
+def _process_of(thread: int) -> int:
+    """Return the number of the process that a thread belongs to."""
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/{thread}/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Tgid:"):
+                return int(line.split()[1])
+    raise OSError(errno.ESRCH, "the caller is gone")

@@ -1,0 +1,87 @@
+"""What a device behind a redirected file has to be.
+
+A device never sees which file descriptor, thread or mechanism a command came through.  Commands come one
+after another, from the thread that serves; a device needs no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from cbit.redirect.process_memory import Buffer
+
+Handle = TypeVar("Handle")
+
+
+class Memory(Protocol):
+    """The memory of the program that issued a command; see ``process_memory.ClientMemory``."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read exactly ``length`` bytes."""
+        ...
+
+    def read_into(self, address: int, room: bytearray | memoryview) -> None:
+        """Fill a writable buffer."""
+        ...
+
+    def write(self, address: int, data: Buffer) -> None:
+        """Write all of ``data``."""
+        ...
+
+
+class Client:
+    """One process that uses devices.
+
+    Attributes:
+        pid: its number; all its threads have the same.
+    """
+
+    def __init__(self, pid: int, name_of: Callable[[int], str | None]) -> None:
+        self.pid = pid
+        self._name_of = name_of
+
+    def names(self, descriptor: int) -> str | None:
+        """Say what a descriptor number *in a command* stands for: a served path or link, None for neither.
+
+        Only while a command of this client is being served.
+
+        Raises:
+            OSError: EBADF if there is no such descriptor.
+        """
+        return self._name_of(descriptor)
+
+
+class Device(Protocol[Handle]):
+    """Answers the ioctl requests on one file, or on one kind of foreign descriptor."""
+
+    def open(self, client: Client) -> Handle:
+        """Begin to serve a process; called before its first command.
+
+        There is one handle for each process that uses the file, however often it opens the file, and a forked
+        child has its own: the driver behind /dev/sev keeps nothing by open file either.  A foreign descriptor
+        (a virtual machine of KVM) has one handle for each descriptor number of each process, also when
+        another machine gets the number later: a request that begins anew is to be taken as that.
+
+        Raises:
+            OSError: the command, and every later one until this succeeds, returns its errno.
+        """
+        ...
+
+    def ioctl(self, handle: Handle, request: int, argument: int, memory: Memory) -> int:
+        """Run one command exactly once and return 0 (or a positive result), or -errno.
+
+        Args:
+            handle: what ``open`` returned.
+            request: the low 32 bits of the request number.
+            argument: the third argument, 64 bits: mostly an address.
+            memory: the caller's.
+
+        Raises:
+            OSError: returned to the caller as its errno; ``memory`` raises the right ones by itself.
+        """
+        ...
+
+    def close(self, handle: Handle) -> None:
+        """End: the process has ended, also by a kill in the middle of a command."""
+        ...

@@ -1,0 +1,116 @@
+"""The child's side of a start: from the fork to the program's first instruction.
+
+Between the filter and the program nothing may open a file: under mechanism B that open would wait for a
+parent that waits for this process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cbit.redirect import namespace, opens, seccomp, signals
+from cbit.redirect.bpf import Rule, assemble
+from cbit.redirect.errors import NamespaceRefused
+from cbit.redirect.features import explain_install
+from cbit.redirect.files import Files
+from cbit.redirect.linux import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, Call, prctl
+
+GO: Final = b"go"
+
+_NOT_HERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES})
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to execute.
+
+    Attributes:
+        argv: its words, the first being its name.
+        environment: its environment.
+        candidates: where to look for it, in order.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    candidates: tuple[str, ...]
+
+
+def program(argv: Sequence[str], environment: Mapping[str, str]) -> Program:
+    """Look a program up as a shell does, without deciding yet: the namespace decides what exists."""
+    if not argv:
+        raise ValueError("no program is given")
+    name = argv[0]
+    folders = environment.get("PATH", os.defpath).split(os.pathsep)
+    places = (name,) if "/" in name else tuple(os.path.join(folder or ".", name) for folder in folders)
+    return Program(tuple(argv), dict(environment), places)
+
+
+def filter_program(files: Files, *, in_namespace: bool) -> bytes:
+    """Return the filter: requests in both mechanisms, calls that name a path where no namespace shows it."""
+    requests = Rule(Call.IOCTL, argument=1, values=files.requests)
+    return assemble([requests] if in_namespace else [requests, *opens.RULES])
+
+
+def walk_through(
+    door: socket.socket,
+    what: Program,
+    files: Files,
+    *,
+    in_namespace: bool,
+    parent: int,
+    blocked: set[int | signal.Signals],
+) -> None:
+    """Become the program; never returns.  What goes wrong is said through the door."""
+    try:
+        listener = _prepare(files, in_namespace=in_namespace, parent=parent)
+    except NamespaceRefused as error:
+        _say(door, namespace=str(error))
+        os._exit(125)
+    except OSError as error:
+        _say(door, failed=explain_install(error))
+        os._exit(125)
+    socket.send_fds(door, [b"{}"], [listener])
+    os.close(listener)
+    if door.recv(len(GO)) != GO:
+        os._exit(125)
+    signals.as_a_program_expects(blocked)
+    _say(door, errno=_execute(what))
+    os._exit(127)
+
+
+def _prepare(files: Files, *, in_namespace: bool, parent: int) -> int:
+    # A launcher that holds keys is undumpable, and its fork with it: the parent could not serve that.
+    prctl(PR_SET_DUMPABLE, 1)
+    if in_namespace:
+        namespace.enter()
+        namespace.place(files)
+    # Without its launcher every redirected call would fail for ever, strangely; so it goes with it.
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(125)
+    return seccomp.install(filter_program(files, in_namespace=in_namespace))
+
+
+def _execute(what: Program) -> int:
+    """Try each place; return the errno that matters: of several, that of the one which was found."""
+    worst = errno.ENOENT
+    for path in what.candidates:
+        try:
+            os.execve(path, what.argv, what.environment)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                return error.errno or errno.ENOEXEC
+            if error.errno == errno.EACCES:
+                worst = errno.EACCES
+    return worst
+
+
+def _say(door: socket.socket, **words: str | int) -> None:
+    door.send(json.dumps(words).encode())

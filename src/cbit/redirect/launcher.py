@@ -1,0 +1,264 @@
+"""Runs a program that finds the machine's files: start it, serve it, end as it ended.
+
+    with start(["sevctl", "ok"], sev_files()) as target:    # forks; the program waits at the door
+        ending = target.serve({"/dev/sev": device})         # lets it in, returns when nobody is left
+    sys.exit(ending.pass_on())
+
+The launcher is the program's parent (it may then read its memory) and adopts what the program leaves behind:
+a daemon is served until it ends, and the launcher stays for it.  Start before other threads exist, from the
+thread that will serve: the program dies with that thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Final, Self
+
+from cbit.redirect import door as child
+from cbit.redirect.clients import AnyDevice
+from cbit.redirect.errors import NamespaceRefused, NotStarted, RedirectError, Unsupported
+from cbit.redirect.features import GIVE, NAMESPACE, KernelFeatures, probe
+from cbit.redirect.files import Files
+from cbit.redirect.linux import PR_GET_CHILD_SUBREAPER, PR_SET_CHILD_SUBREAPER, prctl
+from cbit.redirect.seccomp import Listener
+from cbit.redirect.server import PART, Server
+from cbit.redirect.signals import SignalQueue, end_by
+from cbit.trace import SILENT, Trace
+
+_MESSAGE: Final = 65536
+#: After the program itself has ended these end the launcher, whatever its daemons do.
+_ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
+
+
+class Mechanism(StrEnum):
+    """How the files come to exist for the program."""
+
+    NAMESPACE = "namespace"
+    OPENS = "opens"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a program ended.
+
+    Attributes:
+        code: its exit code; None if a signal ended it.
+        signal: the signal that ended it; None if it exited.
+    """
+
+    code: int | None
+    signal: int | None
+
+    @property
+    def exit_code(self) -> int:
+        """The code that a shell would report."""
+        return self.code if self.code is not None else 128 + (self.signal or 0)
+
+    def pass_on(self) -> int:
+        """End this process by the same signal, or return the code to exit with."""
+        if self.signal is not None:
+            end_by(self.signal)
+        return self.exit_code
+
+
+def choose(features: KernelFeatures, wanted: Mechanism | None) -> tuple[Mechanism, str]:
+    """Choose a mechanism and say why.
+
+    Raises:
+        RedirectError: what is wanted, or everything, cannot be had here.
+    """
+    if wanted is Mechanism.NAMESPACE and not features.has(NAMESPACE):
+        raise NamespaceRefused(features.reasons[NAMESPACE])
+    if wanted is Mechanism.NAMESPACE or (wanted is None and features.has(NAMESPACE)):
+        return Mechanism.NAMESPACE, "asked for" if wanted else "a private mount namespace can be made"
+    if not features.has(GIVE):
+        raise Unsupported(f"opens cannot be answered: {features.reasons[GIVE]}")
+    return Mechanism.OPENS, "asked for" if wanted else features.reasons[NAMESPACE]
+
+
+def start(
+    argv: Sequence[str],
+    files: Files,
+    *,
+    mechanism: Mechanism | None = None,
+    environment: Mapping[str, str] | None = None,
+    trace: Trace = SILENT,
+) -> Target:
+    """Fork the process that will become the program, and put the files in its way.
+
+    Args:
+        argv: the program and its arguments; without a slash it is searched for in PATH.
+        files: what it finds.
+        mechanism: None to choose: a mount namespace where one is allowed, else answering opens.
+        environment: its environment; None for this process's.
+        trace: told which mechanism was chosen and why, and of every command.
+
+    Raises:
+        Unsupported: the computer or the kernel cannot do it, with every reason.
+        NamespaceRefused: the namespace was asked for, and is refused.
+        RedirectError: anything else, among it a launcher around this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RedirectError(
+            "a program is started by the main thread: it dies with the thread that started it"
+        )
+    features = probe()
+    features.require()
+    what = child.program(argv, os.environ if environment is None else environment)
+    chosen, why = choose(features, mechanism)
+    try:
+        target = Target(what, files, chosen, trace)
+    except NamespaceRefused as error:
+        if mechanism is not None or not features.has(GIVE):
+            raise
+        chosen, why = Mechanism.OPENS, str(error)
+        target = Target(what, files, chosen, trace)
+    target.why = why
+    trace.emit(PART, f"mechanism {chosen}", why, synchronous=target.wakes_synchronously)
+    return target
+
+
+class Target:
+    """A program that waits to be served; changes as it runs.
+
+    Attributes:
+        pid: the number of its process.
+        mechanism: how the files come to exist for it.
+        why: why that mechanism.
+        wakes_synchronously: False on kernels where every command takes four times as long.
+    """
+
+    def __init__(self, what: child.Program, files: Files, mechanism: Mechanism, trace: Trace) -> None:
+        self.mechanism, self.why = mechanism, ""
+        self._what, self._files, self._trace = what, files, trace
+        self._status: int | None = None
+        self._over = False
+        self._not_started: NotStarted | None = None
+        self._reaper_before = _is_reaper()
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._signals = SignalQueue()
+        self._door, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._door.close()
+                child.walk_through(
+                    inside,
+                    what,
+                    files,
+                    in_namespace=mechanism is Mechanism.NAMESPACE,
+                    parent=parent,
+                    blocked=self._signals.before,
+                )
+            finally:
+                os._exit(125)
+        inside.close()
+        try:
+            self._listener = self._meet()
+        except BaseException:
+            self._end()
+            raise
+        self.wakes_synchronously = self._listener.wake_synchronously()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the program if it has not ended, and give everything back."""
+        self._listener.close()
+        self._end()
+
+    def serve(self, devices: Mapping[str, AnyDevice]) -> Ending:
+        """Let the program in and serve it until the last process that it has left behind is gone.
+
+        Args:
+            devices: one for each of the files' ``served``.
+
+        Raises:
+            NotStarted: there is no such program, or it cannot be executed.
+        """
+        server = Server(self._listener, self._files, devices, trace=self._trace)
+        try:
+            server.watch(self._door.fileno(), lambda: self._at_the_door(server))
+            server.watch(self._signals.fileno(), self._take_signals)
+            self._door.send(child.GO)
+            server.run(lambda: self._over)
+        finally:
+            server.close()
+        if self._status is None:
+            _, self._status = os.waitpid(self.pid, 0)
+        if self._not_started:
+            raise self._not_started
+        code = os.waitstatus_to_exitcode(self._status)
+        return Ending(code, None) if code >= 0 else Ending(None, -code)
+
+    def _meet(self) -> Listener:
+        """Receive the listener, or what went wrong instead."""
+        message, descriptors, _, _ = socket.recv_fds(self._door, _MESSAGE, 1)
+        if descriptors:
+            return Listener(descriptors[0])
+        said = json.loads(message or b"{}")
+        if "namespace" in said:
+            raise NamespaceRefused(said["namespace"])
+        raise RedirectError(said.get("failed", "the program's process ended before it was a program"))
+
+    def _at_the_door(self, server: Server) -> None:
+        """Hear whether the program was executed: its end of the door closes by itself then."""
+        server.forget(self._door.fileno())
+        said = self._door.recv(_MESSAGE)
+        if said:
+            code: int = json.loads(said)["errno"]
+            text = f"{self._what.argv[0]}: {os.strerror(code)}"
+            self._not_started = NotStarted(text, found=code != errno.ENOENT)
+
+    def _take_signals(self) -> None:
+        self._reap()  # first: a signal for a program that has ended would go nowhere
+        for number, from_kernel in self._signals.take():
+            if number == signal.SIGCHLD:
+                self._reap()
+            elif self._status is not None:
+                self._over = self._over or number in _ENDING
+            elif not from_kernel:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self.pid:
+                    self._status = status
+
+    def _end(self) -> None:
+        self._door.close()
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.pid, signal.SIGKILL)
+                _, self._status = os.waitpid(self.pid, 0)
+        self._signals.close()
+        prctl(PR_SET_CHILD_SUBREAPER, self._reaper_before)
+
+
+def _is_reaper() -> int:
+    answer = ctypes.c_int()
+    prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
+    return answer.value

@@ -1,0 +1,132 @@
+"""Answers one listener: requests go to devices, opens to the files, until no process is left that could call.
+
+One thread, one command after another, as behind the driver's own lock; the kernel queues the others.  Under
+mechanism B the opens of all programs queue there too, and a command that takes a second delays them by it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from cbit.redirect.clients import AnyDevice, Clients, Descriptors
+from cbit.redirect.files import Files
+from cbit.redirect.linux import Call
+from cbit.redirect.opens import CALLS, OpenAnswers
+from cbit.redirect.process_memory import ProcessMemory
+from cbit.redirect.seccomp import Listener, Notification
+from cbit.trace import SILENT, Trace
+
+_LOW: Final = 0xFFFFFFFF
+PART: Final = "redirect"
+
+
+class Server:
+    """Serves the programs behind one listener."""
+
+    def __init__(
+        self, listener: Listener, files: Files, devices: Mapping[str, AnyDevice], *, trace: Trace = SILENT
+    ) -> None:
+        if set(devices) != set(files.served):
+            raise ValueError(f"devices are wanted for {files.served}, and given for {tuple(devices)}")
+        self._listener = listener
+        self._devices = devices
+        self._requests = {one.path: one.requests for one in files.devices}
+        self._requests |= {kind.link: kind.requests for kind in files.foreign}
+        self._trace = trace
+        self._memory = ProcessMemory(listener)
+        self._clients = Clients(devices, Descriptors(files), self._failed)
+        self._opens = OpenAnswers(files, listener)
+        self._poll = select.epoll()  # its cost does not grow with the number of clients
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._poll.register(listener.fileno(), select.EPOLLIN)
+
+    def watch(self, descriptor: int, action: Callable[[], None]) -> None:
+        """Call ``action`` whenever a descriptor is readable or hung up."""
+        self._watched[descriptor] = action
+        self._poll.register(descriptor, select.EPOLLIN)
+
+    def forget(self, descriptor: int) -> None:
+        """End a watch."""
+        del self._watched[descriptor]
+        self._poll.unregister(descriptor)
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Serve until ``until()`` holds, or the last process that could call has ended."""
+        listening = self._listener.fileno()
+        while not until():
+            calls = 0
+            for descriptor, event in self._poll.poll():
+                if descriptor == listening:
+                    calls = event
+                else:  # before the next call: a process number may pass to another process
+                    self._watched[descriptor]()
+            if calls & select.EPOLLIN:
+                call = self._listener.receive()
+                if call is not None:
+                    self.serve(call)
+            elif calls:
+                return
+
+    def close(self) -> None:
+        """Close every handle and descriptor; the listener is its owner's."""
+        self._clients.close()
+        self._opens.close()
+        self._poll.close()
+
+    def serve(self, call: Notification) -> None:
+        """Answer one call; whatever happens, there is an answer, and the server lives."""
+        try:
+            if call.number == Call.IOCTL:
+                self._listener.answer(call.id, self._ioctl(call))
+            elif call.number in CALLS:
+                self._opens.serve(call, self._memory.of(id_=call.id, tid=call.tid))
+            else:
+                self._listener.let_pass(call.id)
+        except OSError as error:  # of a caller that is gone, the answer is for nobody
+            self._listener.answer(call.id, -(error.errno or errno.EIO))
+        except Exception as error:  # a fault of ours is one client's EIO, not everybody's end
+            self._failed(error)
+            self._listener.answer(call.id, -errno.EIO)
+
+    def _ioctl(self, call: Notification) -> int:
+        number, request, argument = call.arguments[:3]
+        known = len(self._clients)
+        session, name = self._clients.named(call.tid, _descriptor(number))
+        if len(self._clients) != known:
+            pidfd = session.pidfd
+            self.watch(pidfd, lambda: self._ended(pidfd))
+        if name is None or request & _LOW not in self._requests[name]:
+            return -errno.ENOTTY
+        why = ""
+        try:
+            handle = self._clients.handle(session, name, _descriptor(number))
+            memory = self._memory.of(id_=call.id, tid=call.tid)
+            result = self._devices[name].ioctl(handle, request & _LOW, argument, memory)
+        except OSError as error:
+            result, why = -(error.errno or errno.EIO), error.strerror or ""
+        pid = session.client.pid
+        self._trace.emit(PART, "ioctl", why, file=name, request=request & _LOW, client=pid, result=result)
+        return result
+
+    def _ended(self, pidfd: int) -> None:
+        self.forget(pidfd)
+        self._clients.ended(pidfd)
+
+    def _failed(self, error: BaseException) -> None:
+        self._trace.emit(PART, "fault of the emulator", repr(error))
+        print("cbit: a device failed; its caller gets EIO:", file=sys.stderr)
+        traceback.print_exception(error)
+
+
+def _descriptor(word: int) -> int:
+    """Return a descriptor number as the kernel takes it; raises EBADF for what cannot be one."""
+    number = word & _LOW
+    if number >> 31:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return number

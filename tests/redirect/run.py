@@ -1,0 +1,80 @@
+"""A launcher around the echo device, as a process of its own: signals, adoption and its exit belong to it.
+
+    run.py [--mechanism M] [--nobody] [--kernel-vm] [--report FILE] -- PROGRAM ARGUMENTS
+
+The report says what the device saw, what the trace said, and how many descriptors were open before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from cbit.redirect.errors import RedirectError
+from cbit.redirect.files import KVM_VM, SEV, SEV_GUEST, sev_files
+from cbit.redirect.launcher import Mechanism, start
+from cbit.trace import Event, Trace
+from redirect.echo import Echo
+
+NOBODY = 65534
+
+
+def become_nobody() -> None:
+    """Give all privileges up; the process stays dumpable, as if an ordinary user had started it."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mechanism", type=Mechanism)
+    parser.add_argument("--nobody", action="store_true")
+    parser.add_argument("--kernel-vm", action="store_true")
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("program", nargs="+")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    report: Any = os.open(args.report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) if args.report else None
+    if args.nobody:
+        become_nobody()
+    files = sev_files(vm=args.kernel_vm, guest=True)
+    device = Echo()
+    devices = {SEV: device, SEV_GUEST: device} | ({KVM_VM: device} if args.kernel_vm else {})
+    events: list[Event] = []
+    trace = Trace()
+    before = len(os.listdir("/proc/self/fd"))
+    with trace.watched_by(events.append):
+        try:
+            with start(args.program, files, mechanism=args.mechanism, trace=trace) as target:
+                mechanism, why = target.mechanism, target.why
+                ending = target.serve(devices)
+        except RedirectError as error:
+            print(f"cbit: {error}", file=sys.stderr)
+            return error.exit_code
+    if report is not None:
+        seen = {
+            "mechanism": mechanism,
+            "why": why,
+            "commands": device.commands,
+            "opened": device.opened,
+            "closed": device.closed,
+            "opened_by": device.opened_by,
+            "descriptors": [before, len(os.listdir("/proc/self/fd"))],
+            "ioctl_events": sum(event.what == "ioctl" for event in events),
+        }
+        os.write(report, json.dumps(seen).encode())
+    return ending.pass_on()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

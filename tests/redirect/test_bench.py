@@ -1,0 +1,36 @@
+"""The figures of redirection are measured under a real launcher; no test here judges a time."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from cbit.cli.bench import redirect
+from cbit.redirect.errors import Unsupported
+
+
+def test_each_mechanism_is_measured(monkeypatch: pytest.MonkeyPatch, refusals: dict[str, str]) -> None:
+    if lacking := [
+        refusals[one] for one in ("listener", "wait_killable", "memory", "give") if one in refusals
+    ]:
+        pytest.skip(f"refused here: {'; '.join(lacking)}")
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not here: apt install gcc libc6-dev")
+    for name in ("COMMANDS", "CROWD", "CALLS"):
+        monkeypatch.setattr(redirect, name, 128)
+    figures = redirect.figures(1)
+    mechanisms = ["opens"] if "namespace" in refusals else ["namespace", "opens"]
+    measured = ("command", "64 clients", "open()", "ioctl()")
+    assert [f"{what}, {one}" for one in mechanisms for what in measured] == [one.name for one in figures]
+    assert all(figure.ours > 0 and figure.limit > 0 for figure in figures)
+
+
+def test_without_a_compiler_it_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, refusals: dict[str, str]
+) -> None:
+    if lacking := [refusals[one] for one in ("listener", "wait_killable", "memory") if one in refusals]:
+        pytest.skip(f"refused here: {'; '.join(lacking)}")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(Unsupported, match="there is no C compiler"):
+        redirect.figures(1)

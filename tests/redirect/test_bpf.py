@@ -1,0 +1,141 @@
+"""The filter decides as its table says, held against a small machine that runs it."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbit.redirect import bpf, opens
+from cbit.redirect.bpf import ALLOW, NOTIFY, Rule, assemble, disassemble, instructions
+from cbit.redirect.door import filter_program
+from cbit.redirect.files import SEV_ISSUE_CMD, sev_files
+from cbit.redirect.linux import ARCHITECTURE, AT_EMPTY_PATH, Call
+
+I386 = 0x40000003
+X32 = 0x40000000
+FILES = sev_files(vm=True, guest=True)
+
+
+def decide(program: bytes, number: int, *arguments: int, architecture: int = ARCHITECTURE) -> int:
+    """Run the filter as the kernel's machine would."""
+    words = [word & (1 << 64) - 1 for word in (*arguments, *[0] * (6 - len(arguments)))]
+    record = struct.pack("<IIQ6Q", number, architecture, 0, *words)
+    code = instructions(program)
+    accumulator = place = 0
+    while True:
+        one = code[place]
+        place += 1
+        if one.code == bpf.RETURN:
+            return one.k
+        if one.code == bpf.LOAD:
+            (accumulator,) = struct.unpack_from("<I", record, one.k)
+        else:
+            holds = accumulator == one.k if one.code == bpf.EQUAL else bool(accumulator & one.k)
+            place += one.jt if holds else one.jf
+
+
+def expected(rules: list[Rule], number: int, arguments: tuple[int, ...]) -> int:
+    """The table, read by a person."""
+    for rule in rules:
+        if rule.number == number:
+            low = arguments[rule.argument] & 0xFFFFFFFF
+            if rule.values:
+                return NOTIFY if low in rule.values else ALLOW
+            return ALLOW if low & rule.unless else NOTIFY
+    return ALLOW
+
+
+words = st.integers(0, (1 << 64) - 1)
+values = st.lists(st.sampled_from([0, 1, SEV_ISSUE_CMD, 0xFFFFFFFF]), unique=True, max_size=4).map(tuple)
+rules = st.lists(
+    st.builds(lambda n, a, v: Rule(n, argument=a, values=v), st.integers(0, 20), st.integers(0, 5), values)
+    | st.builds(
+        lambda n, a, u: Rule(n, argument=a, unless=u),
+        st.integers(0, 20),
+        st.integers(0, 5),
+        st.integers(0, 7),
+    ),
+    unique_by=lambda rule: rule.number,
+    max_size=12,
+)
+
+
+@given(rules, st.integers(0, 21), st.tuples(*[words | st.sampled_from([0, 1, SEV_ISSUE_CMD])] * 6))
+def test_the_program_decides_as_the_table_reads(
+    table: list[Rule], number: int, arguments: tuple[int, ...]
+) -> None:
+    assert expected(table, number, arguments) == decide(assemble(table), number, *arguments)
+
+
+@pytest.mark.parametrize("request_number", FILES.requests)
+@pytest.mark.parametrize("high", [0, 0xFFFFFFFF], ids=["plain", "sign-extended"])
+def test_our_requests_are_notified_whatever_their_high_word(request_number: int, high: int) -> None:
+    program = filter_program(FILES, in_namespace=True)
+    assert NOTIFY == decide(program, Call.IOCTL, 3, high << 32 | request_number, 0x1000)
+    assert ALLOW == decide(program, Call.IOCTL, 3, high << 32 | request_number ^ 1 << 31, 0x1000)
+
+
+@pytest.mark.parametrize("architecture", [I386, 0])
+def test_callers_of_another_architecture_pass(architecture: int) -> None:
+    program = filter_program(FILES, in_namespace=False)
+    assert ALLOW == decide(program, Call.IOCTL, 3, SEV_ISSUE_CMD, architecture=architecture)
+    assert ALLOW == decide(program, X32 | Call.IOCTL, 3, SEV_ISSUE_CMD)
+
+
+def test_in_a_namespace_no_open_is_notified() -> None:
+    program = filter_program(FILES, in_namespace=True)
+    assert {ALLOW} == {decide(program, number) for number in range(500) if number != Call.IOCTL}
+
+
+@pytest.mark.parametrize("number", opens.CALLS, ids=lambda number: Call(number).name)
+def test_without_one_every_call_that_names_a_path_is(number: int) -> None:
+    assert NOTIFY == decide(filter_program(FILES, in_namespace=False), number)
+
+
+@pytest.mark.parametrize(("number", "flags"), [(Call.NEWFSTATAT, 3), (Call.STATX, 2)])
+def test_the_fstat_of_a_descriptor_passes(number: int, flags: int) -> None:
+    arguments = [0] * 6
+    arguments[flags] = AT_EMPTY_PATH
+    assert ALLOW == decide(filter_program(FILES, in_namespace=False), number, *arguments)
+
+
+def test_the_disassembly_reads_as_the_table() -> None:
+    table = [Rule(16, argument=1, values=(0xC0105300,)), Rule(2), Rule(262, argument=3, unless=0x1000)]
+    assert [
+        "0: load architecture",
+        "1: if == 0xc000003e goto 2 else 6",
+        "2: load number",
+        "3: if == 0x10 goto 7 else 4",
+        "4: if == 0x2 goto 14 else 5",
+        "5: if == 0x106 goto 10 else 6",
+        "6: return allow",
+        "7: load argument 1, low word",
+        "8: if == 0xc0105300 goto 14 else 9",
+        "9: return allow",
+        "10: load argument 3, low word",
+        "11: if & 0x1000 goto 13 else 12",
+        "12: return notify",
+        "13: return allow",
+        "14: return notify",
+    ] == list(disassemble(assemble(table)))
+
+
+def test_two_rules_for_one_call_are_refused() -> None:
+    with pytest.raises(ValueError, match="two rules"):
+        assemble([Rule(1), Rule(1, argument=1, values=(3,))])
+
+
+def test_a_rule_narrows_in_one_way() -> None:
+    with pytest.raises(ValueError, match="not by both"):
+        Rule(1, values=(1,), unless=1)
+
+
+def test_a_jump_too_far_is_refused_and_the_furthest_is_not() -> None:
+    fits = assemble([Rule(1, argument=1, values=tuple(range(253)))])
+    assert NOTIFY == decide(fits, 1, 0, 0)
+    assert ALLOW == decide(fits, 1, 0, 253)
+    with pytest.raises(ValueError, match="at most 255"):
+        assemble([Rule(1, argument=1, values=tuple(range(300)))])

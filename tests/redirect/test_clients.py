@@ -1,0 +1,159 @@
+"""A handle belongs to one process and one file; a descriptor is what its inode says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cbit.redirect.clients import Clients, Descriptors
+from cbit.redirect.device import Client, Memory
+from cbit.redirect.files import SEV, SEV_GUEST, DeviceFile, Files, ForeignDescriptor
+
+TIMER = "anon_inode:[eventfd]"
+FILES = Files(
+    (DeviceFile(SEV, (1,)), DeviceFile(SEV_GUEST, (2,), stand_in="/dev/zero")),
+    foreign=(ForeignDescriptor(TIMER, (3,)),),
+)
+
+
+class Book:
+    """A device that writes down what happens to it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.fails: set[str] = set()
+
+    def open(self, client: Client) -> str:
+        if "open" in self.fails:
+            raise OSError(errno.EBUSY, "busy")
+        self.lines.append(f"open {len(self.lines)}")
+        return self.lines[-1]
+
+    def ioctl(self, handle: str, request: int, argument: int, memory: Memory) -> int:
+        return 0
+
+    def close(self, handle: str) -> None:
+        self.lines.append(f"close of {handle}")
+        if "close" in self.fails:
+            raise RuntimeError("the device has a fault")
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+@pytest.fixture
+def faults() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def clients(book: Book, faults: list[BaseException]) -> Iterator[Clients]:
+    all_of_them = Clients(dict.fromkeys(FILES.served, book), Descriptors(FILES), faults.append)
+    yield all_of_them
+    all_of_them.close()
+
+
+@pytest.fixture
+def sev() -> Iterator[int]:
+    descriptor = os.open("/dev/full", os.O_RDWR)
+    yield descriptor
+    os.close(descriptor)
+
+
+def me() -> int:
+    return threading.get_native_id()
+
+
+def test_a_descriptor_is_what_its_inode_says(clients: Clients, sev: int) -> None:
+    copy, null = os.dup(sev), os.open("/dev/null", os.O_RDWR)
+    event = os.eventfd(0)
+    try:
+        assert SEV == clients.named(me(), copy)[1]
+        assert TIMER == clients.named(me(), event)[1]
+        session, name = clients.named(me(), null)
+        assert name is None
+        os.dup2(sev, null)
+        assert SEV == session.client.names(null)
+    finally:
+        for descriptor in (copy, null, event):
+            os.close(descriptor)
+    with pytest.raises(OSError, match="no descriptor") as closed:
+        clients.named(me(), copy)
+    assert errno.EBADF == closed.value.errno
+
+
+def test_all_threads_are_one_client(clients: Clients, sev: int) -> None:
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(clients.named(me(), sev)[0].client.pid))
+    thread.start()
+    thread.join()
+    assert seen == [clients.named(me(), sev)[0].client.pid] == [os.getpid()]
+    assert 1 == len(clients)
+
+
+def test_a_file_has_one_handle_and_a_foreign_number_its_own(clients: Clients, book: Book, sev: int) -> None:
+    session, _ = clients.named(me(), sev)
+    assert "open 0" == clients.handle(session, SEV, sev) == clients.handle(session, SEV, 99)
+    assert "open 1" == clients.handle(session, SEV_GUEST, sev)
+    assert "open 2" == clients.handle(session, TIMER, 7) == clients.handle(session, TIMER, 7)
+    assert "open 3" == clients.handle(session, TIMER, 8)
+    clients.close()
+    assert [f"close of open {number}" for number in (3, 2, 1, 0)] == book.lines[4:]
+
+
+def test_an_open_that_is_refused_is_tried_again(clients: Clients, book: Book, sev: int) -> None:
+    session, _ = clients.named(me(), sev)
+    book.fails.add("open")
+    for _ in range(2):
+        with pytest.raises(OSError, match="busy"):
+            clients.handle(session, SEV, sev)
+    book.fails.clear()
+    assert "open 0" == clients.handle(session, SEV, sev)
+
+
+def test_a_fault_in_one_close_does_not_keep_the_others_open(
+    clients: Clients, book: Book, faults: list[BaseException], sev: int
+) -> None:
+    session, _ = clients.named(me(), sev)
+    clients.handle(session, SEV, sev)
+    clients.handle(session, SEV_GUEST, sev)
+    book.fails.add("close")
+    clients.close()
+    assert ["close of open 1", "close of open 0"] == book.lines[2:]
+    assert 2 == len(faults)
+
+
+def test_a_thread_that_is_gone_is_nobody(clients: Clients, sev: int) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(OSError, match="gone") as gone:
+        clients.named(child, sev)
+    assert errno.ESRCH == gone.value.errno
+
+
+def test_a_number_that_passes_to_another_process_is_that_processs(clients: Clients, sev: int) -> None:
+    """As after the end of a thread: its number, remembered, is now another process's."""
+    stop, wait = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(wait)
+        os.read(stop, 1)
+        os._exit(0)
+    try:
+        mine, _ = clients.named(me(), sev)
+        clients._remember(mine, child)  # what was true before
+        theirs, name = clients.named(child, sev)
+        assert (child, SEV) == (theirs.client.pid, name)
+        assert child not in mine.threads
+    finally:
+        os.close(wait)
+        os.close(stop)
+        os.waitpid(child, 0)
