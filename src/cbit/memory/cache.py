@@ -11,6 +11,7 @@ its whole copy.  Dirtiness is kept per line as in hardware, because two dirty co
 overwrite each other's untouched lines.
 MODEL CHOICE: a transfer of `STREAM` bytes or more is non-temporal: what is cached under its own tag takes
 part, nothing new is cached.  It goes at the speed of the engine and leaves the cache to small accesses.
+An execution engine may borrow copies and use them where they lie (`cbit.memory.lending`).
 MODEL CHOICE: of several dirty copies of one line, the least recently used is written back first (§6.3 says
 only that the order decides).
 
@@ -20,11 +21,13 @@ Paper: memory-encryption.md §6.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Final
 
 from cbit.memory.controller import MemoryController
+from cbit.memory.lending import Borrower
 from cbit.memory.physical import Data
 from cbit.memory.pool import Pool, Slot
 from cbit.spec.address import KIB, LINE, MIB, PAGE, Spa
@@ -32,6 +35,7 @@ from cbit.spec.key_id import KeyId, guest
 from cbit.trace import SILENT, Trace
 
 STREAM: Final = 64 * KIB  #: transfers from this length on are not cached
+BATCH: Final = 32  #: of lent copies one in so many leaves at once: each recall costs an engine its TLB
 _ALL_LINES: Final = (1 << PAGE // LINE) - 1
 
 
@@ -51,6 +55,8 @@ class _Copy:
     slot: Slot
     dirty: int  # one bit a line
     used: int  # when, in accesses
+    borrower: Borrower | None = None
+    lent_for_writing: bool = False
 
 
 class Cache:
@@ -103,7 +109,7 @@ class Cache:
 
     def snapshot(self) -> tuple[CopyInfo, ...]:
         """List the copies, least recently used first."""
-        return tuple(CopyInfo(Spa(c.page), c.key_id, c.dirty.bit_count()) for c in self._copies.values())
+        return tuple(CopyInfo(Spa(c.page), c.key_id, _dirty(c).bit_count()) for c in self._copies.values())
 
     def check(self, spa: int, length: int, key_id: KeyId) -> None:
         """Refuse a request that cannot be served, before anything moves (errors as `read`)."""
@@ -140,7 +146,11 @@ class Cache:
         for page, start, count in _split(spa, length):
             # A store that covers the page needs nothing from DRAM.
             copy = self._hold(page, key_id, fill=count != PAGE)
+            if self.coherent:
+                self._only_tag(page, key_id)  # engines may share clean copies of several tags
             self._pool.put(copy.slot, start, data[done : done + count] if count != length else data)
+            if copy.borrower is not None:
+                copy.borrower.overwritten(copy.slot)
             first, last = start // LINE, (start + count - 1) // LINE
             copy.dirty |= ((2 << (last - first)) - 1) << first
             done += count
@@ -184,6 +194,36 @@ class Cache:
             covered = spa <= copy.page and copy.page + PAGE <= spa + length
             self._leave(copy, write_back=not covered)
         self._controller.write(spa, data, key_id)
+
+    # ---- lending to an execution engine: `cbit.memory.lending.SlotLender`
+
+    @property
+    def window(self) -> memoryview:
+        """The memory that slots are part of."""
+        return self._pool.window
+
+    def lend(self, page: Spa, key_id: KeyId, borrower: Borrower, *, write: bool) -> Slot:
+        """Lend a copy (`SlotLender.lend`).
+
+        On coherent hardware copies of one page may be read under several tags, or stored to under one (§6.2).
+        """
+        self._controller.check(page, PAGE, key_id)
+        if self.coherent and write:
+            self._only_tag(page, key_id)
+        elif self.coherent:
+            self._clean_others(page, key_id)
+        copy = self._hold(page, key_id, alone=False)
+        if copy.borrower is not borrower:
+            self._recall([copy])
+            copy.borrower = borrower
+        copy.lent_for_writing |= write
+        return copy.slot
+
+    def recall_from(self, borrower: Borrower, slots: Sequence[Slot] | None = None) -> None:
+        """Take back what was lent to somebody (`SlotLender.recall_from`)."""
+        wanted = None if slots is None else set(slots)
+        copies = [c for c in self._copies.values() if c.borrower is borrower]
+        self._recall([c for c in copies if wanted is None or c.slot in wanted])
 
     # ---- cache maintenance
 
@@ -242,8 +282,15 @@ class Cache:
 
     # ---- copies
 
-    def _hold(self, page: int, key_id: KeyId, *, fill: bool = True) -> _Copy:
-        """Return the tag's copy of a page, brought in if need be, now the most recently used."""
+    def _hold(self, page: int, key_id: KeyId, *, fill: bool = True, alone: bool = True) -> _Copy:
+        """Return the tag's copy of a page, brought in if need be, now the most recently used.
+
+        Args:
+            page: which page.
+            key_id: the tag.
+            fill: whether a new copy needs what is in DRAM.
+            alone: whether coherent hardware lets other tags' copies leave first.
+        """
         self._now += 1
         tag = (page, key_id)
         copy = self._copies.get(tag)
@@ -251,11 +298,10 @@ class Cache:
             copy.used = self._now
             self._copies.move_to_end(tag)
             return copy
-        if self.coherent:
+        if self.coherent and alone:
             self._only_tag(page, key_id)
         if self._pool.full:
-            self.evictions += 1
-            self._leave(next(iter(self._copies.values())), write_back=True)
+            self._make_room()
         copy = _Copy(page, key_id, self._pool.take(), dirty=0, used=self._now)
         if fill:
             self.fills += 1
@@ -263,6 +309,33 @@ class Cache:
         self._copies[tag] = copy
         self._by_page.setdefault(page, {})[key_id] = copy
         return copy
+
+    def _make_room(self) -> None:
+        """Let the least recently used copy leave; of lent ones several, because a recall is dear."""
+        lent = next(iter(self._copies.values())).borrower is not None
+        count = max(1, len(self._copies) // BATCH) if lent else 1
+        self.evictions += count
+        self._leave_all(list(islice(self._copies.values(), count)), write_back=True)
+
+    def _recall(self, copies: Iterable[_Copy]) -> None:
+        """Take lent copies back, with what was stored to them."""
+        lent = [copy for copy in copies if copy.borrower is not None]
+        for _, group in groupby(lent, key=lambda copy: id(copy.borrower)):
+            mine = list(group)
+            borrower = mine[0].borrower
+            assert borrower is not None  # what is lent has a borrower
+            for copy, lines in zip(mine, borrower.recall([copy.slot for copy in mine]), strict=True):
+                copy.dirty |= lines
+                copy.borrower, copy.lent_for_writing = None, False
+
+    def _clean_others(self, page: int, key_id: KeyId) -> None:
+        """Write back what other tags' copies of a page have; they stay, for reading (§6.2)."""
+        for copy in [c for c in self._by_page.get(page, {}).values() if c.key_id != key_id]:
+            if copy.borrower is not None and copy.lent_for_writing:
+                copy.dirty |= copy.borrower.clean([copy.slot])[0]
+                copy.lent_for_writing = False
+            self._write_back(copy)
+            copy.dirty = 0
 
     def _only_tag(self, page: int, key_id: KeyId) -> None:
         """Let the copies of other tags leave, as coherent hardware does before an access (§6.2)."""
@@ -280,15 +353,14 @@ class Cache:
     def _leave_all(self, copies: Iterable[_Copy], *, write_back: bool) -> int:
         """Let copies leave, least recently used first; return how many were dirty."""
         oldest_first = sorted(copies, key=lambda copy: copy.used)
+        self._recall(oldest_first)
         return sum(self._leave(copy, write_back=write_back) for copy in oldest_first)
 
     def _leave(self, copy: _Copy, *, write_back: bool) -> bool:
         """Let a copy leave the cache, wiped; return whether it was dirty."""
+        self._recall([copy])
         if write_back:
-            page = self._pool.page(copy.slot)
-            for start, stop in _runs(copy.dirty):
-                # The tag's key, not that of whoever needs the room (§6.1 rule 1).
-                self._controller.write(Spa(copy.page + start), page[start:stop], copy.key_id)
+            self._write_back(copy)
         del self._copies[copy.page, copy.key_id]
         siblings = self._by_page[copy.page]
         del siblings[copy.key_id]
@@ -296,6 +368,12 @@ class Cache:
             del self._by_page[copy.page]
         self._pool.give_back(copy.slot)
         return copy.dirty != 0
+
+    def _write_back(self, copy: _Copy) -> None:
+        page = self._pool.page(copy.slot)
+        for start, stop in _runs(copy.dirty):
+            # The tag's key, not that of whoever needs the room (§6.1 rule 1).
+            self._controller.write(Spa(copy.page + start), page[start:stop], copy.key_id)
 
     def _cached_pages(self, spa: int, length: int) -> list[int]:
         """List the pages of a range that have a copy under any tag, in order."""
@@ -313,6 +391,11 @@ def _split(spa: int, length: int) -> Iterator[tuple[int, int, int]]:
         count = min(PAGE - start, end - spa)
         yield spa - start, start, count
         spa += count
+
+
+def _dirty(copy: _Copy) -> int:
+    """Dirty lines, those among them that a borrower stored to."""
+    return copy.dirty | (copy.borrower.stored(copy.slot) if copy.borrower is not None else 0)
 
 
 def _runs(dirty: int) -> list[tuple[int, int]]:

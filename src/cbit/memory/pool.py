@@ -39,6 +39,11 @@ class Pool:
         raise TypeError("a pool holds plaintext: it is neither pickled nor copied")
 
     @property
+    def window(self) -> memoryview:
+        """All slots, free ones too."""
+        return self._window
+
+    @property
     def full(self) -> bool:
         """No slot is free."""
         return not self._free

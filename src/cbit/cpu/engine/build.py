@@ -1,0 +1,82 @@
+"""Compile the native stubs, once per source and compiler, into a cache inside the virtual environment.
+
+``python -m cbit.cpu.engine.build`` does it ahead of time and prints where the result is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from cbit.cpu.engine.errors import NoEngine
+
+NATIVE: Final = Path(__file__).parent / "native"
+# The stubs read "the engine of this thread" at every TLB fill: the cheapest kind of thread-local variable.
+FLAGS: Final = (
+    *("-std=gnu11", "-O2", "-fPIC", "-shared", "-ftls-model=initial-exec"),
+    *("-Wall", "-Wextra", "-Werror"),
+)
+
+
+def cache_folder() -> Path:
+    """Where compiled stubs are kept: the virtual environment, or the user's cache outside one."""
+    if sys.prefix != sys.base_prefix:
+        return Path(sys.prefix) / "var" / "cbit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cbit"
+
+
+def compiled_stubs(folder: Path | None = None, *, compiler: str | None = None) -> Path:
+    """Return the shared library, compiled if it is not there yet.
+
+    Args:
+        folder: the cache; by default `cache_folder`.
+        compiler: a command; by default the environment's CC, or cc.
+
+    Raises:
+        NoEngine: there is no such compiler, or it refuses the source; the message has its words.
+    """
+    command = shlex.split(compiler or os.environ.get("CC") or "cc")
+    source = [(path.name, path.read_bytes()) for path in sources()]
+    name = hashlib.sha256(repr((source, command, FLAGS)).encode()).hexdigest()[:16]
+    library = (folder or cache_folder()) / f"stubs-{name}.so"
+    if not library.is_file():
+        _compile(command, library)
+    return library
+
+
+def sources() -> list[Path]:
+    """List the native sources, headers too."""
+    return sorted(path for path in NATIVE.iterdir() if path.suffix in (".c", ".h"))
+
+
+def _compile(command: list[str], library: Path) -> None:
+    if not command or shutil.which(command[0]) is None:
+        wanted = command[0] if command else "cc"
+        raise NoEngine(
+            f"no C compiler: {wanted} is not there; guests execute through stubs that are compiled here"
+            " (Debian, Ubuntu: package gcc; CC=… names another compiler)"
+        )
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        made = Path(scratch) / library.name
+        files = [str(path) for path in sources() if path.suffix == ".c"]
+        ended = subprocess.run(
+            [*command, *FLAGS, *files, "-o", str(made)], capture_output=True, text=True, check=False
+        )
+        if ended.returncode:
+            raise NoEngine(f"{shlex.join(command)} cannot compile the stubs:\n{ended.stderr.strip()}")
+        made.replace(library)  # atomic: two processes may compile at once
+
+
+if __name__ == "__main__":
+    try:
+        print(compiled_stubs())
+    except NoEngine as error:
+        sys.exit(f"cbit: {error}")

@@ -1,0 +1,182 @@
+"""The VMCB between the machine's memory and QEMU: what a hypervisor wrote, and what QEMU gets to see of it.
+
+QEMU reads a copy: the addresses in it (nested tables, permission maps) are the engine's own, its intercepts
+are the hypervisor's and the engine's.  After #VMEXIT what hardware writes goes back, and no other byte.
+
+Paper: memory-encryption.md §10.1; the layout is the AMD64 architecture's own.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Final
+
+from cbit.cpu.engine.processor import IOPM, IOPM_SIZE, MSRPM, MSRPM_SIZE
+from cbit.cpu.physical import PhysicalPort
+from cbit.spec.address import PAGE, Spa
+from cbit.spec.errors import NotModelled
+from cbit.spec.key_id import KeyId
+
+
+class Intercept(IntFlag):
+    """The intercept words at 0x00C and 0x010 as one number; exit code is 0x60 plus the bit."""
+
+    INTR = 1 << 0
+    CPUID = 1 << 0x12
+    INVD = 1 << 0x16
+    HLT = 1 << 0x18
+    INVLPGA = 1 << 0x1A
+    IOIO = 1 << 0x1B
+    MSR = 1 << 0x1C
+    SHUTDOWN = 1 << 0x1F
+    VMRUN = 1 << 0x20
+    VMMCALL = 1 << 0x21
+    VMLOAD = 1 << 0x22
+    VMSAVE = 1 << 0x23
+    STGI = 1 << 0x24
+    CLGI = 1 << 0x25
+    SKINIT = 1 << 0x26
+    WBINVD = 1 << 0x29
+
+
+#: A processor without these would go on alone; this engine has no devices, no MSRs and no CPUID of its own.
+REQUIRED: Final = (
+    Intercept.INTR | Intercept.CPUID | Intercept.HLT | Intercept.IOIO | Intercept.MSR | Intercept.SHUTDOWN
+)
+#: Instructions of a hypervisor.  QEMU would execute them on the engine's own memory.
+OF_HYPERVISORS: Final = (
+    Intercept.INVLPGA
+    | Intercept.VMLOAD
+    | Intercept.VMSAVE
+    | Intercept.STGI
+    | Intercept.CLGI
+    | Intercept.SKINIT
+)
+#: What the engine looks at first.  QEMU reports INVD as WBINVD.
+OURS: Final = OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR
+
+UD_INTERCEPT: Final = 1 << 6  # of the exception intercepts at 0x008
+SEV_STATUS: Final = 0xC001_0131
+_SEV_STATUS_BITS: Final = 2 * (0x2000 * 2 + (SEV_STATUS - 0xC001_0000))  # in the MSR permission map
+_SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0), slice(0x400, 0x700))  # what #VMEXIT writes
+#: Intercepts, ASID and TLB_CONTROL, enables, nCR3, EFER, CR4 … CR0, RFLAGS: everything that VMRUN looks at.
+_CHECKED: Final = tuple(
+    slice(start, start + length)
+    for start, length in (
+        *((0x000, 0x14), (0x058, 8), (0x090, 8), (0x0B0, 8)),
+        *((0x4D0, 8), (0x548, 24), (0x570, 8)),
+    )
+)
+_CLEAN_PERMISSION_MAPS: Final = 1 << 1
+
+
+class At:
+    """Offsets in the VMCB."""
+
+    EXCEPTIONS: Final = 0x008
+    INTERCEPTS: Final = 0x00C
+    IOPM: Final = 0x040
+    MSRPM: Final = 0x048
+    TLB_CONTROL: Final = 0x05C
+    EXIT_CODE: Final = 0x070
+    EXIT_INFO_1: Final = 0x078
+    EXIT_INFO_2: Final = 0x080
+    NESTED: Final = 0x090
+    NCR3: Final = 0x0B0
+    CLEAN: Final = 0x0C0
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """#VMEXIT as the VMCB reports it.
+
+    Attributes:
+        code: EXITCODE.
+        info_1: EXITINFO1.
+        info_2: EXITINFO2.
+    """
+
+    code: int
+    info_1: int
+    info_2: int
+
+
+class ControlBlock:
+    """A VMCB in the machine's memory, and the copy that QEMU reads."""
+
+    def __init__(self, port: PhysicalPort, spa: Spa, key: KeyId) -> None:
+        """Read it.
+
+        Raises:
+            AddressError: no such memory.
+        """
+        self._port, self._spa, self._key = port, spa, key
+        self.bytes: Final = port.read(spa, PAGE, key)
+        (self.intercepts,) = struct.unpack_from("<Q", self.bytes, At.INTERCEPTS)
+        (self.exceptions,) = struct.unpack_from("<I", self.bytes, At.EXCEPTIONS)
+
+    @property
+    def checked_fields(self) -> bytes:
+        """Everything that decides whether VMRUN accepts this VMCB, and how it begins."""
+        return b"".join(self.bytes[part] for part in _CHECKED)
+
+    def require_modelled(self) -> None:
+        """Refuse a guest that would need what this engine has not.
+
+        Raises:
+            NotModelled: names the missing intercepts.
+        """
+        if missing := REQUIRED & ~self.intercepts:
+            names = ", ".join(bit.name or "" for bit in Intercept if bit & missing)
+            raise NotModelled(f"executing a guest without intercepting {names}")
+
+    def intercepts_exit(self, code: int) -> bool:
+        """Whether the hypervisor asked for an exit of 0x60 … 0x9F."""
+        return bool(self.intercepts >> (code - 0x60) & 1)
+
+    def copy_to(self, page: memoryview, *, root: int) -> None:
+        """Write QEMU's copy."""
+        copy = bytearray(self.bytes)
+        for form, at, value in (
+            ("Q", At.INTERCEPTS, self.intercepts | OURS),
+            ("Q", At.IOPM, IOPM),
+            ("Q", At.MSRPM, MSRPM),
+            ("B", At.TLB_CONTROL, 0),  # the engine flushes
+            ("Q", At.NESTED, 1),
+            ("Q", At.NCR3, root),
+        ):
+            struct.pack_into("<" + form, copy, at, value)
+        page[:] = copy
+
+    def permission_maps(self, mask: int) -> dict[int, bytes]:
+        """Read the I/O and MSR permission maps; reading SEV_STATUS cannot be intercepted and is the engine's.
+
+        Args:
+            mask: the address bits that exist.
+        """
+        iopm, msrpm = struct.unpack_from("<QQ", self.bytes, At.IOPM)
+        msrs = bytearray(self._read(msrpm & mask, MSRPM_SIZE))
+        msrs[_SEV_STATUS_BITS // 8] |= 3 << _SEV_STATUS_BITS % 8
+        return {IOPM: self._read(iopm & mask, IOPM_SIZE), MSRPM: bytes(msrs)}
+
+    @property
+    def maps_are_clean(self) -> bool:
+        """Whether the hypervisor vouches that the permission maps are as they were."""
+        (clean,) = struct.unpack_from("<I", self.bytes, At.CLEAN)
+        return bool(clean & _CLEAN_PERMISSION_MAPS)
+
+    def save(self, page: memoryview) -> Exit:
+        """Write what #VMEXIT changes to the machine's memory."""
+        for part in _SAVED:
+            self._port.write(Spa(self._spa + part.start), bytes(page[part]), self._key)
+        return Exit(*struct.unpack_from("<QQQ", page, At.EXIT_CODE))
+
+    def refuse(self) -> None:
+        """Write VMEXIT_INVALID."""
+        self._port.write(Spa(self._spa + At.EXIT_CODE), b"\xff" * 8, self._key)
+
+    def _read(self, start: int, length: int) -> bytes:
+        pages = range(start & -PAGE, start + length, PAGE)
+        return b"".join(self._port.read(Spa(page), PAGE, self._key) for page in pages)[:length]

@@ -1,0 +1,427 @@
+"""VMRUN … #VMEXIT: what a hypervisor sees of the execution engine.
+
+      hypervisor        VMCB and nested tables in the machine's memory
+         | run(vmcb)                     ^ exit code, save area
+      engine            copy of the VMCB, private tables, one instance of unicorn
+         | fault, fill, dirty            v
+      cache             the only place with plaintext
+
+Every exit that the hypervisor asked for, and every nested fault that its own tables cause, is a real #VMEXIT
+with a real code in the real VMCB.  Faults by which the engine fetches pages stay between it and the cache.
+
+MODEL CHOICE: one run is VMLOAD, VMRUN, VMSAVE, as hypervisors do it.  A deadline is a physical interrupt that
+the guest cannot mask.  VMRUN begins with an empty first-level TLB; the translations of `Shadow` stay.
+Paper: memory-encryption.md §4.2, §6, §7, §8, §10.1.
+Not modelled: SEV-ES, guests that are hypervisors, decode assists, the guest's interrupt shadow across VMRUN.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4
+from cbit.cpu.cpuid import EncryptionFeatures
+from cbit.cpu.encryption_rules import HostSituation, Use, host_key
+from cbit.cpu.engine.control_block import (
+    OF_HYPERVISORS,
+    SEV_STATUS,
+    UD_INTERCEPT,
+    At,
+    ControlBlock,
+    Exit,
+    Intercept,
+)
+from cbit.cpu.engine.instructions import MAX_LENGTH, Instruction, Machine, Op, decode
+from cbit.cpu.engine.native import RANDOM_WORDS, Answer
+from cbit.cpu.engine.processor import RAX, RCX, RDX, Context, Processor
+from cbit.cpu.engine.shadow import Counters, Shadow, Space
+from cbit.cpu.engine.tables import VIEW_BITS
+from cbit.cpu.engine.translations import NestedTables
+from cbit.cpu.faults import (
+    ExitCode,
+    GeneralProtection,
+    NestedPageFault,
+    PageFault,
+    PageFaultCode,
+    VmexitInvalid,
+)
+from cbit.cpu.host_tables import HostTables
+from cbit.cpu.msr import SevStatus
+from cbit.cpu.nested import NestedWalker, World
+from cbit.cpu.paging import Access, Kind
+from cbit.cpu.physical import PhysicalPort
+from cbit.cpu.tlb import TlbControl, VmMode
+from cbit.cpu.vmcb import Enable, HostState, Vmcb, refusal, require_modelled, vm_mode
+from cbit.crypto.entropy import Entropy
+from cbit.memory.lending import SlotLender
+from cbit.spec.address import PAGE, Spa
+from cbit.spec.errors import NotModelled
+from cbit.trace import SILENT, Trace
+
+C_BIT: Final = VIEW_BITS  #: of guests that execute, whatever the profile: QEMU walks 40 address bits
+_WBINVD, _INVD, _MSR, _UD = 0x89, 0x76, 0x7C, 0x46
+_USER_CPL: Final = 3
+_LONG_CODE: Final = 1 << 15  # in the hidden flags
+_GP, _PF, _UD_VECTOR = 13, 14, 6
+_SPARE_TABLES: Final = 64
+_REMEMBERED: Final = 4096  # accepted VMCBs
+
+
+def executing_features(features: EncryptionFeatures) -> EncryptionFeatures:
+    """What CPUID tells a guest that executes: C-bit 39, and 39 address bits below it."""
+    return replace(features, physical_bits=C_BIT + 1, address_reduction=1, c_bit=C_BIT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSide:
+    """What VMRUN needs of the core that executes it; the same object for as long as nothing of it changes.
+
+    Attributes:
+        state: features (the machine's own), control registers, address rules, switches.
+        port: physical memory.
+        invd_is_wbinvd: HWCR bit 4.
+    """
+
+    state: HostState
+    port: PhysicalPort
+    invd_is_wbinvd: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What VMRUN found in a VMCB that it accepted."""
+
+    asid: int
+    mode: VmMode
+    tlb_control: TlbControl
+    nested: NestedTables
+    vte: bool
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One VMRUN under way."""
+
+    host: HostSide
+    block: ControlBlock
+    space: Space
+    mode: VmMode
+    error: BaseException | None = None
+
+
+class Engine:
+    """Executes guests on one core.
+
+    Mutable.  One thread at a time; several engines may share the machine's memory.
+
+    Attributes:
+        exits: how often each exit code went to a hypervisor.
+    """
+
+    def __init__(
+        self, lender: SlotLender, *, entropy: Entropy, spaces: int = 64, trace: Trace = SILENT
+    ) -> None:
+        """Make an engine over a cache.
+
+        Args:
+            lender: the cache.
+            entropy: what RDRAND hands out.
+            spaces: how many ASIDs may have translations at once.
+            trace: who hears of VMRUN and #VMEXIT.
+
+        Raises:
+            NoEngine: this computer cannot execute guests; the message says what is missing.
+        """
+        pages = spaces * 4 + min(len(lender.window) // PAGE, 1 << 14) + _SPARE_TABLES
+        self._processor = Processor(lender.window, table_pages=pages)
+        self._shadow = Shadow(self._processor, lender, spaces=spaces, entropy=entropy)
+        self._entropy = entropy
+        self._trace = trace
+        self._maps: dict[int, bytes] = {}
+        self._turn: _Turn | None = None
+        self._host: HostSide | None = None
+        self._good: dict[
+            bytes, _Checked
+        ] = {}  # VMCBs accepted on this host, by `ControlBlock.checked_fields`
+        self.exits: dict[int, int] = {}
+        self._processor.answer(
+            lambda code: self._answer(lambda turn: self._exit(turn, code)),
+            lambda: self._answer(self._invalid),
+            self._refill,
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """What the private tables did."""
+        return self._shadow.counters
+
+    @property
+    def blocks(self) -> int:
+        """The clock: blocks of guest code executed since power-on."""
+        return int(self._processor.state.blocks)
+
+    @property
+    def aborted(self) -> int:
+        """How often unicorn gave up on a guest, which was shut down for it."""
+        return int(self._processor.state.aborted)
+
+    def advance(self, blocks: int) -> None:
+        """Let time pass while no guest executes."""
+        self._processor.state.blocks += blocks
+
+    def new_context(self) -> Context:
+        """Make the registers of a virtual CPU that are not in its VMCB."""
+        return self._processor.new_context()
+
+    def run(self, vmcb_at: Spa, context: Context, host: HostSide, *, blocks: int | None = None) -> Exit:
+        """VMRUN until #VMEXIT.
+
+        Args:
+            vmcb_at: rAX: physical address of the VMCB; its C-bit chooses the host's key.
+            context: the virtual CPU's other registers.
+            host: the core.
+            blocks: a physical interrupt comes after so many blocks of guest code.
+
+        Raises:
+            VmexitInvalid: the VMCB was refused, which its EXITCODE says too.
+            NotModelled: what this engine cannot run.
+            EngineFault: the engine failed.
+        """
+        turn = self._enter(vmcb_at, host)
+        roots, state = turn.space.roots, self._processor.state
+        turn.block.copy_to(self._processor.vmcb, root=roots.root)
+        self._load_maps(turn)
+        state.root, state.root_without_c_bit = roots.root, roots.root_without_c_bit
+        state.ours = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
+        state.ud_is_ours = turn.block.exceptions & UD_INTERCEPT
+        state.deadline = 0 if blocks is None else state.blocks + blocks
+        self._turn = turn
+        try:
+            self._processor.run(context)
+        finally:
+            self._turn = None
+        if turn.error is not None:
+            raise turn.error
+        done = turn.block.save(self._processor.vmcb)
+        self.exits[done.code] = self.exits.get(done.code, 0) + 1
+        self._trace.emit("cpu.engine", "#VMEXIT", code=done.code, asid=turn.space.asid)
+        return done
+
+    # --- VMRUN
+
+    def _enter(self, vmcb_at: Spa, host: HostSide) -> _Turn:
+        spa, c = host.state.rules.split(vmcb_at)
+        key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
+        block = ControlBlock(host.port, Spa(spa), key)
+        checked = self._check(block, host)
+        self._shadow.flush(checked.tlb_control, asid=checked.asid)
+        space = self._shadow.space(
+            checked.asid,
+            checked.mode,
+            nested=checked.nested,
+            vte=checked.vte,
+            encryption_on=host.state.encryption_on,
+        )
+        self._trace.emit("cpu.engine", "VMRUN", asid=checked.asid, mode=checked.mode.value)
+        return _Turn(host, block, space, checked.mode)
+
+    def _check(self, block: ControlBlock, host: HostSide) -> _Checked:
+        """Check a VMCB; one whose checked fields are those of an earlier one is known to be good."""
+        if host is not self._host or len(self._good) > _REMEMBERED:
+            self._host = host
+            self._good.clear()
+        fields = block.checked_fields
+        good = self._good.get(fields)
+        if good is None or (good.mode is VmMode.SEV and not host.state.asid_usable(good.asid)):
+            good = self._good[fields] = self._check_all(block, host)
+        return good
+
+    def _check_all(self, block: ControlBlock, host: HostSide) -> _Checked:
+        state = replace(host.state, features=executing_features(host.state.features))
+        # The reference model injects no events, this engine does.
+        vmcb = Vmcb.parse(block.bytes, canonical=False).replace(event_injection=0)
+        if why := refusal(vmcb, state):
+            block.refuse()
+            self._trace.emit("cpu.engine", "VMRUN: VMEXIT_INVALID", why, asid=vmcb.asid)
+            raise VmexitInvalid(why)
+        require_modelled(vmcb, state)
+        block.require_modelled()
+        mode = vm_mode(vmcb, encryption_on=state.encryption_on)
+        sev = mode is VmMode.SEV
+        world = World(
+            asid=vmcb.asid,
+            mode=mode,
+            vte=sev and Enable.VTE in vmcb.enable,
+            nested=replace(state.controls, cr3=vmcb.ncr3, ac=False),
+            host_rules=state.rules,
+            guest_rules=AddressRules(C_BIT, C_BIT) if sev else AddressRules(C_BIT + 1, None),
+        )
+        situation = HostSituation.WITH_PAE if state.encryption_on else HostSituation.OFF
+        nested = NestedTables(
+            walker=NestedWalker(host.port, world),
+            tables=HostTables(host.port, situation),
+            rules=state.rules,
+            controls=world.nested,
+        )
+        return _Checked(vmcb.asid, mode, vmcb.tlb_control, nested, world.vte)
+
+    def _load_maps(self, turn: _Turn) -> None:
+        if turn.block.maps_are_clean and self._maps:
+            return
+        maps = turn.block.permission_maps((1 << turn.host.state.rules.width) - 1)
+        for at, contents in maps.items():
+            if self._maps.get(at) != contents:
+                self._processor.permission_maps[at][:] = contents
+        self._maps = maps
+
+    # --- exits that are, or may be, the engine's own
+
+    def _answer(self, act: Callable[[_Turn], Answer]) -> int:
+        """Nothing may be raised through unicorn: an error ends the turn, and `run` raises it."""
+        turn = self._turn
+        if turn is None:
+            return Answer.LEAVE
+        try:
+            return act(turn)
+        except BaseException as error:  # also KeyboardInterrupt: it is raised by `run`
+            turn.error = error
+            return Answer.LEAVE
+
+    def _refill(self) -> int:
+        """Draw randomness for RDRAND."""
+        state = self._processor.state
+        state.random[:] = struct.unpack(f"<{RANDOM_WORDS}Q", self._entropy.draw(8 * RANDOM_WORDS))
+        state.random_left = RANDOM_WORDS
+        return 1
+
+    def _exit(self, turn: _Turn, code: int) -> Answer:
+        if code == ExitCode.NPF:
+            return self._nested_fault(turn)
+        if code == _WBINVD:
+            return self._cache_instruction(turn)
+        if code == _MSR and self._processor.register(RCX).value & 0xFFFF_FFFF == SEV_STATUS:
+            return self._sev_status(turn)
+        if code == _UD:
+            return self._invalid(turn)
+        if code != _MSR and not turn.block.intercepts_exit(code):
+            # MODEL CHOICE: a guest is no hypervisor; its SVM instructions do not exist.
+            return self._raise(_UD_VECTOR)
+        return Answer.LEAVE
+
+    def _nested_fault(self, turn: _Turn) -> Answer:
+        (address,) = struct.unpack_from("<Q", self._processor.vmcb, At.EXIT_INFO_2)
+        info = PageFaultCode(self._processor.state.exit_info_1)
+        try:
+            self._shadow.fault(turn.space, address, info, has_c_bit=self._has_c_bit())
+        except NestedPageFault as fault:
+            return self._leave_with(fault)
+        return Answer.RESTART
+
+    def _has_c_bit(self) -> bool:
+        return bool(self._processor.control(0) & Cr0.PG and self._processor.control(4) & Cr4.PAE)
+
+    def _cache_instruction(self, turn: _Turn) -> Answer:
+        found = self._instruction(turn)
+        invd = found is not None and found.op is Op.INVD
+        code = _INVD if invd else _WBINVD
+        if found is None or turn.block.intercepts_exit(code):
+            self._processor.state.exit_code = code
+            return Answer.LEAVE
+        memory = turn.host.port.memory
+        if invd and not turn.host.invd_is_wbinvd:
+            memory.invd()
+        else:
+            memory.wbinvd()
+        return self._skip(found)
+
+    def _sev_status(self, turn: _Turn) -> Answer:
+        found = self._instruction(turn)
+        write = self._processor.state.exit_info_1 & 1
+        if found is None or write:
+            return self._raise(_GP)
+        value = int(SevStatus.SEV) if turn.mode is VmMode.SEV else 0
+        self._processor.register(RAX).value = value
+        self._processor.register(RDX).value = 0
+        return self._skip(found)
+
+    def _invalid(self, turn: _Turn) -> Answer:
+        """Do a cache-line flush, for which QEMU has no effect; everything else is invalid indeed."""
+        found = self._instruction(turn)
+        if found is None or found.op is not Op.FLUSH_LINE:
+            if turn.block.exceptions & UD_INTERCEPT:
+                self._processor.state.exit_code = _UD
+                return Answer.LEAVE
+            return self._raise(_UD_VECTOR)
+        walker, controls = turn.space.nested.walker, self._controls()
+        try:
+            where = walker.translate(found.address, self._access(Kind.READ), controls)
+        except PageFault as fault:
+            self._processor.set_cr2(fault.address)
+            return self._raise(_PF, int(fault.code))
+        except GeneralProtection:
+            return self._raise(_GP)
+        except NestedPageFault as fault:
+            return self._leave_with(fault)
+        key = walker.key(Use.DATA, where, controls)
+        turn.host.port.memory.clflush(where.spa(found.address), key)
+        return self._skip(found)
+
+    def _leave_with(self, fault: NestedPageFault) -> Answer:
+        state = self._processor.state
+        state.exit_code, state.exit_info_1 = int(ExitCode.NPF), fault.exit_info_1
+        struct.pack_into("<Q", self._processor.vmcb, At.EXIT_INFO_2, fault.exit_info_2)
+        return Answer.LEAVE
+
+    # --- the running guest
+
+    def _raise(self, vector: int, error_code: int = 0) -> Answer:
+        self._processor.raise_in_guest(vector, error_code)
+        return Answer.DELIVER
+
+    def _skip(self, done: Instruction) -> Answer:
+        self._processor.rip.value += done.length
+        return Answer.RESUME
+
+    def _controls(self) -> Controls:
+        processor = self._processor
+        # AC is not looked at: a flush through a user page is allowed to a supervisor under SMAP here.
+        return Controls(
+            cr0=processor.control(0),
+            cr3=processor.control(3),
+            cr4=processor.control(4),
+            efer=processor.efer,
+            ac=True,
+        )
+
+    def _access(self, kind: Kind) -> Access:
+        return Access(kind, user=self._processor.flags & 3 == _USER_CPL)
+
+    def _instruction(self, turn: _Turn) -> Instruction | None:
+        """Decode what the guest is about to execute; None if it is nothing that the engine knows."""
+        processor = self._processor
+        long = bool(processor.flags & _LONG_CODE)
+        machine = Machine(
+            rip=processor.rip.value,
+            long=long,
+            register=lambda number: processor.register(number).value,
+            base=processor.segment_base,
+        )
+        linear = machine.rip + (0 if long else processor.segment_base(1))
+        return decode(self._fetch(turn, linear, MAX_LENGTH), machine)
+
+    def _fetch(self, turn: _Turn, linear: int, length: int) -> bytes:
+        """Read instruction bytes as the guest would fetch them, as far as its tables allow."""
+        walker, controls, code = turn.space.nested.walker, self._controls(), b""
+        while len(code) < length:
+            at = linear + len(code)
+            count = min(length - len(code), PAGE - at % PAGE)
+            try:
+                where = walker.translate(at, self._access(Kind.FETCH), controls)
+            except (PageFault, GeneralProtection, NestedPageFault, NotModelled, ValueError):
+                break
+            key = walker.key(Use.FETCH, where, controls)
+            code += turn.host.port.read(where.spa(at), count, key)
+        return code

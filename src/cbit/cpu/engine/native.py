@@ -1,0 +1,152 @@
+"""The compiled stubs as Python sees them: one structure shared with them, and the functions they call.
+
+`Engine` mirrors ``struct engine`` of native/stubs.h field by field.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final
+
+from cbit.cpu.engine.build import compiled_stubs
+from cbit.cpu.engine.layout import layout
+from cbit.cpu.engine.library import library
+
+_P, _I, _U32, _U64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64
+MAX_SHOTS: Final = 16
+RANDOM_WORDS: Final = 64
+ALL_ACCESSES: Final = 7
+MAY_READ_AND_WRITE: Final = 3
+MAY_EXECUTE: Final = 4
+
+
+class Answer(IntEnum):
+    """What Python answers to an exit."""
+
+    RESUME = 0  # the guest goes on at its instruction pointer
+    RESTART = 1  # the access that faulted begins again
+    DELIVER = 2  # the exception that was put into CPUState
+    LEAVE = 3  # the exit is the hypervisor's
+
+
+ON_EXIT: Final = ctypes.CFUNCTYPE(_I, _U32)
+ON_CALL: Final = ctypes.CFUNCTYPE(_I)
+
+
+class _Shot(ctypes.Structure):
+    _fields_ = [("leaf", _P), ("before", _U64)]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("under_way", _U32),
+        ("vector", _U32),
+        ("error_code", _U32),
+        ("is_int", _U32),
+        ("next_rip", _U64),
+    ]
+
+
+class EngineState(ctypes.Structure):
+    """``struct engine``; the comments there say what each field is."""
+
+    _fields_ = [
+        ("uc", _P),
+        ("cs", _P),
+        ("env", _P),
+        ("vmcb", _P),
+        ("iopm", _P),
+        ("on_exit", ON_EXIT),
+        ("on_invalid", ON_CALL),
+        ("on_entropy", ON_CALL),
+        ("ours", _U64),
+        ("ud_is_ours", _U64),
+        ("exit_code", _U64),
+        ("exit_info_1", _U64),
+        ("access", _U64),
+        ("root", _U64),
+        ("root_without_c_bit", _U64),
+        ("blocks", _U64),
+        ("deadline", _U64),
+        ("tsc_per_block", _U64),
+        ("restarts", _U64),
+        ("farthest", _U64),
+        ("stalls", _U64),
+        ("aborted", _U64),
+        ("host_fault", _U64),
+        ("saved_old_exception", _U64),
+        ("random_left", _U64),
+        ("random", _U64 * RANDOM_WORDS),
+        ("event", _Event),
+        ("shots", _U64),
+        ("shot_allows", _U64),
+        ("shot", _Shot * MAX_SHOTS),
+    ]
+
+
+_LAYOUT: Final = (
+    *("uc_cpu", "cs_env", "cs_exception_index", "cs_interrupt_request"),
+    *("rip", "cc_src", "hflags", "segments", "cr0", "cr4", "efer", "nested_cr3"),
+    *("star", "lstar", "cstar", "sfmask"),
+    *("old_exception", "error_code", "is_int", "next_eip"),
+)
+
+#: Internal functions that the stubs call, in the order of ``struct functions``.
+_INTERNAL: Final = (
+    *("cpu_vmexit", "x86_cpu_tlb_fill", "tlb_set_page_with_attrs", "tb_invalidate_phys_page_fast"),
+    *("cpu_x86_update_cr0", "cpu_x86_update_cr4", "tb_invalidate_phys_range", "tlb_flush"),
+    *("x86_cpu_do_interrupt", "do_interrupt_x86_hardirq", "do_vmexit", "helper_vmload", "helper_vmsave"),
+    *("helper_read_eflags", "helper_write_eflags", "raise_exception"),
+    *("cpu_restore_state", "cpu_ldub_code", "helper_check_iob", "helper_check_iow", "helper_check_iol"),
+)
+_PUBLIC: Final = ("uc_emu_start", "uc_emu_stop", "uc_hook_add")
+
+
+class Native:
+    """The loaded stubs.
+
+    Attributes:
+        run: execute host code at an address until the guest has left or the deadline has come.
+        leave: #VMEXIT with a code and EXITINFO1.
+        hook: register the hooks of a new engine.
+        undo_shots: take back the leaves made for one TLB fill.
+        remember: digest the lines of a page.
+        changed: one bit for each line that differs from its digest.
+    """
+
+    def __init__(self) -> None:
+        self._dll = ctypes.CDLL(str(compiled_stubs()))
+        lib, at = library(), layout()
+        offsets = [at.cr0 + 32 if name == "cr4" else getattr(at, name) for name in _LAYOUT]
+        functions = [*map(lib.internal, _INTERNAL), *map(lib.address, _PUBLIC)]
+        configure = self._function("cbit_configure", None, _P, _P)
+        configure((_U64 * len(offsets))(*offsets), (_U64 * len(functions))(*functions))
+        engine = ctypes.POINTER(EngineState)
+        self.run: Final = self._function("cbit_run", _I, engine, _U64)
+        self.leave: Final = self._function("cbit_leave", None, engine, _U32, _U64)
+        self.hook: Final = self._function("cbit_hook", _I, engine)
+        self.undo_shots: Final = self._function("cbit_undo_shots", None, engine)
+        self.remember: Final = self._function("cbit_remember", None, _P, _P, _P)
+        self.changed: Final = self._function("cbit_changed", _U64, _P, _P, _P)
+
+    def address(self, name: str) -> int:
+        """Address of one of the stubs' functions."""
+        return ctypes.cast(getattr(self._dll, name), _P).value or 0
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+        function = getattr(self._dll, name)
+        function.restype, function.argtypes = result, arguments
+        return function  # type: ignore[no-any-return]  # what ctypes hands out has no type
+
+
+@functools.cache
+def native() -> Native:
+    """Compile if need be, load, and tell the stubs where things are; once per process.
+
+    Raises:
+        NoEngine: no library, no compiler, or a layout that cannot be proven.
+    """
+    return Native()

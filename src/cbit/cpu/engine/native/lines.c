@@ -1,0 +1,32 @@
+/* Which lines of a borrowed page were stored to. */
+#include "stubs.h"
+
+static uint64_t mix(uint64_t a, uint64_t b)
+{
+    __uint128_t product = (__uint128_t)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+static uint64_t digest(const uint64_t *line, const uint64_t *seed)
+{
+    uint64_t sum = seed[0];
+    for (int word = 0; word < LINE / 8; word += 2)
+        sum = mix(sum ^ line[word] ^ seed[word + 1], line[word + 1] ^ seed[word + 2]) ^ (sum << 1 | sum >> 63);
+    return sum;
+}
+
+/* Remember a page by a 64-bit digest of each line, under a secret seed of 9 words: no second plaintext is kept. */
+void cbit_remember(const uint64_t *page, uint64_t *digests, const uint64_t *seed)
+{
+    for (int line = 0; line < LINES; line++)
+        digests[line] = digest(page + line * LINE / 8, seed);
+}
+
+/* One bit for each line that differs from what was remembered. */
+uint64_t cbit_changed(const uint64_t *page, const uint64_t *digests, const uint64_t *seed)
+{
+    uint64_t changed = 0;
+    for (int line = 0; line < LINES; line++)
+        changed |= (uint64_t)(digest(page + line * LINE / 8, seed) != digests[line]) << line;
+    return changed;
+}

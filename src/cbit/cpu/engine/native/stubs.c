@@ -1,0 +1,303 @@
+/* What runs between Unicorn's translated code and Python.
+ *
+ * Two kinds of functions.  `stub_*` replace a function of libunicorn in the library's own relocation table
+ * (interpose.py); each says why.  `hook_*` are registered through Unicorn's public interface.  Both are here and
+ * not in Python because they run millions of times, or because what they call may leave by longjmp, which must not
+ * cross a Python frame.
+ */
+#include "stubs.h"
+
+struct layout at;
+struct functions call;
+__thread struct engine *current;
+
+void cbit_configure(const struct layout *layout, const struct functions *functions)
+{
+    at = *layout;
+    call = *functions;
+}
+
+/* ---- leaves for one TLB fill */
+
+static void undo_shots(struct engine *e)
+{
+    for (; e->shots; e->shots--)
+        *e->shot[e->shots - 1].leaf = e->shot[e->shots - 1].before;
+    e->shot_allows = MAY_READ | MAY_WRITE | MAY_EXECUTE;
+}
+
+void cbit_undo_shots(struct engine *e)
+{
+    undo_shots(e);
+}
+
+/* ---- events and exits */
+
+/* Deliver the exception in CPUState.  Its frame may need a page that is not there: the nested fault leaves by
+ * longjmp, and the event that is on its way is remembered here, because QEMU forgets it. */
+static void deliver(struct engine *e)
+{
+    e->event.vector = FIELD(uint32_t, e->cs, at.cs_exception_index);
+    e->event.error_code = ENV(uint32_t, e, error_code);
+    e->event.is_int = ENV(uint32_t, e, is_int);
+    e->event.next_rip = ENV(uint64_t, e, next_eip);
+    e->event.under_way = 1;
+    call.x86_cpu_do_interrupt(e->cs);
+    e->event.under_way = 0;
+    ENV(uint32_t, e, is_int) = 0;                  /* else the next event would inherit a stale next_eip */
+}
+
+static void deliver_again(struct engine *e)
+{
+    FIELD(uint32_t, e->cs, at.cs_exception_index) = e->event.vector;
+    ENV(uint32_t, e, error_code) = e->event.error_code;
+    ENV(uint32_t, e, is_int) = e->event.is_int;
+    ENV(uint64_t, e, next_eip) = e->event.next_rip;
+    /* Without this a page fault while a page fault is delivered would not become a double fault. */
+    ENV(uint32_t, e, old_exception) = (uint32_t)e->saved_old_exception;
+    deliver(e);
+}
+
+static int virtual_interrupt_pending(const struct engine *e)
+{
+    return (FIELD(uint32_t, e->cs, at.cs_interrupt_request) & VIRTUAL_INTERRUPT) != 0;
+}
+
+/* Let an access begin again after a fault that was the engine's own affair. */
+static void restart(struct engine *e)
+{
+    uint32_t *injection = &FIELD(uint32_t, e->vmcb, VMCB_EVENT_INJECTION);
+    ENV(uint32_t, e, old_exception) = (uint32_t)e->saved_old_exception;
+    /* A guest that needs more pages at once than there is room for would fault for ever, while its clock stands. */
+    if (e->blocks > e->farthest) {
+        e->farthest = e->blocks;
+        e->stalls = 0;
+    } else if (++e->stalls > PATIENCE) {
+        e->stalls = 0;
+        call.uc_emu_stop(e->uc);
+    }
+    if (e->event.under_way) {
+        deliver_again(e);
+    } else if (*injection & EVENT_VALID) {
+        if ((*injection & EVENT_TYPE) == EVENT_INTERRUPT)
+            call.do_interrupt_x86_hardirq(e->env, *injection & 0xFF, 1);
+        else
+            *injection &= ~EVENT_VALID;            /* a virtual interrupt: still pending, so it comes again */
+    } else if (e->access != FETCH && e->blocks) {
+        e->blocks--;                               /* the block begins again and would be counted twice */
+        e->restarts++;
+    }
+}
+
+/* #VMEXIT.  QEMU's own path truncates EXITINFO1 to 32 bits, and saves less than a hypervisor's VMSAVE does. */
+void cbit_leave(struct engine *e, uint32_t code, uint64_t info)
+{
+    uint32_t *injection = &FIELD(uint32_t, e->vmcb, VMCB_EVENT_INJECTION);
+    undo_shots(e);
+    /* A virtual interrupt that was interrupted is still pending in V_IRQ: it must not come twice. */
+    if (!e->event.under_way && (*injection & EVENT_TYPE) != EVENT_INTERRUPT && virtual_interrupt_pending(e))
+        *injection &= ~EVENT_VALID;
+    e->event.under_way = 0;
+    ENV(uint32_t, e, old_exception) = (uint32_t)-1;
+    call.do_vmexit(e->env, code, info);
+    call.helper_vmsave(e->env, 2);                 /* rAX is again the host's: the VMCB's address */
+    call.uc_emu_stop(e->uc);
+}
+
+static int asks_python(const struct engine *e, uint32_t code)
+{
+    if (code == EXIT_NPF)
+        return 1;
+    if (code == EXIT_EXCEPTION_UD)
+        return e->ud_is_ours != 0;
+    return code >= EXIT_INTR && code <= EXIT_LAST_BIT && (e->ours >> (code - EXIT_INTR) & 1);
+}
+
+/* Every exception and every exit of the guest comes by here. */
+static void hook_interrupt(void *uc, uint32_t number, void *user)
+{
+    struct engine *e = user;
+    if (number == INVALID_OPCODE)
+        return;                                    /* hook_invalid has dealt with it; unicorn 2.1.1 calls both */
+    if (!in_guest(e)) {
+        e->host_fault = number + 1;
+        call.uc_emu_stop(uc);
+        return;
+    }
+    if (number < EXIT_BASE) {
+        undo_shots(e);                             /* the walk that they were made for has failed */
+        deliver(e);
+        return;
+    }
+    uint32_t code = number - EXIT_BASE;
+    e->exit_code = code;
+    switch (asks_python(e, code) ? e->on_exit(code) : LEAVE) {
+    case RESUME:
+        break;
+    case RESTART:
+        restart(e);
+        break;
+    case DELIVER:
+        undo_shots(e);
+        deliver(e);
+        break;
+    default:
+        cbit_leave(e, (uint32_t)e->exit_code, e->exit_info_1);
+    }
+}
+
+/* An invalid opcode.  Instructions that QEMU does not do right are made invalid by their CPUID bit and end here. */
+static int hook_invalid(void *uc, void *user)
+{
+    struct engine *e = user;
+    (void)uc;
+    if (!in_guest(e)) {
+        e->host_fault = INVALID_OPCODE + 1;
+        return 0;
+    }
+    undo_shots(e);
+    e->exit_code = EXIT_EXCEPTION_UD;
+    e->exit_info_1 = 0;
+    switch (e->on_invalid()) {
+    case RESUME:
+        break;
+    case DELIVER:
+        deliver(e);
+        break;
+    default:
+        cbit_leave(e, (uint32_t)e->exit_code, e->exit_info_1);
+    }
+    return 1;
+}
+
+/* The machine's clock is the number of blocks that guests executed: the same program gives the same time. */
+static void hook_block(void *uc, uint64_t address, uint32_t size, void *user)
+{
+    struct engine *e = user;
+    (void)address, (void)size;
+    if (!in_guest(e))
+        return;
+    if (e->deadline && e->blocks >= e->deadline)
+        call.uc_emu_stop(uc);                      /* this block is not executed any more */
+    else
+        e->blocks++;
+}
+
+int cbit_hook(struct engine *e)
+{
+    size_t hook;
+    int error = call.uc_hook_add(e->uc, &hook, 1 << 0, (void *)hook_interrupt, e, 1, 0);
+    if (!error)
+        error = call.uc_hook_add(e->uc, &hook, 1 << 14, (void *)hook_invalid, e, 1, 0);
+    if (!error)
+        error = call.uc_hook_add(e->uc, &hook, 1 << 3, (void *)hook_block, e, 1, 0);
+    return error;
+}
+
+/* Execute host code at `begin` (one VMRUN) until the guest has left, or the deadline has come. */
+int cbit_run(struct engine *e, uint64_t begin)
+{
+    undo_shots(e);
+    e->event.under_way = 0;
+    current = e;
+    call.helper_vmload(e->env, 2);                 /* what VMRUN does not load */
+    int error = call.uc_emu_start(e->uc, begin, 0, 0, 0);
+    current = NULL;
+    return error;
+}
+
+/* ---- replacements */
+
+/* Why: QEMU keeps EXITINFO1 in a 32-bit field and loses bits 32 (final address) and 33 (page-table walk), which
+ * decide whose key an access uses; and it forgets which exception was being delivered. */
+void stub_cpu_vmexit(void *env, uint32_t code, uint64_t info, uintptr_t from)
+{
+    if (current) {
+        current->exit_info_1 = info;
+        current->saved_old_exception = FIELD(uint32_t, env, at.old_exception);
+    }
+    call.cpu_vmexit(env, code, info, from);
+}
+
+/* Why: the next stub must know whether the fill is for a load, a store or a fetch. */
+int stub_x86_cpu_tlb_fill(void *cs, uint64_t address, int size, int access, int mmu, int probe, uintptr_t from)
+{
+    if (current)
+        current->access = (uint64_t)access;
+    return call.x86_cpu_tlb_fill(cs, address, size, access, mmu, probe, from);
+}
+
+/* Why, first: it ends every successful walk, so leaves made for this walk alone go here.
+ * Why, second: Unicorn never lets a page that may be written *and* executed leave its slow store path; an entry is
+ * therefore good for stores or for fetches, as the access asks, never for both. */
+void stub_tlb_set_page_with_attrs(void *cs, uint64_t linear, uint64_t physical, uint32_t attributes, int allowed,
+                                  int mmu, uint64_t size)
+{
+    if (current) {
+        if ((allowed & MAY_WRITE) && (allowed & MAY_EXECUTE))
+            allowed &= current->access == FETCH ? ~MAY_WRITE : ~MAY_EXECUTE;
+        allowed &= (int)current->shot_allows;
+        undo_shots(current);
+    }
+    call.tlb_set_page_with_attrs(cs, linear, physical, attributes, allowed, mmu, size);
+}
+
+/* Why: Unicorn lost QEMU's dirty bitmap.  A store into a page of code drops the blocks that it overlaps, then marks
+ * the TLB entry clean, so later stores to other blocks of the page go unseen.  Here one store drops them all. */
+void stub_tb_invalidate_phys_page_fast(void *uc, void *pages, uint64_t start, int length, uintptr_t from)
+{
+    call.tb_invalidate_phys_page_fast(uc, pages, start, length, from);
+    uint64_t page = start & -(uint64_t)PAGE;
+    call.tb_invalidate_phys_range(uc, page, page + PAGE);
+}
+
+/* Why: empty in Unicorn.  A page that becomes code loses every cached write permission, those of aliases too. */
+void stub_tlb_protect_code(void *uc, uint64_t address)
+{
+    (void)address;
+    call.tlb_flush(FIELD(void *, uc, at.uc_cpu));
+}
+
+/* Why: superseded by the one above, and it walks the whole TLB for each new block. */
+void stub_tlb_reset_dirty_by_vaddr(void)
+{
+}
+
+static void choose_root(void *env)
+{
+    enum { PG = 1u << 31, PAE = 1 << 5 };
+    if (!current || current->env != env || !in_guest(current))
+        return;
+    int has_c_bit = (FIELD(uint64_t, env, at.cr0) & PG) && (FIELD(uint64_t, env, at.cr4) & PAE);
+    uint64_t root = has_c_bit ? current->root : current->root_without_c_bit;
+    if (root != FIELD(uint64_t, env, at.nested_cr3)) {
+        FIELD(uint64_t, env, at.nested_cr3) = root;
+        call.tlb_flush(current->cs);
+    }
+}
+
+/* Why: without paging, or without PAE, a guest has no C-bit and all its memory is private: another shadow root. */
+void stub_cpu_x86_update_cr0(void *env, uint32_t value)
+{
+    call.cpu_x86_update_cr0(env, value);
+    choose_root(env);
+}
+
+/* Why: as CR0: PAE is a bit of CR4. */
+void stub_cpu_x86_update_cr4(void *env, uint32_t value)
+{
+    call.cpu_x86_update_cr4(env, value);
+    choose_root(env);
+}
+
+/* Why: QEMU gives up by abort() where a processor would shut down (an interrupt without a TSS, for one), and a guest
+ * can bring that about.  It must not end the process that runs it. */
+void stub_abort(void)
+{
+    struct engine *e = current;
+    if (e && in_guest(e) && e->aborted < UINT64_MAX) {
+        e->aborted++;
+        call.cpu_vmexit(e->env, EXIT_SHUTDOWN, 0, 0);
+    }
+    abort();
+}

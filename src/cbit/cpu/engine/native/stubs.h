@@ -1,0 +1,110 @@
+/* What the native files share: the engine's state, and what Python tells them of libunicorn.
+ *
+ * Nothing here knows an offset of Unicorn's structures: layout.py finds them and hands them over.
+ */
+#ifndef CBIT_STUBS_H
+#define CBIT_STUBS_H
+
+#include <stdint.h>
+#include <stdlib.h>
+
+enum { LOAD, STORE, FETCH };                       /* how an access reaches the TLB */
+enum { MAY_READ = 1, MAY_WRITE = 2, MAY_EXECUTE = 4 };
+enum { INVALID_OPCODE = 6 };
+enum { EXIT_BASE = 0x100 };                        /* an exception number from here on is an exit code */
+enum { EXIT_EXCEPTION_UD = 0x46, EXIT_INTR = 0x60, EXIT_SHUTDOWN = 0x7F, EXIT_LAST_BIT = 0x9F, EXIT_NPF = 0x400 };
+enum { RESUME, RESTART, DELIVER, LEAVE };          /* what Python answers to an exit */
+enum { VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
+enum { VIRTUAL_INTERRUPT = 0x100 };                /* in CPUState.interrupt_request */
+enum { HF_CPL = 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
+       HF_GUEST = 1 << 21 };
+enum { PATIENCE = 1 << 14 };                       /* faults of one block before a physical interrupt */
+enum { SHOTS = 16, LINES = 64, LINE = 64, PAGE = 4096 };
+
+/* Offsets, found by layout.py: `cs_*` from CPUState, `uc_*` from uc_engine, the others from the register file. */
+struct layout {
+    uint64_t uc_cpu, cs_env, cs_exception_index, cs_interrupt_request;
+    uint64_t rip, cc_src, hflags, segments, cr0, cr4, efer, nested_cr3;
+    uint64_t star, lstar, cstar, sfmask;
+    uint64_t old_exception, error_code, is_int, next_eip;
+};
+
+/* Functions of libunicorn, found by their exported names. */
+struct functions {
+    void (*cpu_vmexit)(void *env, uint32_t code, uint64_t info, uintptr_t from);
+    int (*x86_cpu_tlb_fill)(void *cs, uint64_t address, int size, int access, int mmu, int probe, uintptr_t from);
+    void (*tlb_set_page_with_attrs)(void *cs, uint64_t linear, uint64_t physical, uint32_t attributes, int allowed,
+                                    int mmu, uint64_t size);
+    void (*tb_invalidate_phys_page_fast)(void *uc, void *pages, uint64_t start, int length, uintptr_t from);
+    void (*cpu_x86_update_cr0)(void *env, uint32_t value);
+    void (*cpu_x86_update_cr4)(void *env, uint32_t value);
+    void (*tb_invalidate_phys_range)(void *uc, uint64_t start, uint64_t end);
+    void (*tlb_flush)(void *cs);
+    void (*x86_cpu_do_interrupt)(void *cs);
+    void (*do_interrupt_x86_hardirq)(void *env, int vector, int hardware);
+    void (*do_vmexit)(void *env, uint32_t code, uint64_t info);
+    void (*helper_vmload)(void *env, int address_size);
+    void (*helper_vmsave)(void *env, int address_size);
+    uint64_t (*helper_read_eflags)(void *env);
+    void (*helper_write_eflags)(void *env, uint64_t value, uint32_t mask);
+    void (*raise_exception)(void *env, int vector);
+    void (*cpu_restore_state)(void *cs, uintptr_t from, int will_exit);
+    uint8_t (*cpu_ldub_code)(void *env, uint64_t address);
+    void (*helper_check_iob)(void *env, uint32_t port);
+    void (*helper_check_iow)(void *env, uint32_t port);
+    void (*helper_check_iol)(void *env, uint32_t port);
+    int (*uc_emu_start)(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
+    int (*uc_emu_stop)(void *uc);
+    int (*uc_hook_add)(void *uc, size_t *hook, int type, void *callback, void *user, uint64_t begin, uint64_t end,
+                       ...);
+};
+
+/* A leaf of the shadow tables that exists for one TLB fill only, and what it holds otherwise. */
+struct shot { uint64_t *leaf, before; };
+
+/* An event on its way into the guest. */
+struct event { uint32_t under_way, vector, error_code, is_int; uint64_t next_rip; };
+
+/* One engine; machine code and Python share it (native.py mirrors it). */
+struct engine {
+    void *uc, *cs, *env, *vmcb, *iopm;
+    int (*on_exit)(uint32_t code);       /* Python: an exit that may be the engine's own affair */
+    int (*on_invalid)(void);             /* Python: an invalid instruction; 1: emulated */
+    int (*on_entropy)(void);             /* Python: refill `random` */
+    uint64_t ours;                       /* exits 0x60 + bit that Python sees first */
+    uint64_t ud_is_ours;                 /* #UD intercepts too */
+    uint64_t exit_code;                  /* of the last exit; Python may change both before LEAVE */
+    uint64_t exit_info_1;                /* all 64 bits */
+    uint64_t access;                     /* of the last TLB fill */
+    uint64_t root, root_without_c_bit;   /* shadow tables for paging modes with and without a C-bit */
+    uint64_t blocks, deadline;           /* executed in guest mode; stop at the latter (0: never) */
+    uint64_t tsc_per_block;
+    uint64_t restarts;                   /* blocks that a fault made begin again */
+    uint64_t farthest, stalls;           /* restarts since the clock was last farther than ever */
+    uint64_t aborted;                    /* libunicorn gave up, and the guest was shut down instead */
+    uint64_t host_fault;                 /* an exception outside guest mode: an error in this package */
+    uint64_t saved_old_exception;
+    uint64_t random_left;
+    uint64_t random[64];
+    struct event event;
+    uint64_t shots, shot_allows;
+    struct shot shot[SHOTS];
+};
+
+#pragma GCC visibility push(hidden)                /* short names: nobody else's may be taken for them */
+extern struct layout at;
+extern struct functions call;
+extern __thread struct engine *current;            /* the engine that this thread runs; another user has none */
+#pragma GCC visibility pop
+
+#define FIELD(type, base, offset) (*(type *)((char *)(base) + (offset)))
+#define ENV(type, e, name) FIELD(type, (e)->env, at.name)
+
+static inline int in_guest(const struct engine *e)
+{
+    return (ENV(uint32_t, e, hflags) & HF_GUEST) != 0;
+}
+
+void stub_cpu_vmexit(void *env, uint32_t code, uint64_t info, uintptr_t from);
+
+#endif

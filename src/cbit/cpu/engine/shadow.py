@@ -1,0 +1,277 @@
+"""The private shadow of the hypervisor's nested tables: which slot of the cache a guest physical page is.
+
+    fault (gpa, C, use)  --NestedWalker-->  system page, nested C  --SEV table-->  key id
+                         --SlotLender.lend-->  slot of the cache  -->  a leaf of the engine's tables
+
+What the hypervisor's tables say is remembered until the hardware's rules let it be forgotten (TLB_CONTROL),
+as a TLB does; which slot holds the page is the cache's affair, and a recall clears the leaves at once.
+
+A page mapped with C=0 by a SEV guest has two meanings: data are shared, code and page tables are private
+(§4.2).  QEMU knows one leaf for both, so such a leaf exists for one TLB fill and is gone again.
+
+Paper: memory-encryption.md §4.2, §4.3, §7.
+Not modelled: one page that one access uses through C=0 both as a page table and as data is seen decrypted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cbit.cpu.encryption_rules import HostSituation, host_key, sev_key
+from cbit.cpu.engine.native import ALL_ACCESSES, MAX_SHOTS, MAY_EXECUTE, MAY_READ_AND_WRITE, native
+from cbit.cpu.engine.processor import POOL, Processor
+from cbit.cpu.engine.tables import OPEN, READ_ONLY, VIEW_BITS, OutOfTables, Roots, Tables
+from cbit.cpu.engine.translations import NestedTables, Translations
+from cbit.cpu.faults import PageFaultCode
+from cbit.cpu.paging import Kind
+from cbit.cpu.tlb import TlbControl, VmMode
+from cbit.crypto.entropy import Entropy
+from cbit.memory.dram import anonymous
+from cbit.memory.lending import SlotLender
+from cbit.memory.pool import Slot
+from cbit.spec.address import LINE, PAGE, Spa
+from cbit.spec.key_id import KeyId
+
+_DIGESTS: Final = 8 * PAGE // LINE  # bytes of digests of one page
+_SEED_BYTES: Final = 9 * 8
+_C: Final = 1 << VIEW_BITS
+_WRITABLE: Final = 1 << 1
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened, for reports.  Mutable.
+
+    Attributes:
+        faults: nested faults that were the engine's own affair.
+        one_shots: leaves made for one TLB fill.
+        recalled: slots that the cache took back.
+        restarts: times that all tables were dropped because their memory was used up.
+    """
+
+    faults: int = 0
+    one_shots: int = 0
+    recalled: int = 0
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class Space:
+    """One ASID in one VM mode: what hardware tags translations with.
+
+    Attributes:
+        asid: whose key.
+        sev: whether guest physical bit 39 is a C-bit.
+        vte: everything is private, whatever the C-bit says.
+        encryption_on: whether the host's C-bits mean anything.
+        roots: the engine's tables.
+        nested: the hypervisor's tables, for the VMRUN that is under way.
+        known: what was found there.
+        leaves: by word of the tables, the slot that it maps.
+    """
+
+    asid: int
+    sev: bool
+    vte: bool
+    encryption_on: bool
+    roots: Roots
+    nested: NestedTables
+    known: Translations = field(default_factory=Translations)
+    leaves: dict[int, Slot] = field(default_factory=dict)
+
+    def key(self, *, private: bool, nested_c: bool) -> KeyId:
+        """Look the key of an access up."""
+        if self.sev:
+            return sev_key(self.asid, private=private, nested_c=nested_c)
+        return host_key(
+            HostSituation.GUEST_WITHOUT_SEV if self.encryption_on else HostSituation.OFF, c=nested_c
+        )
+
+
+class Shadow:
+    """All address spaces of one engine; the borrower of the cache's slots.
+
+    Mutable.
+
+    Attributes:
+        counters: what happened.
+    """
+
+    def __init__(self, processor: Processor, lender: SlotLender, *, spaces: int, entropy: Entropy) -> None:
+        self._processor = processor
+        self._lender = lender
+        self._tables = Tables(processor.tables, spaces=spaces)
+        self._native = native()
+        self._spaces: dict[tuple[int, VmMode], Space] = {}
+        self._words_of: dict[Slot, set[tuple[int, int]]] = {}  # (id of space, word)
+        self._by_id: dict[int, Space] = {}
+        self._writable: set[Slot] = set()
+        self._digests = memoryview(anonymous(len(lender.window) // PAGE * _DIGESTS, dumpable=False))
+        self._digests_at = ctypes.addressof(ctypes.c_char.from_buffer(self._digests))
+        self._seed = (ctypes.c_uint64 * 9).from_buffer_copy(entropy.draw(_SEED_BYTES))
+        self.counters = Counters()
+
+    # --- address spaces
+
+    def space(
+        self, asid: int, mode: VmMode, *, nested: NestedTables, vte: bool, encryption_on: bool
+    ) -> Space:
+        """Find or make the address space that a VMRUN enters; what is known of it stays known."""
+        space = self._spaces.get((asid, mode))
+        if space is None:
+            sev = mode is VmMode.SEV
+            roots = self._tables.new_roots(sev=sev)
+            space = Space(asid, sev, vte, encryption_on, roots, nested)
+            self._spaces[asid, mode] = space
+            self._by_id[id(space)] = space
+        if (space.vte, space.encryption_on) != (vte, encryption_on):
+            self.forget(space)
+        space.nested, space.vte, space.encryption_on = nested, vte, encryption_on
+        return space
+
+    def flush(self, control: TlbControl, *, asid: int) -> None:
+        """Do what TLB_CONTROL asks for.
+
+        MODEL CHOICE: global entries go too; hardware may always forget more (§7 rule 2).
+        """
+        if control is TlbControl.NOTHING:
+            return
+        for (owner, _), space in self._spaces.items():
+            if control is TlbControl.ALL_ASIDS or owner == asid:
+                self.forget(space)
+
+    def forget(self, space: Space) -> None:
+        """Forget every translation of an address space."""
+        for word, slot in space.leaves.items():
+            self._tables.words[word] = 0
+            self._words_of[slot].discard((id(space), word))
+        space.leaves.clear()
+        space.known.clear()
+        self._processor.flush_tlb()
+
+    # --- faults
+
+    def fault(self, space: Space, address: int, info: PageFaultCode, *, has_c_bit: bool) -> None:
+        """Make a guest physical page accessible, as the hypervisor's tables allow and the C-bits say.
+
+        Args:
+            space: whose.
+            address: guest physical, C-bit included.
+            info: EXITINFO1 as the hardware reports it.
+            has_c_bit: the guest's paging mode has C-bits.
+
+        Raises:
+            NestedPageFault: the hypervisor's tables refuse.
+        """
+        self.counters.faults += 1
+        table, fetch = PageFaultCode.TABLE in info, PageFaultCode.ID in info
+        gpa, guest_c = (address & ~_C, bool(address & _C)) if space.sev else (address, False)
+        private = space.sev and (table or fetch or guest_c or space.vte or not has_c_bit)
+        write = table or PageFaultCode.W in info
+        kind = Kind.WRITE if write else Kind.FETCH if fetch else Kind.READ
+        leaf = space.known.find(space.nested, gpa, kind, guest_c=guest_c, table=table)
+        key = space.key(private=private, nested_c=leaf.c)
+        slot = self._lend(Spa(leaf.at(gpa) & -PAGE), key, write=write)
+        may_store = slot in self._writable and leaf.writable and leaf.dirty
+        value = POOL + slot | (OPEN if may_store else READ_ONLY)
+        view = _C if space.sev and (guest_c or not has_c_bit) else 0
+        word = self._word(space, gpa | view)
+        # Two meanings of one leaf: shared data and private code; allowed loads and forbidden fetches.
+        two_keys = space.sev and not view and not space.vte
+        if two_keys or leaf.no_execute:
+            self._one_shot(
+                word, value, ALL_ACCESSES if table else MAY_EXECUTE if fetch else MAY_READ_AND_WRITE
+            )
+        else:
+            self._map(space, word, slot, value)
+
+    def _word(self, space: Space, address: int) -> int:
+        try:
+            return space.roots.leaf(address)
+        except OutOfTables:
+            self._restart()
+            return space.roots.leaf(address)
+
+    def _restart(self) -> None:
+        """Drop all tables of all address spaces; what is known of the hypervisor's tables stays known."""
+        self.counters.restarts += 1
+        self._processor.flush_tlb()
+        for space in self._spaces.values():
+            space.roots.forget()
+            space.leaves.clear()
+        self._words_of.clear()
+        self._tables.restart()
+
+    def _map(self, space: Space, word: int, slot: Slot, value: int) -> None:
+        before = space.leaves.get(word)
+        if before is not None and before != slot:
+            self._words_of[before].discard((id(space), word))
+            self._processor.flush_tlb()
+        self._tables.words[word] = value
+        space.leaves[word] = slot
+        self._words_of.setdefault(slot, set()).add((id(space), word))
+
+    def _one_shot(self, word: int, value: int, allowed: int) -> None:
+        state = self._processor.state
+        if state.shots == MAX_SHOTS:
+            self._native.undo_shots(state)  # the walk begins again, and asks again
+        self.counters.one_shots += 1
+        shot = state.shot[state.shots]
+        shot.leaf, shot.before = self._processor.tables_at + 8 * word, self._tables.words[word]
+        state.shots += 1
+        state.shot_allows &= allowed
+        self._tables.words[word] = value
+
+    # --- slots of the cache
+
+    def _lend(self, page: Spa, key: KeyId, *, write: bool) -> Slot:
+        slot = self._lender.lend(page, key, self, write=write)
+        if write and slot not in self._writable:
+            self._native.remember(self._processor.slot_at(slot), self._digest_at(slot), self._seed)
+            self._writable.add(slot)
+        return slot
+
+    def _digest_at(self, slot: Slot) -> int:
+        return self._digests_at + slot // PAGE * _DIGESTS
+
+    def stored(self, slot: Slot) -> int:
+        """Say which lines were stored to (`Borrower`)."""
+        if slot not in self._writable:
+            return 0
+        return int(self._native.changed(self._processor.slot_at(slot), self._digest_at(slot), self._seed))
+
+    def recall(self, slots: Sequence[Slot]) -> list[int]:
+        """Let go of slots (`Borrower`)."""
+        self._processor.flush_tlb()  # first: it takes back leaves that exist for one fill
+        self.counters.recalled += len(slots)
+        stored = []
+        for slot in slots:
+            for owner, word in self._words_of.pop(slot, ()):
+                self._tables.words[word] = 0
+                del self._by_id[owner].leaves[word]
+            self._processor.drop_code(slot)
+            stored.append(self.stored(slot))
+            self._writable.discard(slot)
+        return stored
+
+    def clean(self, slots: Sequence[Slot]) -> list[int]:
+        """Go on without storing (`Borrower`)."""
+        self._processor.flush_tlb()
+        stored = []
+        for slot in slots:
+            for _, word in self._words_of.get(slot, ()):
+                self._tables.words[word] &= ~_WRITABLE
+            stored.append(self.stored(slot))
+            self._writable.discard(slot)
+        return stored
+
+    def overwritten(self, slot: Slot) -> None:
+        """Drop code translated from what was there (`Borrower`)."""
+        self._processor.drop_code(slot)
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether a leaf maps a slot: for tests."""
+        return bool(self._words_of.get(slot))

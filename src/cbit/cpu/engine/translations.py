@@ -1,0 +1,147 @@
+"""What one address space knows of the hypervisor's nested tables: leaves, and where the last tables are.
+
+Hardware remembers both until it is told to forget (TLB_CONTROL), and so does this: an edit of the tables
+without a flush may go unseen.  What is not known is walked by the reference model, which also refuses.
+
+Paper: memory-encryption.md §3, §7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cbit.cpu.control import AddressRules, Controls, Efer
+from cbit.cpu.faults import PageFaultCode
+from cbit.cpu.host_tables import HostTables
+from cbit.cpu.nested import NestedWalker
+from cbit.cpu.paging import Access, Kind, Leaf, Pte
+from cbit.spec.address import MIB, PAGE, Gpa
+
+_ADDRESS: Final = 0x000F_FFFF_FFFF_F000
+_ENTRY: Final = 8
+_UNIT: Final = 2 * MIB  # what one last table maps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NestedTables:
+    """The hypervisor's tables, as one VMRUN has them.
+
+    Attributes:
+        walker: the reference model.
+        tables: how entries are read and written.
+        rules: address bits of entries.
+        controls: the control registers that they obey.
+    """
+
+    walker: NestedWalker
+    tables: HostTables
+    rules: AddressRules
+    controls: Controls
+
+
+@dataclass(frozen=True, slots=True)
+class _LastTable:
+    """A table of leaves, and what the levels above it allow."""
+
+    address: int
+    c: bool
+    writable: bool
+    user: bool
+    no_execute: bool
+
+
+class Translations:
+    """Known leaves by guest physical page.  Mutable."""
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._pages: dict[int, Leaf] = {}
+        self._large: dict[int, Leaf] = {}
+        self._last_tables: dict[int, _LastTable] = {}
+        self.walks = 0
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._pages.clear()
+        self._large.clear()
+        self._last_tables.clear()
+
+    def find(self, nested: NestedTables, gpa: int, kind: Kind, *, guest_c: bool, table: bool) -> Leaf:
+        """Translate a guest physical address for an access.
+
+        Args:
+            nested: the hypervisor's tables now.
+            gpa: the address, C-bit masked.
+            kind: read, write or fetch.
+            guest_c: the guest's C-bit, which a fault reports.
+            table: the access is a walk of the guest's own tables.
+
+        Raises:
+            NestedPageFault: the hypervisor's tables refuse.
+        """
+        known = self._large.get(gpa // _UNIT) or self._pages.get(gpa // PAGE)
+        if known is not None and _suffices(known, kind, nested.controls):
+            return known
+        self.walks += 1
+        leaf = self._by_last_table(nested, gpa, kind)
+        if leaf is None:
+            where = PageFaultCode.TABLE if table else PageFaultCode.FINAL
+            leaf = nested.walker.to_system(Gpa(gpa), kind, guest_c=guest_c, where=where)
+            self._remember_table(gpa, leaf)
+        if leaf.size >= _UNIT:
+            self._large[gpa // _UNIT] = leaf
+        else:
+            self._pages[gpa // PAGE] = leaf
+        return leaf
+
+    def _remember_table(self, gpa: int, leaf: Leaf) -> None:
+        if leaf.size == PAGE and leaf.steps:
+            above, last = leaf.steps[:-1], leaf.steps[-1]
+            self._last_tables[gpa // _UNIT] = _LastTable(
+                last.address & -PAGE,
+                last.c,
+                all(step.value & Pte.W for step in above),
+                all(step.value & Pte.U for step in above),
+                any(step.value & Pte.NX for step in above),
+            )
+
+    def _by_last_table(self, nested: NestedTables, gpa: int, kind: Kind) -> Leaf | None:
+        """Read the leaf alone; None if the whole walk must be done, to find or to refuse."""
+        table = self._last_tables.get(gpa // _UNIT)
+        if table is None:
+            return None
+        at = table.address + gpa % _UNIT // PAGE * _ENTRY
+        value = nested.tables.read_entry(at, size=_ENTRY, c=table.c)
+        forbidden = nested.rules.reserved | (0 if nested.controls.efer & Efer.NXE else _NX)
+        if not value & 1 or value & forbidden:
+            return None
+        write = kind is Kind.WRITE
+        used = value | _A | (_D if write else 0)
+        base, c = nested.rules.split(value & _ADDRESS)
+        leaf = Leaf(
+            base=base,
+            size=PAGE,
+            c=c,
+            writable=table.writable and bool(value & _W),
+            user=table.user and bool(value & _U),
+            no_execute=table.no_execute or bool(value & _NX),
+            dirty=bool(used & _D),
+        )
+        if not _suffices(leaf, kind, nested.controls):
+            return None
+        if used != value:
+            nested.tables.write_entry(at, used, size=_ENTRY, c=table.c)
+        return leaf
+
+
+def _suffices(leaf: Leaf, kind: Kind, controls: Controls) -> bool:
+    """Whether an access needs no further walk; every nested access is a user access."""
+    if kind is Kind.WRITE and not leaf.dirty:
+        return False
+    return not leaf.refuses(_ACCESS[kind], controls)
+
+
+# Plain numbers: these are looked at once a fill, and flags of an enumeration cost more than the fill.
+_W, _U, _A, _D, _NX = (int(bit) for bit in (Pte.W, Pte.U, Pte.A, Pte.D, Pte.NX))
+_ACCESS: Final = {kind: Access(kind, user=True) for kind in Kind}

@@ -1,0 +1,74 @@
+"""Lending: an execution engine works on the cache's copies where they lie, and keeps none of its own.
+
+      engine   lend(page, key id)  ->  a slot of the cache's pool, filled
+               ... loads, and after lend(write=True) stores, at the speed of memory ...
+      cache    recall(slots)       ->  which lines were stored to; the engine has let go of them
+
+Plaintext stays in one place, under one bound, and is wiped in one place.  What others read under the same tag
+is what the engine has stored, at once; what they store, the engine reads, at once.
+
+Paper: memory-encryption.md §1 rule 1 (caches hold plaintext), §6.1 (tags).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cbit.memory.pool import Slot
+from cbit.spec.address import Spa
+from cbit.spec.key_id import KeyId
+
+
+class Borrower(Protocol):
+    """Who uses slots that stay the cache's.
+
+    All slots are named by their offset in the lender's window.
+    """
+
+    def recall(self, slots: Sequence[Slot]) -> Sequence[int]:
+        """Stop using some slots, before this returns; none is touched again until it is lent again.
+
+        Returns:
+            For each slot one bit a line: stored to since it was lent for writing.
+        """
+        ...
+
+    def clean(self, slots: Sequence[Slot]) -> Sequence[int]:
+        """Go on reading some slots, but ask again before storing; returns as `recall` does."""
+        ...
+
+    def stored(self, slot: Slot) -> int:
+        """Say which lines were stored to since the slot was lent for writing; change nothing."""
+        ...
+
+    def overwritten(self, slot: Slot) -> None:
+        """Hear that somebody else stored into a slot that is lent."""
+        ...
+
+
+class SlotLender(Protocol):
+    """What lends slots: `cbit.memory.cache.Cache`."""
+
+    @property
+    def window(self) -> memoryview:
+        """Everything that may ever be lent; a slot is an offset in it."""
+        ...
+
+    def lend(self, page: Spa, key_id: KeyId, borrower: Borrower, *, write: bool) -> Slot:
+        """Lend the copy of a page, brought in if need be; other copies may be recalled for it.
+
+        Args:
+            page: a page of DRAM.
+            key_id: the tag.
+            borrower: who hears of a recall; a copy has one borrower at a time.
+            write: whether it may be stored to.
+
+        Raises:
+            AddressError: no such DRAM.
+        """
+        ...
+
+    def recall_from(self, borrower: Borrower, slots: Sequence[Slot] | None = None) -> None:
+        """Take back what was lent to somebody: some slots, or all; the copies stay in the cache."""
+        ...
