@@ -17,6 +17,7 @@ from cbit.spec.command import Command as C
 from cbit.spec.session import CONTEXT_SECRET, Session
 from cbit.spec.states import GuestState
 from cbit.spec.status import Status as S
+from cbit.spec.wire import Wire
 from secure_processor.faults import (
     ASEG,
     IDLE,
@@ -40,6 +41,9 @@ from secure_processor.worlds import MEMORY, TMR, World
 class StartScene(Scene):
     """LAUNCH_START with an owner: policy and session can be changed together."""
 
+    layout: type[Wire] = buffers.LaunchStart
+    cert_field = "dh_cert"
+
     def __init__(self, world: World) -> None:
         world.init()
         made, self.keys = world.owner(policy=1)
@@ -49,12 +53,14 @@ class StartScene(Scene):
         self._z = ec.shared_secret(own, sev_cert.public_key(pdh))
         super().__init__(
             world,
-            buffers.LaunchStart(
-                policy=1,
-                dh_cert_paddr=world.desk.put(bytes(self.cert)),
-                dh_cert_len=0x824,
-                session_paddr=world.desk.put(bytes(self._wrap(1))),
-                session_len=0x80,
+            self.layout(
+                **{
+                    "policy": 1,
+                    f"{self.cert_field}_paddr": world.desk.put(bytes(self.cert)),
+                    f"{self.cert_field}_len": 0x824,
+                    "session_paddr": world.desk.put(bytes(self._wrap(1))),
+                    "session_len": 0x80,
+                }
             ),
         )
 
@@ -69,7 +75,7 @@ class StartScene(Scene):
 
     def present(self, **changes: Any) -> None:
         self.cert = self.cert.replace(**changes)
-        self.world.desk.write(self.get("dh_cert_paddr"), bytes(self.cert))
+        self.world.desk.write(self.get(f"{self.cert_field}_paddr"), bytes(self.cert))
 
 
 def cert_fault(name: str, **changes: Any) -> Fault:
@@ -108,43 +114,54 @@ def use_all_handles(scene: Scene) -> None:
         guests.setdefault(handle, guests[one])
 
 
-LAUNCH_START = (
-    UNINIT,
-    fields("session short", S.INVALID_LENGTH, session_len=0x7F),
-    fields("session long", S.INVALID_LENGTH, session_len=0x81),
-    *bad_addresses("session_paddr"),
-    fields("certificate short", S.INVALID_LENGTH, dh_cert_len=0x823),
-    fields("certificate long", S.INVALID_LENGTH, dh_cert_len=0x825),
-    *bad_addresses("dh_cert_paddr"),
-    cert_fault("certificate version 2", version=2),
-    cert_fault("certificate of a PEK", pubkey_usage=0x1002),
-    cert_fault("certificate of an ECDSA key", pubkey_algo=0x002),
-    cert_fault("certificate of an unknown algorithm", pubkey_algo=0x999),
-    cert_fault("a point that is not on the curve", pubkey=b"\x02\0\0\0" + b"\x07" * 47 + bytes(0x400 - 47)),
-    cert_fault("curve 1", pubkey=b"\x01\0\0\0" + bytes(0x400)),
-    spoiled(
-        "WRAP_TK altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0x10 * 8), "wrap"
-    ),
-    spoiled("NONCE altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0), "nonce"),
-    spoiled(
-        "WRAP_MAC altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0x40 * 8), "mac"
-    ),
-    spoiled("WRAP_IV altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0x30 * 8), "iv"),
-    spoiled(
-        "POLICY_MAC altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0x60 * 8), "pmac"
-    ),
-    spoiled("another policy", S.BAD_MEASUREMENT, lambda s: s.set(policy=s.get("policy") ^ 8), "policy"),
-    policy_fault("minor version too new", S.POLICY_FAILURE, 18 << 24, "version"),
-    policy_fault("major version too new", S.POLICY_FAILURE, 1 << 16, "version"),
-    policy_fault("lowest reserved bit", S.POLICY_FAILURE, 1 << 6, "reserved"),
-    policy_fault("highest reserved bit", S.POLICY_FAILURE, 1 << 15, "reserved"),
-    fields("guest to share with not there", S.INVALID_GUEST, handle=NOBODY),
-    fields("handle beyond the last", S.INVALID_GUEST, handle=1025),
-    spoiled("policies differ", S.POLICY_FAILURE, lambda s: share(s, policy=s.get("policy") ^ 8), "handle"),
-    spoiled("NOKS", S.POLICY_FAILURE, share_under_noks, "handle"),
-    spoiled("all handles in use", S.RESOURCE_LIMIT, use_all_handles, "handle"),
-    policy_fault("ES without ES", S.UNSUPPORTED, 4, "es"),
-)
+def start_faults(cert: str) -> tuple[Fault, ...]:
+    """What can be wrong with LAUNCH_START and RECEIVE_START, whose fields differ by name."""
+    return (
+        UNINIT,
+        fields("session short", S.INVALID_LENGTH, session_len=0x7F),
+        fields("session long", S.INVALID_LENGTH, session_len=0x81),
+        *bad_addresses("session_paddr"),
+        fields("certificate short", S.INVALID_LENGTH, (), **{f"{cert}_len": 0x823}),
+        fields("certificate long", S.INVALID_LENGTH, (), **{f"{cert}_len": 0x825}),
+        *bad_addresses(f"{cert}_paddr"),
+        cert_fault("certificate version 2", version=2),
+        cert_fault("certificate of a PEK", pubkey_usage=0x1002),
+        cert_fault("certificate of an ECDSA key", pubkey_algo=0x002),
+        cert_fault("certificate of an unknown algorithm", pubkey_algo=0x999),
+        cert_fault(
+            "a point that is not on the curve", pubkey=b"\x02\0\0\0" + b"\x07" * 47 + bytes(0x400 - 47)
+        ),
+        cert_fault("curve 1", pubkey=b"\x01\0\0\0" + bytes(0x400)),
+        spoiled(
+            "WRAP_TK altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0x10 * 8), "wrap"
+        ),
+        spoiled("NONCE altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0), "nonce"),
+        spoiled(
+            "WRAP_MAC altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0x40 * 8), "mac"
+        ),
+        spoiled(
+            "WRAP_IV altered", S.BAD_MEASUREMENT, lambda s: s.alter(s.get("session_paddr"), 0x30 * 8), "iv"
+        ),
+        spoiled(
+            "POLICY_MAC altered",
+            S.BAD_MEASUREMENT,
+            lambda s: s.alter(s.get("session_paddr"), 0x60 * 8),
+            "pmac",
+        ),
+        spoiled("another policy", S.BAD_MEASUREMENT, lambda s: s.set(policy=s.get("policy") ^ 8), "policy"),
+        policy_fault("minor version too new", S.POLICY_FAILURE, 18 << 24, "version"),
+        policy_fault("major version too new", S.POLICY_FAILURE, 1 << 16, "version"),
+        policy_fault("lowest reserved bit", S.POLICY_FAILURE, 1 << 6, "reserved"),
+        policy_fault("highest reserved bit", S.POLICY_FAILURE, 1 << 15, "reserved"),
+        fields("guest to share with not there", S.INVALID_GUEST, handle=NOBODY),
+        fields("handle beyond the last", S.INVALID_GUEST, handle=1025),
+        spoiled(
+            "policies differ", S.POLICY_FAILURE, lambda s: share(s, policy=s.get("policy") ^ 8), "handle"
+        ),
+        spoiled("NOKS", S.POLICY_FAILURE, share_under_noks, "handle"),
+        spoiled("all handles in use", S.RESOURCE_LIMIT, use_all_handles, "handle"),
+        policy_fault("ES without ES", S.UNSUPPORTED, 4, "es"),
+    )
 
 
 def launch_update_data(world: World) -> Scene:
@@ -225,7 +242,7 @@ LAUNCH_SECRET = (
 )
 
 SCENES: Scenes = {
-    C.LAUNCH_START: (StartScene, LAUNCH_START),
+    C.LAUNCH_START: (StartScene, start_faults("dh_cert")),
     C.LAUNCH_UPDATE_DATA: (launch_update_data, LAUNCH_UPDATE_DATA),
     C.LAUNCH_MEASURE: (launch_measure, LAUNCH_MEASURE),
     C.LAUNCH_SECRET: (launch_secret, LAUNCH_SECRET),

@@ -1,4 +1,4 @@
-"""The platform, its guests and its ASIDs as sev-api.md §3, §4, §4.1 and §7 describe them, and nothing else.
+"""The platform, its guests and its ASIDs as sev-api.md §3, §4 and §6–§10 describe them, and nothing else.
 
 Written from the paper; shares no table with the firmware.  Statuses are the paper's numbers.
 """
@@ -16,7 +16,7 @@ POLICY, INACTIVE, ADDRESS, MEASUREMENT = 0x07, 0x08, 0x09, 0x0B
 OWNED, ASID, WBINVD, DFFLUSH, NO_GUEST, ACTIVE = 0x0C, 0x0D, 0x0E, 0x0F, 0x10, 0x12
 UNSUPPORTED = 0x15
 UNINIT, INIT, WORKING = 0, 1, 2
-LUPDATE, LSECRET, RUNNING = 1, 2, 3
+LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT = 1, 2, 3, 4, 5, 6
 
 COMPLEXES = 2
 FIRST_PLAIN, LAST = 5, 15
@@ -32,6 +32,16 @@ class Context:
     asid: int = 0
     data: bytes = b""  # what was measured so far
     measure: bytes = b""
+    journey: int = 0  # of its transport keys, while it migrates
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a receiver needs to begin: made for one PDH and one policy."""
+
+    journey: int
+    policy: int
+    pdh: int
 
 
 @dataclass
@@ -47,6 +57,7 @@ class Model:
     identity: int = 0  # counts identities
     pdh: int = 0
     stored: bool = False
+    journeys: int = 0
 
     @property
     def state(self) -> int:
@@ -122,12 +133,14 @@ class Model:
             return OWNED
         if guest.asid:
             return ACTIVE
+        if guest.state == SENT:
+            return GUEST_STATE
         if any((asid, ccx) in self.dirty for ccx in range(COMPLEXES)):
             return DFFLUSH
         if bool(guest.policy & 4) != (asid < FIRST_PLAIN):
             return ASID
         guest.asid = asid
-        if guest.state == RUNNING:
+        if guest.state in (RUNNING, SUPDATE):
             self.running.add(asid)
         return OK
 
@@ -162,6 +175,9 @@ class Model:
         """Return (status, new handle)."""
         if not self.up:
             return PLATFORM, 0
+        return self._new(policy, share, Context(policy))
+
+    def _new(self, policy: int, share: int, context: Context) -> tuple[int, int]:
         if (policy >> 16 & 0xFF, policy >> 24) > API or policy & 0xFFC0:
             return POLICY, 0
         if share:
@@ -172,7 +188,7 @@ class Model:
         if policy & 4 and not self.es:
             return UNSUPPORTED, 0
         handle = min(set(range(1, 1025)) - set(self.guests))
-        self.guests[handle] = Context(policy)
+        self.guests[handle] = context
         return OK, handle
 
     def launch_update_data(self, handle: int, *, paddr: int, length: int, plaintext: bytes) -> int:
@@ -239,4 +255,107 @@ class Model:
         guest.state = RUNNING
         if guest.asid:
             self.running.add(guest.asid)
+        return OK
+
+    # ---- report, debug, copy
+
+    def attestation(self, handle: int, *, length: int) -> int:
+        if self.state != WORKING:
+            return PLATFORM
+        if handle not in self.guests:
+            return NO_GUEST
+        if self.guests[handle].state not in (LSECRET, RUNNING, SUPDATE, SENT):
+            return GUEST_STATE
+        return LENGTH if length < 0xD0 else OK
+
+    def debug(self, handle: int, *, src: int, dst: int, length: int) -> int:
+        if self.state != WORKING:
+            return PLATFORM
+        if src % 16 or dst % 16:
+            return ADDRESS
+        if length % 16:
+            return LENGTH
+        if handle not in self.guests:
+            return NO_GUEST
+        if self.guests[handle].policy & 1:
+            return POLICY
+        if not self.guests[handle].asid:
+            return INACTIVE
+        return OK if length else LENGTH
+
+    def copy(self, handle: int, *, src: int, dst: int, length: int) -> int:
+        if self.state != WORKING:
+            return PLATFORM
+        if handle not in self.guests:
+            return NO_GUEST
+        if not self.guests[handle].asid:
+            return INACTIVE
+        if length == 0 or length % 4096:
+            return LENGTH
+        return ADDRESS if src % 4096 or dst % 4096 else OK
+
+    # ---- migration, of which both ends are this platform
+
+    def send_start(self, handle: int, *, session_len: int) -> tuple[int, Session | None]:
+        if self.state != WORKING:
+            return PLATFORM, None
+        if handle not in self.guests:
+            return NO_GUEST, None
+        if session_len != 0x80:
+            return LENGTH, None
+        guest = self.guests[handle]
+        if guest.state != RUNNING:
+            return GUEST_STATE, None
+        if guest.policy & 8:
+            return POLICY, None
+        self.journeys += 1
+        guest.state, guest.journey = SUPDATE, self.journeys
+        return OK, Session(self.journeys, guest.policy, self.pdh)
+
+    def send_update(self, handle: int, *, paddr: int, length: int) -> int:
+        return self._update(handle, SUPDATE, paddr=paddr, length=length)
+
+    def send_end(self, handle: int, *, cancel: bool) -> int:
+        return self._end(handle, SUPDATE, RUNNING if cancel else SENT)
+
+    def receive_start(self, session: Session, *, policy: int, share: int) -> tuple[int, int]:
+        if not self.up:
+            return PLATFORM, 0
+        if (session.policy, session.pdh) != (policy, self.pdh):
+            return MEASUREMENT, 0
+        return self._new(policy, share, Context(policy, state=RUPDATE, journey=session.journey))
+
+    def receive_update(self, handle: int, *, paddr: int, length: int, journey: int) -> int:
+        status = self._update(handle, RUPDATE, paddr=paddr, length=length)
+        if status == OK and self.guests[handle].journey != journey:
+            return MEASUREMENT
+        return status
+
+    def receive_finish(self, handle: int) -> int:
+        status = self._end(handle, RUPDATE, RUNNING)
+        if status == OK and self.guests[handle].asid:
+            self.running.add(self.guests[handle].asid)
+        return status
+
+    def _update(self, handle: int, state: int, *, paddr: int, length: int) -> int:
+        if self.state != WORKING:
+            return PLATFORM
+        if handle not in self.guests:
+            return NO_GUEST
+        if self.guests[handle].state != state:
+            return GUEST_STATE
+        if not self.guests[handle].asid:
+            return INACTIVE
+        if length == 0 or length % 16:
+            return LENGTH
+        return ADDRESS if paddr % 16 else OK
+
+    def _end(self, handle: int, state: int, then: int) -> int:
+        if self.state != WORKING:
+            return PLATFORM
+        if handle not in self.guests:
+            return NO_GUEST
+        if self.guests[handle].state != state:
+            return GUEST_STATE
+        self.guests[handle].state = then
         return OK

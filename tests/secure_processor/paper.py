@@ -1,4 +1,4 @@
-"""The commands as sev-api.md §2.1, §3 and §5–§7 print them, typed from the paper and not from the code."""
+"""The commands as sev-api.md §2.1, §3 and §5–§10 print them, typed from the paper and not from the code."""
 
 from __future__ import annotations
 
@@ -42,11 +42,22 @@ PAPER: dict[Command, Printed] = {
         (C.ACTIVATE, 0x21, 0x08, "in", {WORKING}),
         (C.DEACTIVATE, 0x22, 0x04, "in", {WORKING}),
         (C.GUEST_STATUS, 0x23, 0x0D, "in/out", UP),
+        (C.COPY, 0x24, 0x18, "in", {WORKING}),
         (C.LAUNCH_START, 0x30, 0x24, "in/out", UP),
         (C.LAUNCH_UPDATE_DATA, 0x31, 0x14, "in", {WORKING}),
         (C.LAUNCH_MEASURE, 0x33, 0x14, "in/out+err", {WORKING}),
         (C.LAUNCH_SECRET, 0x34, 0x34, "in", {WORKING}),
         (C.LAUNCH_FINISH, 0x35, 0x04, "in", {WORKING}),
+        (C.ATTESTATION, 0x36, 0x24, "in/out+err", {WORKING}),
+        (C.SEND_START, 0x40, 0x44, "in/out+err", {WORKING}),
+        (C.SEND_UPDATE_DATA, 0x41, 0x34, "in/out+err", {WORKING}),
+        (C.SEND_FINISH, 0x43, 0x04, "in", {WORKING}),
+        (C.SEND_CANCEL, 0x44, 0x04, "in", {WORKING}),
+        (C.RECEIVE_START, 0x50, 0x24, "in/out", UP),
+        (C.RECEIVE_UPDATE_DATA, 0x51, 0x34, "in", {WORKING}),
+        (C.RECEIVE_FINISH, 0x53, 0x04, "in", {WORKING}),
+        (C.DBG_DECRYPT, 0x60, 0x1C, "in", {WORKING}),
+        (C.DBG_ENCRYPT, 0x61, 0x1C, "in", {WORKING}),
     )
 }
 
@@ -57,6 +68,13 @@ GUEST: dict[Command, frozenset[int]] = {
     C.LAUNCH_MEASURE: frozenset({LUPDATE}),
     C.LAUNCH_SECRET: frozenset({LSECRET}),
     C.LAUNCH_FINISH: frozenset({LSECRET}),
+    C.SEND_START: frozenset({RUNNING}),
+    C.SEND_UPDATE_DATA: frozenset({SUPDATE}),
+    C.SEND_FINISH: frozenset({SUPDATE}),
+    C.SEND_CANCEL: frozenset({SUPDATE}),
+    C.RECEIVE_UPDATE_DATA: frozenset({RUPDATE}),
+    C.RECEIVE_FINISH: frozenset({RUPDATE}),
+    C.ATTESTATION: frozenset({LSECRET, RUNNING, SUPDATE, SENT}),
 }
 
 #: §11: a SEV-only firmware answers INVALID_COMMAND to all of these.

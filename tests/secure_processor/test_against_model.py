@@ -25,13 +25,13 @@ from cbit.spec.command import Command
 from cbit.spec.key_id import guest as key_of
 from cbit.spec.session import MeasureBlob
 from cbit.spec.wire import Wire
-from secure_processor.model import LAST, OK, UNINIT, Context, Model
+from secure_processor.model import LAST, OK, UNINIT, Context, Model, Session
 from secure_processor.worlds import MEMORY, TMR, Chips, World
 
 HANDLES = st.integers(0, 5)
 ASIDS = st.sampled_from([0, 1, 4, 5, 5, 6, 6, 15, 16])
-#: None, no debugging, no sharing, ES, ES without sharing; this version, newer ones; a reserved bit.
-POLICIES = st.sampled_from([0, 0, 1, 2, 4, 6, 17 << 24, 18 << 24, 1 << 16, 0x40])
+#: None, no debugging, no sharing, ES, ES without sharing, no sending; this version, newer ones; reserved.
+POLICIES = st.sampled_from([0, 0, 1, 2, 4, 6, 8, 17 << 24, 18 << 24, 1 << 16, 0x40])
 TMRS = st.sampled_from(
     [(TMR, 1 << 20)] * 3 + [(0, 1 << 20), (TMR + 4096, 1 << 20), (TMR, 4096), (MEMORY, 1 << 20)]
 )
@@ -50,6 +50,10 @@ class AgainstTheModel(RuleBasedStateMachine):
         self.world: World = self._world.__enter__()
         self.model = Model()
         self.seen: dict[tuple[int, int], bytes] = {}
+        #: The last session: as the model knows it, its bytes, the sender's PDH certificate.
+        self.sent: tuple[Session, bytes, bytes] | None = None
+        #: The last packet: journey, header, ciphertext, plaintext.
+        self.packet: tuple[int, bytes, bytes, bytes] | None = None
 
     def teardown(self) -> None:
         self._world.__exit__(None, None, None)
@@ -191,6 +195,165 @@ class AgainstTheModel(RuleBasedStateMachine):
         self.launch_measure(handle, 0x30)
         if finish:
             self.launch_finish(handle)
+
+    # ---- report, debug, copy
+
+    @rule(handle=HANDLES, length=st.sampled_from([0xD0, 0xD0, 0x200, 0, 0xCF]))
+    def attestation(self, handle: int, length: int) -> None:
+        expected = self.model.attestation(handle, length=length)
+        asked = buffers.Attestation(handle=handle, paddr=SCRATCH, mnonce=b"n" * 16, length=length)
+        status, after = self.give(Command.ATTESTATION, asked)
+        assert (expected, 0xD0 if status == 0x04 else length) == (status, after.length)
+        if status == OK:
+            report = self.world.desk.read(SCRATCH, 0xD0)
+            policy = self.model.guests[handle].policy.to_bytes(4, "little")
+            assert (b"n" * 16, policy) == (report[:0x10], report[0x30:0x34])
+
+    @rule(handle=HANDLES, offset=st.sampled_from([0, 0, 16, 8]), length=LENGTHS)
+    def debug(self, handle: int, offset: int, length: int) -> None:
+        """Encrypt something into the guest and decrypt it again."""
+        desk, inside, back = self.world.desk, DATA + offset, SCRATCH + 4096
+        plaintext = bytes([0x80 | handle]) * length
+        desk.write(SCRATCH, plaintext)
+        desk.write(back, bytes(length))
+        expected = self.model.debug(handle, src=SCRATCH, dst=inside, length=length)
+        asked = buffers.Debug(handle=handle, src=SCRATCH, dst=inside, length=length)
+        assert expected == self.give(Command.DBG_ENCRYPT, asked)[0]
+        expected = self.model.debug(handle, src=inside, dst=back, length=length)
+        asked = buffers.Debug(handle=handle, src=inside, dst=back, length=length)
+        assert expected == self.give(Command.DBG_DECRYPT, asked)[0]
+        assert (plaintext if expected == OK else bytes(length)) == desk.read(back, length)
+
+    @rule(
+        handle=HANDLES,
+        offset=st.sampled_from([4096, 4096, 0, 16]),
+        length=st.sampled_from([4096, 8192, 0, 16]),
+    )
+    def copy(self, handle: int, offset: int, length: int) -> None:
+        src, dst = DATA, Spa(DATA + offset)
+        expected = self.model.copy(handle, src=src, dst=dst, length=length)
+        asid = self.model.guests[handle].asid if handle in self.model.guests else 0
+        memory = self.world.machine.memory
+        before = memory.read(src, length, key_of(asid)) if asid and length else b""
+        asked = buffers.Copy(handle=handle, length=length, src=src, dst=dst)
+        assert expected == self.give(Command.COPY, asked)[0]
+        if expected == OK:
+            assert before == memory.read(dst, length, key_of(asid))
+
+    # ---- migration to this very platform
+
+    @rule(handle=HANDLES, session_len=st.sampled_from([0x80, 0x80, 0x80, 0, 0x81]))
+    def send_start(self, handle: int, session_len: int) -> None:
+        pdh = self.export()[0] if self.model.up else bytes(CERT_SIZE)
+        self.world.desk.write(SCRATCH, pdh)
+        expected, session = self.model.send_start(handle, session_len=session_len)
+        asked = buffers.SendStart(
+            handle=handle,
+            pdh_cert_paddr=SCRATCH,
+            pdh_cert_len=CERT_SIZE,
+            session_paddr=SCRATCH + 4096,
+            session_len=session_len,
+        )
+        status, after = self.give(Command.SEND_START, asked)
+        assert (expected, 0x80 if status == 0x04 else session_len) == (status, after.session_len)
+        if session is not None:
+            assert session.policy == after.policy
+            self.sent = session, self.world.desk.read(SCRATCH + 4096, 0x80), pdh
+
+    @rule(handle=HANDLES, offset=st.sampled_from([0, 0, 16, 8]), length=LENGTHS)
+    def send_update(self, handle: int, offset: int, length: int) -> None:
+        desk, inside = self.world.desk, Spa(DATA + offset)
+        expected = self.model.send_update(handle, paddr=inside, length=length)
+        asked = buffers.SendUpdateData(
+            handle=handle,
+            hdr_paddr=SCRATCH,
+            hdr_len=0x34,
+            guest_paddr=inside,
+            guest_len=length,
+            trans_paddr=SCRATCH + 4096,
+            trans_len=length,
+        )
+        assert expected == self.give(Command.SEND_UPDATE_DATA, asked)[0]
+        if expected == OK:
+            guest = self.model.guests[handle]
+            plaintext = self.world.machine.controller.read(inside, length, key_of(guest.asid))
+            self.packet = (
+                guest.journey,
+                desk.read(SCRATCH, 0x34),
+                desk.read(SCRATCH + 4096, length),
+                plaintext,
+            )
+
+    @rule(handle=HANDLES, cancel=st.booleans())
+    def send_end(self, handle: int, cancel: bool) -> None:
+        asked = buffers.GuestHandle(handle=handle)
+        command = Command.SEND_CANCEL if cancel else Command.SEND_FINISH
+        assert self.model.send_end(handle, cancel=cancel) == self.give(command, asked)[0]
+
+    @precondition(lambda self: self.sent)
+    @rule(flip=st.sampled_from([0, 0, 0, 1, 8]), share=st.sampled_from([0, 0, 0, 1, 5]))
+    def receive_start(self, flip: int, share: int) -> None:
+        assert self.sent is not None
+        session, blob, pdh = self.sent
+        self.world.desk.write(SCRATCH, pdh)
+        self.world.desk.write(SCRATCH + 4096, blob)
+        policy = session.policy ^ flip
+        expected = self.model.receive_start(session, policy=policy, share=share)
+        asked = buffers.ReceiveStart(
+            handle=share,
+            policy=policy,
+            pdh_cert_paddr=SCRATCH,
+            pdh_cert_len=CERT_SIZE,
+            session_paddr=SCRATCH + 4096,
+            session_len=0x80,
+        )
+        status, after = self.give(Command.RECEIVE_START, asked)
+        assert expected == (status, after.handle if status == OK else 0)
+
+    @precondition(lambda self: self.packet)
+    @rule(handle=HANDLES, offset=st.sampled_from([0, 0, 8]))
+    def receive_update(self, handle: int, offset: int) -> None:
+        assert self.packet is not None
+        journey, header, data, plaintext = self.packet
+        desk, target = self.world.desk, Spa(SECRET_AT + offset)
+        desk.write(SCRATCH, header)
+        desk.write(SCRATCH + 4096, data)
+        expected = self.model.receive_update(handle, paddr=target, length=len(data), journey=journey)
+        asked = buffers.ReceiveUpdateData(
+            handle=handle,
+            hdr_paddr=SCRATCH,
+            hdr_len=0x34,
+            guest_paddr=target,
+            guest_len=len(data),
+            trans_paddr=SCRATCH + 4096,
+            trans_len=len(data),
+        )
+        assert expected == self.give(Command.RECEIVE_UPDATE_DATA, asked)[0]
+        if expected == OK:
+            key = key_of(self.model.guests[handle].asid)
+            assert plaintext == self.world.machine.controller.read(target, len(data), key)
+
+    @rule(handle=HANDLES)
+    def receive_finish(self, handle: int) -> None:
+        asked = buffers.GuestHandle(handle=handle)
+        assert self.model.receive_finish(handle) == self.give(Command.RECEIVE_FINISH, asked)[0]
+
+    @precondition(lambda self: self.model.up)
+    @rule(policy=st.sampled_from([0, 1]), finish=st.booleans())
+    def migrate_properly(self, policy: int, finish: bool) -> None:
+        """Go the whole way, from a launch to a packet that arrives."""
+        self.launch_properly(policy, 5, True)
+        sender = max(self.model.guests, default=1)
+        self.send_start(sender, 0x80)
+        self.send_update(sender, 0, 48)
+        if self.sent and self.packet:
+            self.receive_start(0, 0)
+            receiver = max(self.model.guests, default=1)
+            self.activate(receiver, 6)
+            self.receive_update(receiver, 0)
+            if finish:
+                self.send_end(sender, False)
+                self.receive_finish(receiver)
 
     # ---- what can be seen, after every step
 

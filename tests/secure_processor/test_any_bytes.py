@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ from cbit.spec.command import Command
 from cbit.spec.states import GuestState
 from cbit.spec.status import Status
 from secure_processor.import_faults import Organisation, csr
+from secure_processor.migrations import (
+    Packet,
+    Papers,
+    receive_start,
+    receive_update,
+    receiving,
+    send_start,
+    sending,
+    take,
+)
 from secure_processor.paper import PAPER
 from secure_processor.worlds import FIRST, LAST, MEMORY, TMR, Chips, World
 
@@ -61,18 +72,25 @@ def assert_status(number: int) -> None:
     Status(number)
 
 
+LUPDATE_TO_RUPDATE = range(1, 6)
+
+
 @pytest.mark.parametrize("command", PAPER, ids=lambda command: command.name)
 def test_any_buffer_of_any_command(chips: Chips, command: Command) -> None:
     @given(
         contents=st.lists(BUFFERS, min_size=1, max_size=6),
         es=st.booleans(),
-        state=st.sampled_from([0, 1, 2, 3]),
+        state=st.sampled_from([0, *LUPDATE_TO_RUPDATE]),
     )
     def inner(contents: list[bytes], es: bool, state: int) -> None:
         with chips.world() as world:
             if state or es:
                 world.init(es=es)
-            if state:
+            if state >= GuestState.SUPDATE:
+                journey = sending(world)
+                if state == GuestState.RUPDATE:
+                    receiving(world, journey)
+            elif state:
                 world.launch(state=GuestState(state))
             for content in contents:
                 world.desk.write(world.desk.page, content)
@@ -205,6 +223,54 @@ def test_any_change_of_good_owners_certificates(
         status = desk.status_of(Command.PEK_CERT_IMPORT, asked)
         assert status in OUTCOMES - {Status.BAD_MEASUREMENT}
         assert (status == Status.SUCCESS) == (desk.platform().owner == 1)
+        still_works(world)
+
+
+@given(
+    pdh=mutations(CERT_SIZE),
+    chain=mutations(3 * CERT_SIZE),
+    amd=mutations(0x680),
+    policy=st.sampled_from([0, 0x10, 0x20, 0x30]),
+)
+def test_any_change_of_a_good_receivers_papers(
+    chips: Chips,
+    pdh: list[tuple[int, bytes]],
+    chain: list[tuple[int, bytes]],
+    amd: list[tuple[int, bytes]],
+    policy: int,
+) -> None:
+    with chips.world() as world:
+        handle = world.init().launch(policy)
+        good = Papers.of(world)
+        shown = Papers(mutated(good.pdh, pdh), mutated(good.chain, chain), mutated(good.amd, amd))
+        status = world.desk.status_of(Command.SEND_START, send_start(world, handle, shown))
+        assert status in (OUTCOMES - {Status.BAD_MEASUREMENT}) | {Status.POLICY_FAILURE}
+        expected = GuestState.SUPDATE if status == Status.SUCCESS else GuestState.RUNNING
+        assert expected == world.desk.guest(handle).state
+        if policy & 0x20 and shown.amd != good.amd:
+            assert status != Status.SUCCESS
+        still_works(world)
+
+
+@given(session=mutations(0x80), header=mutations(0x34), data=mutations(64))
+def test_any_session_and_any_packet_of_a_sender(
+    chips: Chips,
+    session: list[tuple[int, bytes]],
+    header: list[tuple[int, bytes]],
+    data: list[tuple[int, bytes]],
+) -> None:
+    with chips.world() as world:
+        journey = sending(world.init())
+        good = take(world, journey.handle, world.desk.room(64), 64)
+        shown = mutated(journey.session, session)
+        asked = receive_start(world, replace(journey, session=shown))
+        expected = Status.SUCCESS if shown == journey.session else Status.BAD_MEASUREMENT
+        assert expected == world.desk.status_of(Command.RECEIVE_START, asked)
+        packet = Packet(mutated(good.header, header), mutated(good.data, data))
+        update = receive_update(world, receiving(world, journey), packet)
+        status = world.desk.status_of(Command.RECEIVE_UPDATE_DATA, update)
+        assert (status == Status.SUCCESS) == (packet == good)
+        assert status in (Status.SUCCESS, Status.BAD_MEASUREMENT, Status.UNSUPPORTED)
         still_works(world)
 
 

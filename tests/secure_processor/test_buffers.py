@@ -148,13 +148,13 @@ def port(world: World) -> MemoryPort:
 @pytest.mark.parametrize("c", [0, 1 << 47])
 def test_a_transfer_may_cross_one_boundary_of_64_mib_and_not_two(world: World, c: int) -> None:
     memory = port(world)
-    memory.check_host(c | 64 * MIB - 1, 64 * MIB + 1, "a transfer")  # from the last byte to the next but one
+    memory.host_range(c | 64 * MIB - 1, 64 * MIB + 1, "a transfer")  # from the last byte to the next but one
     with pytest.raises(Refused) as refusal:
-        memory.check_host(c | 64 * MIB - 1, 64 * MIB + 2, "a transfer")
+        memory.host_range(c | 64 * MIB - 1, 64 * MIB + 2, "a transfer")
     assert Status.INVALID_PARAM == refusal.value.status
-    memory.check_host(c | 64 * MIB, 128 * MIB, "a transfer")
+    memory.host_range(c | 64 * MIB, 128 * MIB, "a transfer")
     with pytest.raises(Refused):
-        memory.check_host(c | 64 * MIB, 128 * MIB + 1, "a transfer")
+        memory.host_range(c | 64 * MIB, 128 * MIB + 1, "a transfer")
 
 
 def test_reads_and_writes_obey_the_boundary_rule(world: World) -> None:

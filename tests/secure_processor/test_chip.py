@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cbit.crypto.entropy import SeededEntropy
 from cbit.machine.state_folder import StateError, StateFolder
-from cbit.secure_processor.fuses import SECP256K1_ORDER, FuseError, Fuses
+from cbit.secure_processor.fuses import SECP256K1_ORDER, FuseError, Fuses, root_hash
 from cbit.spec import buffers
 from cbit.spec.command import Command
 from secure_processor.worlds import Chips, World, flipped
@@ -34,6 +34,21 @@ def test_a_bank_is_read_back() -> None:
     fuses = Fuses.parse(GOOD)
     assert (b"v" * 48, 3) == (fuses.vendor_key_hash, fuses.rollback_floor)
     assert GOOD == bytes(fuses)
+
+
+def test_the_root_that_a_chip_believes_is_in_its_bank() -> None:
+    fuses = Fuses.burn(
+        vendor_key_hash=b"v" * 48,
+        rollback_floor=3,
+        entropy=SeededEntropy("chip"),
+        ark_hash=root_hash(b"root"),
+    )
+    assert fuses == Fuses.parse(bytes(fuses))
+    # origin = sev-crypto.md §3: SHA-384 over the signed bytes, here with hashlib
+    assert hashlib.sha384(b"root").digest() == bytes(fuses)[0x80:0xB0] == fuses.ark_hash
+    assert fuses.trusts(b"root")
+    assert not fuses.trusts(b"rooT")
+    assert not Fuses.parse(GOOD).trusts(b"root")
 
 
 def test_no_bit_of_a_bank_may_change() -> None:

@@ -10,14 +10,22 @@ from _pytest.mark import ParameterSet
 
 from cbit.spec.command import Command
 from cbit.spec.status import Status
+from secure_processor.debug_faults import SCENES as DEBUG_SCENES
 from secure_processor.faults import SCENES, Fault, Scenes
 from secure_processor.import_faults import FAULTS as IMPORT_FAULTS
 from secure_processor.import_faults import ImportScene
 from secure_processor.launch_faults import SCENES as LAUNCH_SCENES
+from secure_processor.migration_faults import SCENES as MIGRATION_SCENES
 from secure_processor.paper import PAPER
 from secure_processor.worlds import World
 
-ALL: Scenes = SCENES | LAUNCH_SCENES | {Command.PEK_CERT_IMPORT: (ImportScene, IMPORT_FAULTS)}
+ALL: Scenes = {
+    **SCENES,
+    **LAUNCH_SCENES,
+    **DEBUG_SCENES,
+    **MIGRATION_SCENES,
+    Command.PEK_CERT_IMPORT: (ImportScene, IMPORT_FAULTS),
+}
 
 
 def single() -> Iterator[ParameterSet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ from cbit.spec.policy import ApiVersion
 from cbit.spec.states import GuestState
 from cbit.spec.status import Status
 from cbit.spec.wire import Wire
+from secure_processor.migrations import (
+    Papers,
+    receive_update,
+    receiving,
+    send_start,
+    send_update,
+    sending,
+    take,
+)
 from secure_processor.paper import GUEST, GUEST_STATES, INIT, PAPER, SNP, UNINIT, UNKNOWN, WORKING
 from secure_processor.worlds import FIRST, LAST, Chips, World, vendor_key
 
@@ -46,27 +56,49 @@ def test_a_platform_state_that_is_not_in_the_table_refuses(
         assert before == world.snapshot()
 
 
+REQUESTS: Mapping[Command, Callable[[World, int], Wire]] = {
+    Command.ACTIVATE: lambda world, handle: buffers.Activate(handle=handle, asid=LAST),
+    Command.LAUNCH_UPDATE_DATA: lambda world, handle: buffers.LaunchUpdateData(
+        handle=handle, paddr=world.desk.room(16), length=16
+    ),
+    Command.LAUNCH_MEASURE: lambda world, handle: buffers.LaunchMeasure(
+        handle=handle, measure_paddr=world.desk.room(48), measure_len=48
+    ),
+    Command.LAUNCH_SECRET: lambda world, handle: world.secret(handle, bytes(16)),
+    Command.ATTESTATION: lambda world, handle: buffers.Attestation(
+        handle=handle, paddr=world.desk.room(0xD0), mnonce=bytes(16), length=0xD0
+    ),
+    Command.SEND_START: lambda world, handle: send_start(world, handle, Papers.of(world)),
+    Command.SEND_UPDATE_DATA: lambda world, handle: send_update(world, handle, world.desk.room(64), 64),
+    Command.RECEIVE_UPDATE_DATA: lambda world, handle: receive_update(
+        world, handle, take(world, 1, world.desk.room(64), 64)
+    ),
+}
+
+
 def request(world: World, command: Command, handle: int) -> Wire:
-    if command is Command.ACTIVATE:
-        return buffers.Activate(handle=handle, asid=LAST)
-    if command is Command.LAUNCH_UPDATE_DATA:
-        return buffers.LaunchUpdateData(handle=handle, paddr=world.desk.room(16), length=16)
-    if command is Command.LAUNCH_MEASURE:
-        return buffers.LaunchMeasure(handle=handle, measure_paddr=world.desk.room(48), measure_len=48)
-    if command is Command.LAUNCH_SECRET:
-        return world.secret(handle, bytes(16))
+    if command in REQUESTS:
+        return REQUESTS[command](world, handle)
     return buffers.GuestHandle(handle=handle)
+
+
+def reach(world: World, command: Command) -> int:
+    """Bring a guest by commands to a state where it could take this one."""
+    if command in (Command.LAUNCH_SECRET, Command.LAUNCH_FINISH, Command.ATTESTATION):
+        return world.launch(state=GuestState.LSECRET)
+    if command is Command.SEND_START:
+        return world.launch()
+    if command.name.startswith("SEND"):
+        return sending(world).handle
+    if command.name.startswith("RECEIVE"):
+        return receiving(world, sending(world))
+    return world.launch(state=GuestState.LUPDATE)
 
 
 @pytest.mark.parametrize("state", GUEST_STATES, ids=lambda state: GuestState(state).name)
 @pytest.mark.parametrize("command", GUEST, ids=lambda command: command.name)
 def test_a_guest_state_that_is_not_in_the_table_refuses(world: World, command: Command, state: int) -> None:
-    reached = (
-        GuestState.LSECRET
-        if command in (Command.LAUNCH_SECRET, Command.LAUNCH_FINISH)
-        else GuestState.LUPDATE
-    )
-    handle = world.init().launch(state=reached)
+    handle = reach(world.init(), command)
     if command is Command.ACTIVATE:
         world.deactivate(handle)
     order = request(world, command, handle)
@@ -82,7 +114,17 @@ def test_a_guest_state_that_is_not_in_the_table_refuses(world: World, command: C
 
 
 @pytest.mark.parametrize("state", GUEST_STATES, ids=lambda state: GuestState(state).name)
-@pytest.mark.parametrize("command", [Command.DEACTIVATE, Command.GUEST_STATUS, Command.DECOMMISSION])
+@pytest.mark.parametrize(
+    "command",
+    [
+        Command.DEACTIVATE,
+        Command.GUEST_STATUS,
+        Command.DECOMMISSION,
+        Command.COPY,
+        Command.DBG_DECRYPT,
+        Command.DBG_ENCRYPT,
+    ],
+)
 def test_what_does_not_care_about_the_guests_state_takes_every_one(
     world: World, command: Command, state: int
 ) -> None:
@@ -93,6 +135,11 @@ def test_what_does_not_care_about_the_guests_state_takes_every_one(
     order: Wire = buffers.GuestHandle(handle=handle)
     if command is Command.GUEST_STATUS:
         order = buffers.GuestStatus(handle=handle)
+    src, dst = world.desk.room(4096), world.desk.room(4096)
+    if command is Command.COPY:
+        order = buffers.Copy(handle=handle, length=4096, src=src, dst=dst)
+    if command in (Command.DBG_DECRYPT, Command.DBG_ENCRYPT):
+        order = buffers.Debug(handle=handle, length=16, src=src, dst=dst)
     assert Status.SUCCESS == world.desk.status_of(command, order)
 
 

@@ -5,9 +5,12 @@ The flow's platform keys are put into a firmware of the flow's version, and its 
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from cbit.crypto import ec
+import pytest
+from cryptography.hazmat.primitives import hashes
+
+from cbit.crypto import ec, sev_cert
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.memory_modes import Mode, Tweak
 from cbit.memory.bus import Bus
@@ -24,11 +27,12 @@ from cbit.secure_processor.memory_port import AddressRules, MemoryPort
 from cbit.secure_processor.nv_store import NvState, NvStore
 from cbit.spec import buffers
 from cbit.spec.address import MIB, Spa
-from cbit.spec.certificate import CERT_SIZE, SevCert
+from cbit.spec.certificate import CERT_SIZE, EcdsaSignature, SevCert
 from cbit.spec.command import Command
 from cbit.spec.key_id import UNENCRYPTED
 from cbit.spec.key_id import guest as key_of
 from cbit.spec.policy import ApiVersion
+from cbit.spec.states import GuestState
 from cbit.spec.status import Status
 from cbit.spec.wire import Wire
 from cbit.trace import Trace
@@ -219,6 +223,20 @@ def test_their_secret_is_accepted_and_arrives(bench: Bench) -> None:
     assert plain != bench.read(target, len(plain))
 
 
+def test_the_attestation_report_says_and_signs_what_theirs_does(bench: Bench) -> None:
+    measured(bench)
+    theirs, at = bench.flow.file("attestation_report.bin"), bench.put(bytes(0xD0))
+    mnonce = bytes.fromhex(bench.flow.values["attestation_mnonce"])
+    asked = buffers.Attestation(handle=1, paddr=at, mnonce=mnonce, length=0xD0)
+    assert Status.SUCCESS == bench.run(Command.ATTESTATION, asked)
+    ours = bench.read(at, 0xD0)
+    assert theirs[:0x40] == ours[:0x40]
+    pek = sev_cert.public_key(bench.flow.chain()[0])
+    for report in (ours, theirs):
+        signature = EcdsaSignature.parse(report[0x40:].ljust(512, b"\0"))
+        ec.verify(pek, signature, report[:0x34], hashes.SHA256())
+
+
 def test_the_csr_and_the_exported_chain_are_theirs(bench: Bench) -> None:
     at = bench.put(bytes(CERT_SIZE))
     assert Status.SUCCESS == bench.run(Command.PEK_CSR, buffers.PekCsr(paddr=at, length=CERT_SIZE))
@@ -240,6 +258,80 @@ def test_the_es_flows_session_opens_and_its_data_has_their_digest(nv: NvStore) -
     assert transport is not None
     values = bench.flow.values
     assert (values["tek"], values["tik"]) == (transport.tek.material().hex(), transport.tik.material().hex())
+
+
+def receiver_takes_the_place(bench: Bench) -> None:
+    """Let the bench be the flow's receiver: of it, the flow has the PDH alone."""
+    platform = bench.firmware.platform
+    platform.identity = replace(
+        platform.identity,
+        pdh_key=bench.flow.key("receiver_pdh"),
+        pdh_cert=SevCert.parse(bench.flow.file("receiver_pdh.cert")),
+    )
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_what_we_send_is_theirs_byte_for_byte(nv: NvStore, flow: Flow) -> None:
+    bench, send = Bench(flow, nv), flow.values["send"]
+    asid = bench.launch()
+    bench.firmware.set_guest_state(bench.firmware.platform.guests[1], GuestState.RUNNING)
+    bench.entropy.next = [bytes.fromhex(send[name]) for name in ("tek", "tik", "nonce", "wrap_iv")]
+    session = bench.put(bytes(0x80))
+    asked: Wire = buffers.SendStart(
+        handle=1,
+        pdh_cert_paddr=bench.put(flow.file("receiver_pdh.cert")),
+        pdh_cert_len=CERT_SIZE,
+        session_paddr=session,
+        session_len=0x80,
+    )
+    assert Status.SUCCESS == bench.run(Command.SEND_START, asked)
+    assert flow.file("send_session.bin") == bench.read(session, 0x80)
+    assert flow.policy == buffers.SendStart.parse(bench.read(bench.buffer_at, 0x44)).policy
+    plain, header, data = flow.file("send_page_plain.bin"), bench.put(bytes(0x34)), bench.put(bytes(4096))
+    page = bench.put(bytes(4096))
+    bench.fabric.write(page, plain, key_of(asid))
+    bench.entropy.next = [flow.file("send_page_hdr.bin")[4:0x14]]
+    asked = buffers.SendUpdateData(
+        handle=1,
+        hdr_paddr=header,
+        hdr_len=0x34,
+        guest_paddr=page,
+        guest_len=4096,
+        trans_paddr=data,
+        trans_len=4096,
+    )
+    assert Status.SUCCESS == bench.run(Command.SEND_UPDATE_DATA, asked)
+    assert flow.file("send_page_hdr.bin") == bench.read(header, 0x34)
+    assert flow.file("send_page_trans.bin") == bench.read(data, 4096)
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_what_they_send_arrives(nv: NvStore, flow: Flow) -> None:
+    bench = Bench(flow, nv)
+    receiver_takes_the_place(bench)
+    asked: Wire = buffers.ReceiveStart(
+        policy=flow.policy,
+        pdh_cert_paddr=bench.put(flow.file("pdh.cert")),
+        pdh_cert_len=CERT_SIZE,
+        session_paddr=bench.put(flow.file("send_session.bin")),
+        session_len=0x80,
+    )
+    assert Status.SUCCESS == bench.run(Command.RECEIVE_START, asked)
+    asid = 1 if flow.policy & 4 else ASID
+    assert Status.SUCCESS == bench.run(Command.ACTIVATE, buffers.Activate(handle=1, asid=asid))
+    page = bench.put(bytes(4096))
+    asked = buffers.ReceiveUpdateData(
+        handle=1,
+        hdr_paddr=bench.put(flow.file("send_page_hdr.bin")),
+        hdr_len=0x34,
+        guest_paddr=page,
+        guest_len=4096,
+        trans_paddr=bench.put(flow.file("send_page_trans.bin")),
+        trans_len=4096,
+    )
+    assert Status.SUCCESS == bench.run(Command.RECEIVE_UPDATE_DATA, asked)
+    assert flow.file("send_page_plain.bin") == bench.fabric.read(page, 4096, key_of(asid))
+    assert flow.file("send_page_plain.bin") != bench.read(page, 4096)
 
 
 # ---- one bit of it wrong -----------------------------------------------------------------------------------
@@ -309,8 +401,6 @@ def test_another_image_another_measurement_and_no_secret(bench: Bench) -> None:
 
 @pytest.mark.parametrize("key", ["pek", "cek", "oca", "receiver_pdh"])
 def test_their_session_opens_with_their_pdh_alone(bench: Bench, key: str) -> None:
-    from dataclasses import replace
-
     platform = bench.firmware.platform
     platform.identity = replace(platform.identity, pdh_key=bench.flow.key(key))
     flow = bench.flow

@@ -1,7 +1,8 @@
 """Offsets, sizes and directions, typed from the dossier's tables and not from the code.
 
-origin = sev-api.md §5–§7, launch-inputs.md §3, §6–§8, memory-encryption.md §10.2, sev-crypto.md §2, §2.3,
-§2.4, §3, §7.1, §9, §10, §12.  A line is: offset and size in hex, name, direction ("in" is left out).
+origin = sev-api.md §5–§10 (in ``buffer_layouts``), launch-inputs.md §3, §6–§8, memory-encryption.md §10.2,
+sev-crypto.md §2, §2.3, §2.4, §3, §7.1, §9, §10, §12.  A line is: offset and size in hex, name, direction
+("in" is left out).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import pytest
 from cbit.spec import (
     amd_certificate,
     attestation_report,
-    buffers,
     certificate,
     id_block,
     kernel_hash_table,
@@ -23,120 +23,11 @@ from cbit.spec import (
 )
 from cbit.spec.certificate import BODY_SIZE, CERT_SIZE, CHAIN_SIZE
 from cbit.spec.wire import Wire
+from spec.buffer_layouts import BUFFERS
 from spec.wires import WIRES
 
 PAPER: dict[type[Wire], tuple[int, str]] = {
-    # sev-api.md §5
-    buffers.Init: (
-        0x14,
-        """
-        00 4 flags
-        08 8 tmr_paddr
-        10 4 tmr_length
-        """,
-    ),
-    buffers.PlatformStatus: (
-        0x0C,
-        """
-        00 1 api_major out
-        01 1 api_minor out
-        02 1 state out
-        03 1 owner out
-        04 2 config out
-        07 1 build out
-        08 4 guest_count out
-        """,
-    ),
-    buffers.PekCsr: (
-        0x0C,
-        """
-        00 8 paddr
-        08 4 length in/out
-        """,
-    ),
-    buffers.PekCertImport: (
-        0x1C,
-        """
-        00 8 pek_paddr
-        08 4 pek_len
-        10 8 oca_paddr
-        18 4 oca_len
-        """,
-    ),
-    buffers.PdhCertExport: (
-        0x1C,
-        """
-        00 8 pdh_paddr
-        08 4 pdh_len in/out
-        10 8 certs_paddr
-        18 4 certs_len in/out
-        """,
-    ),
-    buffers.GetId: (
-        0x0C,
-        """
-        00 8 paddr
-        08 4 length in/out
-        """,
-    ),
-    # sev-api.md §6
-    buffers.GuestHandle: (0x04, "00 4 handle"),
-    buffers.Activate: (
-        0x08,
-        """
-        00 4 handle
-        04 4 asid
-        """,
-    ),
-    buffers.GuestStatus: (
-        0x0D,
-        """
-        00 4 handle
-        04 4 policy out
-        08 4 asid out
-        0C 1 state out
-        """,
-    ),
-    # sev-api.md §7
-    buffers.LaunchStart: (
-        0x24,
-        """
-        00 4 handle in/out
-        04 4 policy
-        08 8 dh_cert_paddr
-        10 4 dh_cert_len
-        18 8 session_paddr
-        20 4 session_len
-        """,
-    ),
-    buffers.LaunchUpdateData: (
-        0x14,
-        """
-        00 4 handle
-        08 8 paddr
-        10 4 length
-        """,
-    ),
-    buffers.LaunchMeasure: (
-        0x14,
-        """
-        00 4 handle
-        08 8 measure_paddr
-        10 4 measure_len in/out
-        """,
-    ),
-    buffers.LaunchSecret: (
-        0x34,
-        """
-        00 4 handle
-        08 8 hdr_paddr
-        10 4 hdr_len
-        18 8 guest_paddr
-        20 4 guest_len
-        28 8 trans_paddr
-        30 4 trans_len
-        """,
-    ),
+    **BUFFERS,
     # sev-crypto.md §2, §2.3, §2.4
     certificate.SevCert: (
         0x824,

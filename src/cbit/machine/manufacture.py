@@ -21,7 +21,7 @@ from cbit.crypto.entropy import Entropy
 from cbit.machine.profiles import Profile
 from cbit.machine.state_folder import FORMAT, StateError, write_state
 from cbit.secure_processor.dispatch import COMMANDS
-from cbit.secure_processor.fuses import Fuses
+from cbit.secure_processor.fuses import Fuses, root_hash
 from cbit.secure_processor.image import BiosSettings, sev_firmware, vendor_key_hash, x86_boot_image
 from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.certificate import Algo, Usage
@@ -66,7 +66,10 @@ def manufacture(
     """
     vendor = ec.random_key(entropy)
     fuses = Fuses.burn(
-        vendor_key_hash=vendor_key_hash(vendor.public_key()), rollback_floor=SVN, entropy=entropy
+        vendor_key_hash=vendor_key_hash(vendor.public_key()),
+        rollback_floor=SVN,
+        entropy=entropy,
+        ark_hash=root_hash(root.ark.signed_bytes),
     )
     cek = sev_cert.build(
         usage=Usage.CEK, algo=Algo.ECDSA_SHA256, key=fuses.cek().public_key(), api=CEK_CERT_API

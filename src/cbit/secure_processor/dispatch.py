@@ -3,7 +3,7 @@
 A command that is not in the table, or not in the booted firmware image, is answered INVALID_COMMAND.
 To add one: its buffer to ``spec.buffers``, its handler to ``commands/<family>.py``, its row here.
 
-Paper: sev-api.md §2.1 (dispatch rules), §3 and §4 (states), §5–§7 (commands).
+Paper: sev-api.md §2.1 (dispatch rules), §3 and §4 (states), §5–§10 (commands).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cbit.secure_processor.call import Call
-from cbit.secure_processor.commands import guest, launch, ownership, platform
+from cbit.secure_processor.commands import debug, guest, launch, migration, ownership, platform, report
 from cbit.secure_processor.firmware import Firmware
 from cbit.secure_processor.refusal import Refused
 from cbit.spec import buffers
@@ -66,6 +66,10 @@ _WORK: Final = frozenset({_P.WORKING})
 _NOT_SENT: Final = frozenset(_G) - {_G.UNINIT, _G.SENT}
 _LUPDATE: Final = frozenset({_G.LUPDATE})
 _LSECRET: Final = frozenset({_G.LSECRET})
+_RUNNING: Final = frozenset({_G.RUNNING})
+_SUPDATE: Final = frozenset({_G.SUPDATE})
+_RUPDATE: Final = frozenset({_G.RUPDATE})
+_ATTESTED: Final = frozenset({_G.LSECRET, _G.RUNNING, _G.SUPDATE, _G.SENT})
 
 # fmt: off
 # ruff: noqa: E501 (the table is read across)
@@ -88,12 +92,26 @@ COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
     Command.ACTIVATE:           Row(buffers.Activate,         _B.IN,          _WORK,    _NOT_SENT,  None,       guest.activate),
     Command.DEACTIVATE:         Row(buffers.GuestHandle,      _B.IN,          _WORK,    None,       None,       guest.deactivate),
     Command.GUEST_STATUS:       Row(buffers.GuestStatus,      _B.IN_OUT,      _UP,      None,       None,       guest.guest_status),
+    Command.COPY:               Row(buffers.Copy,             _B.IN,          _WORK,    None,       None,       guest.copy),
 
     Command.LAUNCH_START:       Row(buffers.LaunchStart,      _B.IN_OUT,      _UP,      None,       _G.LUPDATE, launch.launch_start),
     Command.LAUNCH_UPDATE_DATA: Row(buffers.LaunchUpdateData, _B.IN,          _WORK,    _LUPDATE,   None,       launch.launch_update_data),
     Command.LAUNCH_MEASURE:     Row(buffers.LaunchMeasure,    _B.IN_OUT_ERR,  _WORK,    _LUPDATE,   _G.LSECRET, launch.launch_measure),
     Command.LAUNCH_SECRET:      Row(buffers.LaunchSecret,     _B.IN,          _WORK,    _LSECRET,   None,       launch.launch_secret),
     Command.LAUNCH_FINISH:      Row(buffers.GuestHandle,      _B.IN,          _WORK,    _LSECRET,   _G.RUNNING, launch.launch_finish),
+    Command.ATTESTATION:        Row(buffers.Attestation,      _B.IN_OUT_ERR,  _WORK,    _ATTESTED,  None,       report.attestation),
+
+    Command.SEND_START:         Row(buffers.SendStart,        _B.IN_OUT_ERR,  _WORK,    _RUNNING,   _G.SUPDATE, migration.send_start),
+    Command.SEND_UPDATE_DATA:   Row(buffers.SendUpdateData,   _B.IN_OUT_ERR,  _WORK,    _SUPDATE,   None,       migration.send_update_data),
+    Command.SEND_FINISH:        Row(buffers.GuestHandle,      _B.IN,          _WORK,    _SUPDATE,   _G.SENT,    migration.send_finish),
+    Command.SEND_CANCEL:        Row(buffers.GuestHandle,      _B.IN,          _WORK,    _SUPDATE,   _G.RUNNING, migration.send_cancel),
+
+    Command.RECEIVE_START:      Row(buffers.ReceiveStart,     _B.IN_OUT,      _UP,      None,       _G.RUPDATE, migration.receive_start),
+    Command.RECEIVE_UPDATE_DATA: Row(buffers.ReceiveUpdateData, _B.IN,        _WORK,    _RUPDATE,   None,       migration.receive_update_data),
+    Command.RECEIVE_FINISH:     Row(buffers.GuestHandle,      _B.IN,          _WORK,    _RUPDATE,   _G.RUNNING, migration.receive_finish),
+
+    Command.DBG_DECRYPT:        Row(buffers.Debug,            _B.IN,          _WORK,    None,       None,       debug.dbg_decrypt),
+    Command.DBG_ENCRYPT:        Row(buffers.Debug,            _B.IN,          _WORK,    None,       None,       debug.dbg_encrypt),
 })
 # fmt: on
 

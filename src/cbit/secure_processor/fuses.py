@@ -1,6 +1,6 @@
-"""What is burnt into one chip: its unique secret, the vendor key's hash, the rollback floor.
+"""What is burnt into one chip: its unique secret, two keys' hashes, the rollback floor.
 
-Paper: sev-crypto.md §5.1 (CUK and CEK), §5.2 (chip id), §5.3 (NV keys).
+Paper: sev-crypto.md §3 (ARK), §5.1 (CUK and CEK), §5.2 (chip id), §5.3 (NV keys).
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ MAGIC: Final = b"CBITFUSE"
 #: Order of the base point of GET_ID's curve (SEC 2, secp256k1).
 SECP256K1_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
+#: No root is fused: no hash is all zero, so such a chip trusts no other platform's chain.
+NO_ROOT: Final = bytes(48)
+
+
+def root_hash(ark: bytes) -> bytes:
+    """SHA-384 over the signed bytes of a root certificate: what the fuses hold (§3)."""
+    return hashlib.sha384(ark).digest()
+
 
 class FuseError(CbitError):
     """The fuse bank cannot be read: no chip, or a damaged one."""
@@ -35,6 +43,7 @@ class _FuseBank(Wire, size=0x100):
     cuk: bytes = at(0x10, 32)
     nv_key: bytes = at(0x30, 32)
     vendor_key_hash: bytes = at(0x50, 48)
+    ark_hash: bytes = at(0x80, 48, default=NO_ROOT)
     checksum: bytes = at(0xE0, 32, default=bytes(32))
 
     def __repr__(self) -> str:
@@ -48,17 +57,21 @@ class Fuses:
     Attributes:
         vendor_key_hash: SHA-384 of the 0x404-byte public key whose images the boot ROM runs.
         rollback_floor: lowest security version (SVN) of an image that the ROM still runs.
+        ark_hash: SHA-384 of the signed bytes of the root certificate that this chip believes.
     """
 
     vendor_key_hash: bytes
     rollback_floor: int
     _cuk: Key = field(repr=False)
     _nv_key: Key = field(repr=False)
+    ark_hash: bytes = NO_ROOT
 
     @classmethod
-    def burn(cls, *, vendor_key_hash: bytes, rollback_floor: int, entropy: Entropy) -> Self:
+    def burn(
+        cls, *, vendor_key_hash: bytes, rollback_floor: int, entropy: Entropy, ark_hash: bytes = NO_ROOT
+    ) -> Self:
         """Make a new chip with its own secrets."""
-        return cls(vendor_key_hash, rollback_floor, Key(entropy.draw(32)), Key(entropy.draw(32)))
+        return cls(vendor_key_hash, rollback_floor, Key(entropy.draw(32)), Key(entropy.draw(32)), ark_hash)
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -74,7 +87,7 @@ class Fuses:
         bank = _FuseBank.parse(data, canonical=False)
         if not 0 < int.from_bytes(bank.cuk, "big") < SECP256K1_ORDER:
             raise FuseError("fuse bank: the chip's secret is no scalar of GET_ID's curve")
-        return cls(bank.vendor_key_hash, bank.rollback_floor, Key(bank.cuk), Key(bank.nv_key))
+        return cls(bank.vendor_key_hash, bank.rollback_floor, Key(bank.cuk), Key(bank.nv_key), bank.ark_hash)
 
     def __bytes__(self) -> bytes:
         bank = _FuseBank(
@@ -82,8 +95,13 @@ class Fuses:
             cuk=self._cuk.material(),
             nv_key=self._nv_key.material(),
             vendor_key_hash=self.vendor_key_hash,
+            ark_hash=self.ark_hash,
         )
         return bytes(bank.replace(checksum=hashlib.sha256(bytes(bank)[:0xE0]).digest()))
+
+    def trusts(self, ark: bytes) -> bool:
+        """Say whether these are the signed bytes of the root in the fuses."""
+        return root_hash(ark) == self.ark_hash
 
     def cek(self) -> ec.PrivateKey:
         """Derive the chip endorsement key: FIPS 186-4 extra random bits over the KDF's 56 bytes."""

@@ -25,9 +25,9 @@ class Guest:
         handle: 1 … 1024.
         policy: the policy word as LAUNCH_START got it.
         vek: the memory key, also needed to ACTIVATE again and to share.
-        transport: TEK and TIK until LAUNCH_FINISH, then None.
-        digest: running launch digest until LAUNCH_MEASURE.
-        launch_digest: the final digest, kept for ATTESTATION.
+        transport: TEK and TIK while a launch or a migration goes on, else None.
+        digest: running launch digest; None in a guest that is not being launched.
+        launch_digest: the final digest, kept for ATTESTATION; zero in a received guest.
         measure: the 32 bytes that LAUNCH_SECRET's MAC covers.
         asid: the ASID it holds, or None.
     """
@@ -38,7 +38,7 @@ class Guest:
     transport: TransportKeys | None
     state: GuestState = GuestState.UNINIT
     digest: hashlib._Hash | None = field(default_factory=hashlib.sha256, repr=False)
-    launch_digest: bytes = b""
+    launch_digest: bytes = bytes(32)
     measure: bytes = b""
     asid: int | None = None
 

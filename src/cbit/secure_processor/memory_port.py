@@ -11,11 +11,12 @@ from typing import Final
 
 from cbit.memory.fabric import FabricPort
 from cbit.secure_processor.refusal import Refused
-from cbit.spec.address import MIB, Spa, strip_c_bit
-from cbit.spec.key_id import HOST, UNENCRYPTED
+from cbit.spec.address import KIB, MIB, Spa, strip_c_bit
+from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId
 from cbit.spec.status import Status
 
 ASEG: Final = (0xA0000, 0xC0000)  #: legacy video and SMM window
+MOVE_CHUNK: Final = 20 * KIB  #: plaintext that the secure processor holds at a time while it copies
 TRANSFER_WINDOW: Final = 64 * MIB  #: a transfer may cross at most one boundary of this size
 
 
@@ -80,20 +81,33 @@ class MemoryPort:
         Raises:
             Refused: INVALID_ADDRESS, or INVALID_PARAM for a transfer over two 64 MiB boundaries.
         """
-        spa, c = self._host(address, length, what)
-        return self.fabric.read(spa, length, HOST if c else UNENCRYPTED)
+        spa, key_id = self.host_range(address, length, what)
+        return self.fabric.read(spa, length, key_id)
 
     def write_host(self, address: int, data: bytes, what: str) -> None:
         """Write a host buffer; raises as ``read_host``."""
-        spa, c = self._host(address, len(data), what)
-        self.fabric.write(spa, data, HOST if c else UNENCRYPTED)
+        spa, key_id = self.host_range(address, len(data), what)
+        self.fabric.write(spa, data, key_id)
 
-    def check_host(self, address: int, length: int, what: str) -> None:
-        """Validate a host buffer before anything is changed; raises as ``read_host``."""
-        self._host(address, length, what)
+    def host_range(self, address: int, length: int, what: str) -> tuple[Spa, KeyId]:
+        """Validate a host buffer, before anything is changed; its C-bit says with which key it is used.
 
-    def _host(self, address: int, length: int, what: str) -> tuple[Spa, bool]:
+        Raises:
+            Refused: as ``read_host``.
+        """
         spa, c = self.rules.check(address, length, what)
         if length and (spa + length - 1) // TRANSFER_WINDOW - spa // TRANSFER_WINDOW > 1:
             raise Refused(Status.INVALID_PARAM, f"{what} spans more than one 64 MiB boundary")
-        return spa, c
+        return spa, HOST if c else UNENCRYPTED
+
+    def guest_range(self, address: int, length: int, what: str) -> Spa:
+        """Validate guest memory: the C-bit is ignored, the key is the guest's; raises as ``read_host``."""
+        return self.host_range(address, length, what)[0]
+
+    def move(self, source: Spa, target: Spa, length: int, *, source_key: KeyId, target_key: KeyId) -> None:
+        """Copy validated memory as memmove does, from one key and address to another."""
+        starts = range(0, length, MOVE_CHUNK)
+        # Ranges that overlap: what is still to be read must not be overwritten.
+        for start in reversed(starts) if target > source else starts:
+            part = self.fabric.read(Spa(source + start), min(MOVE_CHUNK, length - start), source_key)
+            self.fabric.write(Spa(target + start), part, target_key)

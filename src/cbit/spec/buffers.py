@@ -1,6 +1,6 @@
 """Parameter buffers of the mailbox commands: layouts only, behaviour is in the secure processor's commands.
 
-Paper: sev-api.md §5 (platform), §6 (guest), §7 (launch).
+Paper: sev-api.md §5 (platform), §6 (guest), §7 (launch), §8 and §9 (migration), §10 (debug).
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class GetId(Wire, size=0x0C):
 
 
 class GuestHandle(Wire, size=0x04):
-    """Parameter buffer of DECOMMISSION, DEACTIVATE and LAUNCH_FINISH: a handle alone.
+    """Parameter buffer of DECOMMISSION, DEACTIVATE and of what ends a launch or a migration: a handle alone.
 
-    Paper: sev-api.md §6 and §7.
+    Paper: sev-api.md §6 to §9.
     """
 
     handle: int = at(0x00, 4)
@@ -110,6 +110,18 @@ class GuestStatus(Wire, size=0x0D):
     policy: int = at(0x04, 4, Dir.OUT, default=0)
     asid: int = at(0x08, 4, Dir.OUT, default=0)
     state: GuestState = at(0x0C, 1, Dir.OUT, default=GuestState.UNINIT)
+
+
+class Copy(Wire, size=0x18):
+    """Parameter buffer of COPY: move encrypted pages of a guest to other addresses.
+
+    Paper: sev-api.md §6, COPY.
+    """
+
+    handle: int = at(0x00, 4)
+    length: int = at(0x04, 4)
+    src: int = at(0x08, 8)
+    dst: int = at(0x10, 8)
 
 
 class LaunchStart(Wire, size=0x24):
@@ -163,3 +175,91 @@ class LaunchSecret(Wire, size=0x34):
     guest_len: int = at(0x20, 4)
     trans_paddr: int = at(0x28, 8)
     trans_len: int = at(0x30, 4)
+
+
+class Attestation(Wire, size=0x24):
+    """Parameter buffer of ATTESTATION: ask with a short length to learn the length.
+
+    Paper: sev-api.md §7, ATTESTATION.
+    """
+
+    handle: int = at(0x00, 4)
+    paddr: int = at(0x08, 8)
+    mnonce: bytes = at(0x10, 16)  # the caller's: the report repeats it
+    length: int = at(0x20, 4, Dir.IN_OUT)
+
+
+class SendStart(Wire, size=0x44):
+    """Parameter buffer of SEND_START: who shall receive the guest, and where its session goes.
+
+    Paper: sev-api.md §8, SEND_START.
+    """
+
+    handle: int = at(0x00, 4)
+    policy: int = at(0x04, 4, Dir.OUT, default=0)
+    pdh_cert_paddr: int = at(0x08, 8)  # the receiver's
+    pdh_cert_len: int = at(0x10, 4)
+    plat_certs_paddr: int = at(0x18, 8, default=0)  # PEK, OCA, CEK: under POLICY.SEV and POLICY.DOMAIN
+    plat_certs_len: int = at(0x20, 4, default=0)
+    amd_certs_paddr: int = at(0x28, 8, default=0)  # ASK, ARK: under POLICY.SEV
+    amd_certs_len: int = at(0x30, 4, default=0)
+    session_paddr: int = at(0x38, 8)
+    session_len: int = at(0x40, 4, Dir.IN_OUT)
+
+
+class SendUpdateData(Wire, size=0x34):
+    """Parameter buffer of SEND_UPDATE_DATA: seal guest memory for the receiver.
+
+    A short ``hdr_len`` is refused with INVALID_LENGTH *and* corrected in place.
+
+    Paper: sev-api.md §8, SEND_UPDATE_DATA.
+    """
+
+    handle: int = at(0x00, 4)
+    hdr_paddr: int = at(0x08, 8)
+    hdr_len: int = at(0x10, 4, Dir.IN_OUT)
+    guest_paddr: int = at(0x18, 8)
+    guest_len: int = at(0x20, 4)
+    trans_paddr: int = at(0x28, 8)
+    trans_len: int = at(0x30, 4)
+
+
+class ReceiveStart(Wire, size=0x24):
+    """Parameter buffer of RECEIVE_START: make a guest context and open the sender's session.
+
+    Paper: sev-api.md §9, RECEIVE_START.
+    """
+
+    handle: int = at(0x00, 4, Dir.IN_OUT, default=0)  # 0, or the guest whose key is shared
+    policy: int = at(0x04, 4)
+    pdh_cert_paddr: int = at(0x08, 8)  # the sender's
+    pdh_cert_len: int = at(0x10, 4)
+    session_paddr: int = at(0x18, 8)
+    session_len: int = at(0x20, 4)
+
+
+class ReceiveUpdateData(Wire, size=0x34):
+    """Parameter buffer of RECEIVE_UPDATE_DATA: open a packet of the sender into guest memory.
+
+    Paper: sev-api.md §9, RECEIVE_UPDATE_DATA.
+    """
+
+    handle: int = at(0x00, 4)
+    hdr_paddr: int = at(0x08, 8)
+    hdr_len: int = at(0x10, 4)
+    guest_paddr: int = at(0x18, 8)
+    guest_len: int = at(0x20, 4)
+    trans_paddr: int = at(0x28, 8)
+    trans_len: int = at(0x30, 4)
+
+
+class Debug(Wire, size=0x1C):
+    """Parameter buffer of DBG_DECRYPT and DBG_ENCRYPT.
+
+    Paper: sev-api.md §10, DBG_DECRYPT.
+    """
+
+    handle: int = at(0x00, 4)
+    src: int = at(0x08, 8)
+    dst: int = at(0x10, 8)
+    length: int = at(0x18, 4)

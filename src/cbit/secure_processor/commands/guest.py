@@ -1,4 +1,4 @@
-"""Guest context commands: give an ASID, take it back, forget the guest.
+"""Guest context commands: give an ASID, take it back, move pages, forget the guest.
 
 Paper: sev-api.md §6; §4.1 for the activation model.
 """
@@ -6,8 +6,11 @@ Paper: sev-api.md §6; §4.1 for the activation model.
 from __future__ import annotations
 
 from cbit.secure_processor.call import Call
+from cbit.secure_processor.memory_port import TRANSFER_WINDOW
 from cbit.secure_processor.refusal import Refused
 from cbit.spec import buffers
+from cbit.spec.address import PAGE, Spa, strip_c_bit
+from cbit.spec.key_id import guest as guest_key_id
 from cbit.spec.states import GuestState
 from cbit.spec.status import Status
 
@@ -58,3 +61,24 @@ def guest_status(call: Call[buffers.GuestStatus]) -> buffers.GuestStatus:
     if guest is None:
         return given.replace(state=GuestState.UNINIT)
     return given.replace(policy=guest.policy, asid=guest.asid or 0, state=guest.state)
+
+
+def copy(call: Call[buffers.Copy]) -> None:
+    """COPY: move pages of a guest; the engine's tweak is the address, so moving means encrypting again."""
+    firmware, given = call.firmware, call.given
+    memory, length = firmware.memory, given.length
+    guest = call.guest(given.handle)
+    key = guest_key_id(firmware.active_asid(guest))
+    if length == 0 or length % PAGE:
+        raise Refused(Status.INVALID_LENGTH, f"length {length:#x} is 0 or not a multiple of {PAGE}")
+    source, target = (Spa(strip_c_bit(at, memory.rules.c_bit)[0]) for at in (given.src, given.dst))
+    if source % PAGE or target % PAGE:
+        raise Refused(Status.INVALID_ADDRESS, f"SRC {source:#x} or DST {target:#x} is not aligned to {PAGE}")
+    if source == target:  # of aligned pages, only the same one overlaps
+        return
+    for what, start in (("SRC", source), ("DST", target)):
+        if start // TRANSFER_WINDOW != (start + length - 1) // TRANSFER_WINDOW:
+            raise Refused(Status.INVALID_PARAM, f"{what} {start:#x} + {length:#x} crosses a 64 MiB boundary")
+    source = memory.guest_range(source, length, "SRC")
+    target = memory.guest_range(target, length, "DST")
+    memory.move(source, target, length, source_key=key, target_key=key)

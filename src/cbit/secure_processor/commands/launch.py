@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from cbit.crypto import ec, packet, session, sev_cert
-from cbit.crypto.key import Key
+from cbit.crypto import packet
 from cbit.crypto.measurement import measurement
+from cbit.crypto.session import TransportKeys
 from cbit.secure_processor.call import Call
-from cbit.secure_processor.firmware import Firmware
-from cbit.secure_processor.guest import Guest
+from cbit.secure_processor.commands.opening import Offer, check_policy, new_guest, open_session
 from cbit.secure_processor.refusal import Refused
 from cbit.spec import buffers
 from cbit.spec.address import BLOCK, KIB
-from cbit.spec.certificate import CERT_SIZE, Algo, SevCert, Usage
-from cbit.spec.errors import BadMeasurement, InvalidCertificate
+from cbit.spec.errors import BadMeasurement
 from cbit.spec.key_id import HOST, UNENCRYPTED
 from cbit.spec.key_id import guest as guest_key_id
-from cbit.spec.policy import RESERVED_BITS, Policy, required_api
-from cbit.spec.session import COMPRESSED, CONTEXT_SECRET, MeasureBlob, PacketHeader, Session
+from cbit.spec.session import COMPRESSED, CONTEXT_SECRET, MeasureBlob, PacketHeader
 from cbit.spec.status import Status
 
 UPDATE_CHUNK: Final = 20 * KIB  #: addresses are checked per chunk, so earlier chunks are already done
@@ -34,74 +31,16 @@ def launch_start(call: Call[buffers.LaunchStart]) -> buffers.LaunchStart:
     """LAUNCH_START: a new guest context, its memory key, and the owner's transport keys."""
     firmware, given = call.firmware, call.given
     # 1. the session: who may talk to this guest, bound to the policy
-    transport = session.TransportKeys.parse(bytes(32))
+    transport = TransportKeys.parse(bytes(32))
     if given.dh_cert_paddr:
-        transport = _open_session(firmware, given)
+        offer = Offer(given.dh_cert_paddr, given.dh_cert_len, given.session_paddr, given.session_len)
+        transport = open_session(firmware, offer, policy=given.policy)
     # 2. the policy against this firmware
     if given.dh_cert_paddr or CHECK_POLICY_WITHOUT_SESSION:
-        _check_policy(firmware, given.policy)
-    # 3. a shared key, or a new one
-    vek = _shared_key(firmware, given) if given.handle else _new_key(firmware)
-    # 4. a context
-    handle = firmware.free_handle()
-    if given.policy & Policy.ES and not firmware.platform.es:
-        raise Refused(Status.UNSUPPORTED, "the policy asks for ES, INIT did not enable it")
-    call.subject = Guest(handle, given.policy, vek, transport)
-    firmware.platform.guests[handle] = call.subject
-    return given.replace(handle=handle)
-
-
-def _open_session(firmware: Firmware, given: buffers.LaunchStart) -> session.TransportKeys:
-    if given.session_len != Session.SIZE:
-        raise Refused(
-            Status.INVALID_LENGTH, f"session of {given.session_len:#x} bytes, must be {Session.SIZE:#x}"
-        )
-    blob = Session.parse(
-        firmware.memory.read_host(given.session_paddr, Session.SIZE, "session"), canonical=False
-    )
-    if given.dh_cert_len != CERT_SIZE:
-        raise Refused(
-            Status.INVALID_LENGTH, f"DH certificate of {given.dh_cert_len:#x} bytes, must be {CERT_SIZE:#x}"
-        )
-    raw = firmware.memory.read_host(given.dh_cert_paddr, CERT_SIZE, "DH certificate")
-    peer = SevCert.parse(raw, canonical=False)
-    try:
-        sev_cert.check_sanity(
-            peer, usage=Usage.PDH, algo=Algo.ECDH_SHA256
-        )  # no signature: sev-crypto.md §2.5
-        z = ec.shared_secret(firmware.platform.identity.pdh_key, sev_cert.public_key(peer))
-        return session.unwrap(blob, z=z, policy=given.policy)
-    except InvalidCertificate as error:
-        raise Refused(Status.INVALID_CERTIFICATE, f"DH {error}") from None
-    except BadMeasurement as error:
-        raise Refused(Status.BAD_MEASUREMENT, str(error)) from None
-
-
-def _check_policy(firmware: Firmware, policy: int) -> None:
-    if (wanted := required_api(policy)) > firmware.api:
-        raise Refused(
-            Status.POLICY_FAILURE, f"the policy wants API {wanted} or later, this firmware is {firmware.api}"
-        )
-    if policy & RESERVED_BITS:
-        raise Refused(
-            Status.POLICY_FAILURE, f"policy {policy:#x} sets reserved bits {policy & RESERVED_BITS:#x}"
-        )
-
-
-def _new_key(firmware: Firmware) -> Key:
-    return Key(firmware.entropy.draw(firmware.limits.memory_key_bytes))
-
-
-def _shared_key(firmware: Firmware, given: buffers.LaunchStart) -> Key:
-    other = firmware.guest(given.handle)
-    if other.policy != given.policy:
-        raise Refused(
-            Status.POLICY_FAILURE,
-            f"policy {given.policy:#x} differs from guest {other.handle}'s {other.policy:#x}",
-        )
-    if other.has(Policy.NOKS):
-        raise Refused(Status.POLICY_FAILURE, f"guest {other.handle}'s policy forbids key sharing (NOKS)")
-    return other.vek
+        check_policy(firmware, given.policy)
+    # 3. a context, with a shared memory key or a new one
+    call.subject = new_guest(firmware, share=given.handle, policy=given.policy, transport=transport)
+    return given.replace(handle=call.subject.handle)
 
 
 def launch_update_data(call: Call[buffers.LaunchUpdateData]) -> None:

@@ -105,7 +105,7 @@ def pdh_cert_export(call: Call[buffers.PdhCertExport]) -> buffers.PdhCertExport:
     identity = platform.identity
     cek = platform.issuer.certificate(Usage.CEK, platform.issuer.cek)
     chain = bytes(identity.pek_cert) + bytes(identity.oca_cert) + bytes(cek)
-    firmware.memory.check_host(given.certs_paddr, CHAIN_SIZE, "chain buffer")
+    firmware.memory.host_range(given.certs_paddr, CHAIN_SIZE, "chain buffer")
     firmware.memory.write_host(given.pdh_paddr, bytes(identity.pdh_cert), "PDH buffer")
     firmware.memory.write_host(given.certs_paddr, chain, "chain buffer")
     return lengths

@@ -1,0 +1,170 @@
+"""``cbit exec``: run an unmodified program that finds /dev/sev.
+
+    fork the program ── it waits ── open or manufacture the machine ── power on ── let the program in
+
+The fork comes first: a child made later would carry the machine's keys in its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cbit.cli.capabilities import require_machine
+from cbit.cli.envelope import Outcome
+from cbit.spec.errors import CbitError, NotModelled
+
+if TYPE_CHECKING:
+    from cbit.driver.sev_ioctl import SevDevice
+    from cbit.machine.state_folder import StateFolder
+    from cbit.redirect.files import Files
+    from cbit.redirect.launcher import Ending, Target
+    from cbit.trace import Event, Trace
+
+HELP = "run an unmodified program that finds /dev/sev"
+EXAMPLE = """example:
+  cbit exec --state ./machine -- sevctl export --full chain.cert
+
+PROGRAM's exit code is cbit's own; 125: cbit failed before it; 126, 127: PROGRAM cannot be executed, is not
+found.  Why the machine refuses a command is said on standard error."""
+
+FAILED: Final = 125  #: exit code: cbit failed, PROGRAM did not run
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EXAMPLE
+    parser.usage = "cbit exec [--state DIR] [--mechanism namespace|opens] -- PROGRAM [ARGUMENT …]"
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="the machine; without it a new one is made for this run"
+    )
+    parser.add_argument(
+        "--mechanism",
+        metavar="M",
+        help="namespace (a private mount namespace) or opens (answered calls); default: what is allowed here",
+    )
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="a served machine: not modelled yet")
+    parser.add_argument("--cpuid", action="store_true", help="answer CPUID too: not modelled yet")
+    parser.add_argument("program", nargs="*", metavar="PROGRAM", help="after --, with its arguments")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Run the program to its end; its exit code is the outcome's, a signal that ended it ends us too."""
+    reasons: list[str] = []
+    try:
+        _check(args)
+        ending, result = _run(args, reasons)
+    except (CbitError, ValueError, OSError) as error:
+        code = getattr(error, "exit_code", FAILED)
+        return Outcome(ok=False, reasons=(" ".join(str(error).split()),), exit_code=code)
+    code = ending.exit_code if args.json else ending.pass_on()
+    if not args.json:
+        return Outcome(ok=code == 0, exit_code=code)
+    ended = (f"{args.program[0]} ended with {code}",) if code else ()
+    result |= {"program": args.program, "exit_code": code, "refused": reasons}
+    return Outcome(ok=code == 0, result=result, reasons=ended, exit_code=code)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("socket", "cpuid"):
+        if getattr(args, name):
+            raise NotModelled(f"--{name} is not modelled yet")
+    if not args.program:
+        raise ValueError("name a program: cbit exec [--state DIR] -- PROGRAM [ARGUMENT …]")
+    require_machine()
+
+
+def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str, object]]:
+    from cbit.redirect.files import SEV, sev_files
+    from cbit.trace import Trace
+
+    def hear(event: Event) -> None:
+        if event.part == "driver" and event.why:
+            why = f"{event.what}: {event.why}"
+            if args.json:
+                reasons.append(why)
+            with suppress(OSError):  # nobody reads it: no reason to answer the program otherwise
+                print(f"cbit exec: {why}", file=sys.stderr, flush=True)
+
+    trace = Trace()
+    with ExitStack() as stack:
+        target = stack.enter_context(_started(args, sev_files()))
+        state = stack.enter_context(_state(args.state, quiet=args.json))
+        stack.enter_context(trace.watched_by(hear))
+        ending = target.serve({SEV: _device(state, trace)})
+        result: dict[str, object] = {
+            "mechanism": str(target.mechanism),
+            "why": target.why,
+            "profile": state.profile.name,
+        }
+        return ending, result
+
+
+@contextmanager
+def _started(args: argparse.Namespace, files: Files) -> Iterator[Target]:
+    """Fork the program; with --json its standard output becomes standard error, for ours is one object."""
+    from cbit.redirect.launcher import Mechanism, start
+
+    if args.mechanism not in (None, *Mechanism):
+        raise ValueError(f"--mechanism {args.mechanism}: it is one of {', '.join(Mechanism)}")
+    mechanism = None if args.mechanism is None else Mechanism(args.mechanism)
+    with _program_on_stderr(wanted=args.json):
+        target = start(args.program, files, mechanism=mechanism)
+    with target:
+        yield target
+
+
+@contextmanager
+def _program_on_stderr(*, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
+
+
+@contextmanager
+def _state(path: Path | None, *, quiet: bool) -> Iterator[StateFolder]:
+    """Open the machine's folder, or make a machine that is gone afterwards."""
+    from cbit.machine.state_folder import StateFolder
+
+    if path is not None:
+        with StateFolder(path) as state:
+            yield state
+        return
+    from cbit.cli.progress import progress
+    from cbit.crypto.entropy import SystemEntropy
+    from cbit.machine.manufacture import make_root, manufacture
+    from cbit.machine.profiles import DEFAULT, profile
+
+    chosen = profile(DEFAULT)
+    with tempfile.TemporaryDirectory(prefix="cbit-exec-") as name:
+        with progress(f"making a machine ({chosen.name}) for this run", quiet=quiet):
+            manufacture(Path(name), chosen, entropy=SystemEntropy(), root=make_root(chosen.root_bits))
+        with StateFolder(Path(name)) as state:
+            yield state
+
+
+def _device(state: StateFolder, trace: Trace) -> SevDevice:
+    from cbit.driver.sev_ioctl import ROOM, TMR_SIZE, SevDevice
+    from cbit.hypervisor.host import Host
+    from cbit.machine.board import Machine, Options
+    from cbit.spec.address import Spa
+
+    machine = Machine(state, Options(trace=trace))
+    machine.power_on()
+    host = Host(machine)
+    tmr = host.frames.take(TMR_SIZE, align=TMR_SIZE)
+    return SevDevice(machine, host.ccp, room=Spa(host.frames.take(ROOM).start), tmr=Spa(tmr.start))
