@@ -15,7 +15,6 @@ Paper: memory-encryption.md §9.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -119,14 +118,6 @@ class Engine(Protocol):
         ...
 
 
-def _undumped(size: int) -> NDArray[np.uint8]:
-    """Return zero bytes that stay out of a core dump, where the platform can."""
-    area = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_DONTDUMP"):
-        area.madvise(mmap.MADV_DONTDUMP)
-    return np.frombuffer(area, np.uint8)
-
-
 class MemoryCipher:
     """AES under one key, as the memory controller applies it: made by `memory_cipher`.
 
@@ -147,7 +138,7 @@ class MemoryCipher:
         both = mode is not Mode.XE
         # The scratch (64 KiB) may hold plaintext. It belongs to the SoC side: it is the inside of the engine,
         # out of reach of all that reads DRAM. What is encrypted into DRAM arrives there as AES output only.
-        scratch = _undumped(PIECE + _SLACK)
+        scratch = np.empty(PIECE + _SLACK, np.uint8)
         encrypt = _Way(aes.encryptor().update_into, tweaks, scratch, before=True, after=both)
         decrypt = _Way(aes.decryptor().update_into, tweaks, scratch, before=both, after=True)
         self._mode = mode
@@ -209,7 +200,7 @@ class _Way:
             else:
                 return self._run_any(spa, data, out)
             view[:] = data  # before the tweaks are made: the processor fetches it meanwhile
-            target = None if out is None else memoryview(out)
+            target = out if out is None or type(out) is memoryview else memoryview(out)
         except (TypeError, ValueError):  # not plain bytes: look closer
             return self._run_any(spa, data, out)
         if not 0 <= spa < _END:

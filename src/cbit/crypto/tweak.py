@@ -136,7 +136,9 @@ class XexTweaks:
     def page(self, spa: int) -> NDArray[np.uint8]:
         """Return the tweaks of the page at ``spa``."""
         piece, middle, high = self._sums
-        t = piece[spa >> 16 & 0xFFF] ^ middle[spa >> 28 & 0xFFF] ^ high[spa >> 40]
+        t = piece[spa >> 16 & 0xFFF]
+        if spa >> 28:
+            t ^= middle[spa >> 28 & 0xFFF] ^ high[spa >> 40]
         constant, view = self._constant
         view[:] = t.to_bytes(BLOCK, "little") * _PAGE_BLOCKS
         return _xor(self._pages[spa >> 12 & 0xF], constant, self._page)

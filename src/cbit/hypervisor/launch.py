@@ -95,15 +95,19 @@ class SevGuest:
         request = buffers.LaunchUpdateData(handle=self.handle, paddr=self.vm.spa(gpa, length), length=length)
         self._call(Command.LAUNCH_UPDATE_DATA, request)
 
-    def measure(self) -> LaunchReceipt:
-        """LAUNCH_MEASURE, and everything else the owner needs to check it, as one receipt."""
+    def measure_alone(self) -> MeasureBlob:
+        """LAUNCH_MEASURE and nothing else."""
         host = self.vm.host
         with host.room(MeasureBlob.SIZE) as page:
             request = buffers.LaunchMeasure(
                 handle=self.handle, measure_paddr=page, measure_len=MeasureBlob.SIZE
             )
             host.ccp.call(Command.LAUNCH_MEASURE, request)
-            blob = MeasureBlob.parse(host.read(page, MeasureBlob.SIZE))
+            return MeasureBlob.parse(host.read(page, MeasureBlob.SIZE))
+
+    def measure(self) -> LaunchReceipt:
+        """LAUNCH_MEASURE, and everything else the owner needs to check it, as one receipt."""
+        host, blob = self.vm.host, self.measure_alone()
         status = host.status()
         return LaunchReceipt(
             measure=blob.measure,

@@ -20,7 +20,7 @@ from cbit.memory.physical import Data
 from cbit.spec.address import BLOCK, KIB, Spa
 from cbit.spec.key_id import UNENCRYPTED, KeyId
 
-CHUNK: Final = 256 * KIB  #: bytes of memory that the secure processor holds at a time
+CHUNK: Final = 128 * KIB  #: bytes of memory that the secure processor holds at a time
 
 
 class FabricPort:
