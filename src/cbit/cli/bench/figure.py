@@ -43,7 +43,7 @@ class Figure:
 
 
 def pairs(ours: Callable[[], object], limit: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
-    """Time both in turn, after one warm-up of each, without the garbage collector (as ``timeit``); seconds."""
+    """Time both in turn, after one warm-up of each, garbage collection off (as ``timeit``); seconds."""
     ours()
     limit()
     collecting = gc.isenabled()
