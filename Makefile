@@ -56,9 +56,10 @@ clean: ## remove everything that make has made
 # ---- the environment -------------------------------------------------------------------------------------------
 
 # Install the wheels of one lock file and this package on top.  $(1): the lock file.
+# --no-deps: the lock is complete, and pip's resolver would take a newer release than it for a name with extras.
 define install
 	@echo "cbit: installing $$(grep -c == $(1)) packages from $(1) …"
-	@$(PIP) install --require-hashes --only-binary :all: -r $(1) || { \
+	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r $(1) || { \
 	    echo; \
 	    echo "cbit: pip could not install these wheels:"; \
 	    sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/    \1/p' $(1); \
