@@ -1,0 +1,87 @@
+"""The devices of one guest, wired: what the run loop sees of them.
+
+    on an I/O exit          value = chipset.read(port, size)        chipset.write(port, size, value)
+    before each VMRUN       chipset.advance()                       time has passed, somebody may have typed
+                            if chipset.interrupts.pending and the guest accepts interrupts:
+                                vector = chipset.interrupts.acknowledge()
+    when the guest halts    ns = chipset.next_event_ns()            move the clock there, then advance()
+                            None: only the console can wake it: wait for it, then chipset.poll()
+    after each exit         chipset.power_event                     None, Power.OFF or Power.RESET
+
+``pending`` is a plain attribute: look before you call.  ``acknowledge`` is for the moment of injection: it
+takes the request away, and the guest's end-of-interrupt is awaited.
+Everything that time decides is computed from the guest's clock; nothing here reads the host's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cbit.hypervisor.devices.clock import GuestClock
+from cbit.hypervisor.devices.pic import Interrupts
+from cbit.hypervisor.devices.pit import Pit
+from cbit.hypervisor.devices.ports import Ports
+from cbit.hypervisor.devices.power import Power, PowerControl
+from cbit.hypervisor.devices.rtc import Rtc
+from cbit.hypervisor.devices.serial import Console, Serial
+from cbit.trace import SILENT, Trace
+
+POLL_NS: Final = 1_000_000  # how often the console is asked for input, in guest time
+_POST: Final = 0x80  # a power-on code, or a delay
+
+
+class Chipset:
+    """The board of one guest.
+
+    Mutable.
+
+    Args:
+        clock: the guest's time.
+        console: the other end of the serial line.
+        epoch: seconds since 1970 when the guest is powered on.
+        trace: who watches.
+
+    Attributes:
+        interrupts: the interrupt controllers.
+        ports: the table of ports, with a count of accesses that nobody answered.
+        power: power management.
+    """
+
+    def __init__(self, clock: GuestClock, *, console: Console, epoch: int, trace: Trace = SILENT) -> None:
+        self._clock = clock
+        self.ports = Ports(trace)
+        self.interrupts = Interrupts()
+        self.serial = Serial(console, self.interrupts)
+        self.pit = Pit(clock, self.interrupts)
+        self.rtc = Rtc(clock, epoch=epoch, interrupts=self.interrupts)
+        self.power = PowerControl(clock, self.interrupts, trace)
+        self._timers = (self.pit, self.rtc, self.power)
+        for device in (self.interrupts, self.serial, self.pit, self.rtc, self.power):
+            device.attach(self.ports)
+        self.ports.byte(_POST, lambda: 0, lambda value: None)
+        self.read = self.ports.read
+        self.write = self.ports.write
+        self._next_poll = 0
+
+    @property
+    def power_event(self) -> Power | None:
+        """What the guest asked for, if it wants to end."""
+        return self.power.event
+
+    def advance(self) -> None:
+        """Let the devices see that time has passed, and fetch what was typed."""
+        now = self._clock.ns
+        for timer in self._timers:
+            if timer.due_ns is not None and now >= timer.due_ns:
+                timer.advance()
+        if now >= self._next_poll:
+            self._next_poll = now + POLL_NS
+            self.serial.poll()
+
+    def poll(self) -> None:
+        """Fetch what was typed, whatever the time."""
+        self.serial.poll()
+
+    def next_event_ns(self) -> int | None:
+        """When the next timer will raise a line; None: no timer is set."""
+        return min((timer.due_ns for timer in self._timers if timer.due_ns is not None), default=None)
