@@ -18,11 +18,16 @@ def text(words: str) -> str:
 
 
 def paragraphs(documented: object) -> tuple[list[str], str]:
-    """Split a docstring into its prose paragraphs and its ``Paper:`` line."""
+    """Split a docstring into its prose paragraphs and the line that says what it follows.
+
+    That is a section of the dossier (``Paper:``), or another public document (``Source:``).
+    """
     prose, paper = [], ""
     for paragraph in (inspect.getdoc(documented) or "").split("\n\n"):
         if paragraph.startswith("Paper:"):
-            paper = text(paragraph.removeprefix("Paper:")).rstrip(".")
+            paper = "Dossier: " + text(paragraph.removeprefix("Paper:")).rstrip(".")
+        elif paragraph.startswith("Source:"):
+            paper = text(paragraph).rstrip(".")
         elif not paragraph.startswith(("Raises:", "Args:", "Returns:", "Attributes:")):
             prose.append(text(paragraph))
     return prose, paper

@@ -58,7 +58,7 @@ def structure(cls: type[Wire]) -> str:
     ]
     header = ["offset", "bytes", "field", "kind", "direction", "default", "remark"]
     body = table(header, [row for _, row in sorted(rows, key=lambda row: row[0])])
-    return "\n\n".join([f"### {cls.__name__}", *prose, f"{cls.SIZE:#x} bytes. Dossier: {paper}.", body])
+    return "\n\n".join([f"### {cls.__name__}", *prose, f"{cls.SIZE:#x} bytes. {paper}.", body])
 
 
 def field_row(field: Field, default: object, remark: str) -> list[str]:

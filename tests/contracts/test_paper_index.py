@@ -20,6 +20,10 @@ OUR_OWN = {
     "cbit.secure_processor.image": "AMD does not publish the format of its boot images: this one is ours",
     "cbit.secure_processor.refusal": "a status with its reason; the statuses are in cbit.spec.status",
     "cbit.spec.errors": "our classes of errors",
+    "cbit.spec.linux_boot.boot_params": "Linux documents its boot protocol itself",
+    "cbit.spec.linux_boot.command_line": "which options this machine gives to Linux is its own matter",
+    "cbit.spec.linux_boot.entry": "as the boot protocol",
+    "cbit.spec.linux_boot.kernel_image": "as the boot protocol",
     "cbit.spec.wire": "the machinery of declarations",
 }
 
