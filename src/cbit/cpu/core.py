@@ -11,12 +11,15 @@ Not modelled: execution, segmentation, interrupts, memory types; host state is k
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4, Efer, with_bit
 from cbit.cpu.cpuid import Encryption, EncryptionFeatures, Registers, cpuid
 from cbit.cpu.encryption_rules import HostSituation
+from cbit.cpu.engine.control_block import Exit
+from cbit.cpu.engine.engine import Engine, HostSide, executing_features
+from cbit.cpu.engine.processor import Context
 from cbit.cpu.faults import GeneralProtection, InvalidOpcode, PageFault, WrongCoreMode
 from cbit.cpu.guest_view import GuestView
 from cbit.cpu.host_tables import HostTables, HostTranslator
@@ -28,7 +31,8 @@ from cbit.cpu.tlb import Tag, Tlb, TlbControl, VmMode
 from cbit.cpu.translation import Translation
 from cbit.cpu.vmcb import AsidUsable, HostState
 from cbit.cpu.vmrun import LastVmcb, VmcbPage, vmrun
-from cbit.spec.address import PAGE, Hva
+from cbit.cpu.window import Window
+from cbit.spec.address import PAGE, Hva, Spa
 from cbit.spec.errors import NotModelled
 from cbit.trace import SILENT, Trace
 
@@ -47,6 +51,7 @@ class Core:
         index: which logical core this is.
         mmio: device registers.
         tlb: the TLB, when two logical cores share one.
+        engine: makes what executes guests; None: this core only walks and checks.
         trace: who hears what happened.
 
     Attributes:
@@ -62,6 +67,7 @@ class Core:
         index: int = 0,
         mmio: Sequence[range] = (),
         tlb: Tlb | None = None,
+        engine: Callable[[], Engine] | None = None,
         trace: Trace = SILENT,
     ) -> None:
         """Come out of reset: paging off, encryption off."""
@@ -72,17 +78,22 @@ class Core:
         self._port = PhysicalPort(memory, mmio=mmio)
         self._asid_usable = asid_usable
         self._trace = trace
+        self._make_engine = engine
+        self._engine: Engine | None = None
         self.reset()
 
     def reset(self) -> None:
         """Put registers and translations into their reset state; caches and DRAM are not touched."""
         self._msrs = MsrFile(self.features, self._trace)
         self._guest: GuestView | None = None
+        self._side: HostSide | None = None
         self._last_vmcb = LastVmcb()
         self.wbinvd_done = False
         tag = Tag(asid=0, core=self.index, mode=VmMode.PLAIN)
         self._mmu = Mmu(self._port, self.tlb, tag=tag, translator=self._translator(), controls=_OUT_OF_RESET)
         self.tlb.flush(TlbControl.ALL_ASIDS, core=self.index, asid=0)
+        if self._engine is not None:
+            self._engine.flush(TlbControl.ALL_ASIDS)
 
     # --- what can be seen
 
@@ -132,6 +143,11 @@ class Core:
         """Translate by the tables alone, past the TLB (errors as `read`)."""
         return self._host().walk(hva)
 
+    def window(self, hva: Hva) -> Window:
+        """Hold the translation of a page that the host may read and write (errors as `read`)."""
+        spa, _, key = self._locate(Hva(hva & -PAGE), Access(Kind.WRITE))
+        return Window(self._port, spa, key)
+
     def host_tables(self) -> HostTables:
         """Give host software a hand on tables in memory, as through a direct map with the right C-bit."""
         on = self.encryption_on
@@ -141,19 +157,19 @@ class Core:
 
     def mov_cr0(self, value: int) -> None:
         """Execute MOV CR0; switching paging empties this core's host translations."""
-        self._host().move_control(cr0=value)
+        self._changing().move_control(cr0=value)
 
     def mov_cr3(self, value: int) -> None:
         """Execute MOV CR3 (``value`` with the top table's C-bit); flushes ASID 0 but for global pages."""
-        self._host().move_control(cr3=value)
+        self._changing().move_control(cr3=value)
 
     def mov_cr4(self, value: int) -> None:
         """Execute MOV CR4."""
-        self._host().move_control(cr4=value)
+        self._changing().move_control(cr4=value)
 
     def set_alignment_check(self, *, on: bool) -> None:
         """Execute STAC or CLAC."""
-        self._host().set_alignment_check(on=on)
+        self._changing().set_alignment_check(on=on)
 
     def enter_long_mode(self, root: int) -> None:
         """Do what start-up code does: PAE, LME, NXE, paging, and a top table that may have its C-bit set."""
@@ -181,7 +197,7 @@ class Core:
                 refuses.
             NotModelled: a bit whose effect the model lacks.
         """
-        mmu = self._host()
+        mmu = self._changing()
         if number == Msr.EFER:
             self._check_efer(value)
         elif number == Msr.SYSCFG:
@@ -250,6 +266,8 @@ class Core:
         if not self._host().controls.efer & Efer.SVME:
             raise InvalidOpcode("INVLPGA without EFER.SVME")
         self.tlb.flush_page(linear, core=self.index, asid=asid)
+        if self._engine is not None:
+            self._engine.flush(TlbControl.THIS_ASID, asid=asid)  # more than was asked for, as hardware may
 
     # --- guest mode
 
@@ -267,23 +285,57 @@ class Core:
 
         Paper: memory-encryption.md §8 rules 1-5.
         """
-        mmu = self._host()
-        if not mmu.controls.efer & Efer.SVME:
-            raise InvalidOpcode("VMRUN without EFER.SVME")
-        if vmcb % PAGE or vmcb & self.rules.reserved or vmcb >> 52:
-            raise GeneralProtection(f"VMCB address {vmcb:#x}")
-        host = HostState(
-            features=self.features,
-            controls=mmu.controls,
-            rules=self.rules,
-            encryption_on=self.encryption_on,
-            smm_lock=bool(self._msrs[Msr.HWCR] & Hwcr.SMM_LOCK),
-            asid_usable=self._asid_usable,
-        )
+        self._check_vmrun(self._host(), vmcb)
+        host = self._host_state()
         spa, key = self._translator().address_key(vmcb)
         page = VmcbPage(self._port, spa, key)
         self._guest = vmrun(page, self._last_vmcb, host=host, tlb=self.tlb, core=self, trace=self._trace)
         return self._guest
+
+    @property
+    def engine(self) -> Engine:
+        """What executes guests on this core, made at the first use.
+
+        Raises:
+            NoEngine: this computer, or this machine, cannot execute guests.
+        """
+        if self._engine is None:
+            if self._make_engine is None:
+                raise NotModelled("a core without an execution engine")
+            self._engine = self._make_engine()
+        return self._engine
+
+    @property
+    def guest_features(self) -> EncryptionFeatures:
+        """The numbers that guests which execute are told, whatever the part (errors as `engine`)."""
+        return executing_features(self.features)
+
+    def executing_cpuid(self, leaf: int, subleaf: int = 0) -> Registers:
+        """Execute CPUID for the leaves that have nothing to do with encryption (errors as `engine`)."""
+        return Registers(*self.engine.cpuid(leaf, subleaf))
+
+    def new_context(self) -> Context:
+        """Make the registers of a virtual CPU that are not in its VMCB (errors as `engine`)."""
+        return self.engine.new_context()
+
+    def execute(self, vmcb: int, context: Context, *, blocks: int | None = None) -> Exit:
+        """Execute VMRUN and the guest behind it, until its #VMEXIT.
+
+        Args:
+            vmcb: rAX: physical address of the VMCB; its C-bit chooses the host's key.
+            context: the virtual CPU's other registers.
+            blocks: a physical interrupt comes after so many blocks of guest code.
+
+        Raises:
+            NoEngine: this computer cannot execute guests.
+            InvalidOpcode, GeneralProtection, VmexitInvalid, NotModelled: as `vmrun`.
+            EngineFault: the engine failed.
+        """
+        engine = self.engine
+        self._check_vmrun(self._host(), vmcb)
+        if self._side is None:
+            self._side = self._host_side()
+        return engine.run(Spa(vmcb), context, self._side, blocks=blocks)
 
     def runs(self, guest: GuestView) -> bool:
         """Whether this turn of a guest is the one that the core is in; a reset ends it as #VMEXIT does."""
@@ -299,10 +351,42 @@ class Core:
 
     # --- inside
 
+    def _check_vmrun(self, mmu: Mmu, vmcb: int) -> None:
+        if not mmu.controls.efer & Efer.SVME:
+            raise InvalidOpcode("VMRUN without EFER.SVME")
+        if vmcb % PAGE or vmcb & self.rules.reserved or vmcb >> 52:
+            raise GeneralProtection(f"VMCB address {vmcb:#x}")
+
+    def _host_state(self) -> HostState:
+        return HostState(
+            features=self.features,
+            controls=self._mmu.controls,
+            rules=self.rules,
+            encryption_on=self.encryption_on,
+            smm_lock=bool(self._msrs[Msr.HWCR] & Hwcr.SMM_LOCK),
+            asid_usable=self._asid_usable,
+        )
+
+    def _host_side(self) -> HostSide:
+        return HostSide(
+            state=self._host_state(),
+            port=self._port,
+            invd_is_wbinvd=bool(self._msrs[Msr.HWCR] & Hwcr.INVD_TO_WBINVD),
+            wbinvd_done=self._note_wbinvd,
+        )
+
+    def _note_wbinvd(self) -> None:
+        self.wbinvd_done = True
+
     def _host(self) -> Mmu:
         if self._guest is not None:
             raise WrongCoreMode(f"core {self.index} runs a guest (ASID {self._guest.asid})")
         return self._mmu
+
+    def _changing(self) -> Mmu:
+        """The host's MMU, for an instruction that changes what VMRUN looks at."""
+        self._side = None
+        return self._host()
 
     def _translator(self) -> HostTranslator:
         return HostTranslator(self._port, self.rules)

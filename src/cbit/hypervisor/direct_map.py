@@ -21,6 +21,7 @@ from cbit.cpu.in_place import Windows, change_encryption
 from cbit.cpu.msr import Msr
 from cbit.cpu.page_tables import PageTables
 from cbit.cpu.paging import Pte
+from cbit.cpu.window import Window
 from cbit.hypervisor.frames import Frames
 from cbit.spec.address import GIB, PAGE, Hva, Spa
 
@@ -52,6 +53,10 @@ class DirectMap:
     def write(self, spa: Spa, data: bytes, *, c: bool = False) -> None:
         """Write memory through one of the two views."""
         self._core.write(_view(spa, c=c), data)
+
+    def window(self, spa: Spa, *, c: bool = False) -> Window:
+        """Hold a page of one of the two views, which never change."""
+        return self._core.window(_view(spa, c=c))
 
     def map_page(self, spa: Spa, *, c: bool) -> Hva:
         """Give a page a linear address of its own, besides the two views."""

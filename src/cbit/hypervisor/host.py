@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Final
 
+from cbit.cpu.window import Window
 from cbit.driver.ccp import Ccp
 from cbit.driver.errors import FirmwareError
 from cbit.hypervisor.asid_pool import AsidPool
@@ -140,6 +141,10 @@ class Host:
     def write(self, spa: Spa, data: bytes, *, c: bool = False) -> None:
         """Write memory as host software does."""
         self._map.write(spa, data, c=c)
+
+    def window(self, spa: Spa, *, c: bool = False) -> Window:
+        """Hold a page of memory that host software works on all the time."""
+        return self._map.window(spa, c=c)
 
     def map_page(self, spa: Spa, *, c: bool) -> Hva:
         """Map a page at a linear address of its own: a live page, whose C-bit may change."""

@@ -116,9 +116,13 @@ class Vm:
 
     def take_page(self) -> Spa:
         """Take a frame for the hypervisor's records of this guest; it goes back with the guest's memory."""
-        page = self.host.frames.take_page()
-        self._pages.add(page)
-        return page
+        return Spa(self.take_run(PAGE).start)
+
+    def take_run(self, length: int) -> range:
+        """Take contiguous frames as ``take_page`` takes one; return their addresses."""
+        frames = self.host.frames.take(length)
+        self._pages.update(map(Spa, frames))
+        return frames
 
     def give_back_page(self, page: Spa) -> None:
         """Give back what ``take_page`` gave; nothing happens the second time."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cbit.cpu.core import Core
+from cbit.cpu.engine.engine import Engine
 from cbit.cpu.msr import Hwcr, Msr, Syscfg
 from cbit.crypto.entropy import Entropy, SystemEntropy
 from cbit.crypto.memory_modes import KEY_BYTES, Mode
@@ -206,8 +207,12 @@ class Machine:
             asid_usable=self._asid_usable,
             index=index,
             mmio=[range(MAILBOX_BAR, MAILBOX_BAR + MAILBOX_BAR_SIZE)],
+            engine=self._new_engine,
             trace=self.trace,
         )
+
+    def _new_engine(self) -> Engine:
+        return Engine(self.memory, entropy=self._options.entropy, trace=self.trace)
 
     def _asid_usable(self, asid: int) -> bool:
         return self._firmware is not None and self._firmware.is_asid_usable(asid)

@@ -83,11 +83,13 @@ class HostSide:
         state: features (the machine's own), control registers, address rules, switches.
         port: physical memory.
         invd_is_wbinvd: HWCR bit 4.
+        wbinvd_done: hears of each WBINVD that completes on this core.
     """
 
     state: HostState
     port: PhysicalPort
     invd_is_wbinvd: bool = True
+    wbinvd_done: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,14 @@ class Engine:
     def advance(self, blocks: int) -> None:
         """Let time pass while no guest executes."""
         self._processor.state.blocks += blocks
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """Execute CPUID outside guest mode: EAX, EBX, ECX, EDX of the processor that executes guests."""
+        return self._processor.cpuid(leaf, subleaf)
+
+    def flush(self, control: TlbControl, *, asid: int = 0) -> None:
+        """Forget translations, as an instruction of the host or a reset asks for."""
+        self._shadow.flush(control, asid=asid)
 
     def new_context(self) -> Context:
         """Make the registers of a virtual CPU that are not in its VMCB."""
@@ -335,6 +345,7 @@ class Engine:
             memory.invd()
         else:
             memory.wbinvd()
+            turn.host.wbinvd_done()
         return self._skip(found)
 
     def _sev_status(self, turn: _Turn) -> Answer:

@@ -102,6 +102,8 @@ class Processor:
         self._map(pool, table_pages)
         self._become_host(package.x86_const)
         self._hook(lib.internal("tlb_flush"), lib.internal("tb_invalidate_phys_range"))
+        words = 4 * [ctypes.POINTER(_U32)]
+        self._ask = lib.function("cpu_x86_cpuid", None, ctypes.c_void_p, _U32, _U32, *words)
         ram_address = lib.function("qemu_ram_addr_from_host", _U64, ctypes.c_void_p, ctypes.c_void_p)
         self._pool_ram: int = ram_address(self._uc_at, self._pool_at)
         self._pristine = ctypes.string_at(self._env_at, self._at.size - self._at.env)
@@ -145,7 +147,9 @@ class Processor:
             at = self._at.segments + 24 * segment
             self._word(at + 16).value, self._word(at + 20).value = 0xFFFF_FFFF, flags
         # Instructions that QEMU ignores: made invalid, they come to the engine, which does them.
-        for at, bits in ((self._at.cpuid_1_edx, _CLFLUSH), (self._at.cpuid_7_ebx, _CLFLUSHOPT_CLWB)):
+        done_here = ((self._at.cpuid_1_edx, _CLFLUSH), (self._at.cpuid_7_ebx, _CLFLUSHOPT_CLWB))
+        self._done_here = tuple(self._word(at).value & bits for at, bits in done_here)
+        for at, bits in done_here:
             self._word(at).value &= ~bits
 
     def _hook(self, tlb_flush: int, invalidate: int) -> None:
@@ -161,6 +165,18 @@ class Processor:
         )
         if error := self._native.hook(self.state):
             raise EngineFault(f"uc_hook_add: error {error}")
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """Execute CPUID: EAX, EBX, ECX, EDX as this processor has them, with what the engine does itself."""
+        eax, ebx, ecx, edx = (_U32() for _ in range(4))
+        self._ask(self._env_at, leaf, subleaf, *map(ctypes.byref, (eax, ebx, ecx, edx)))
+        flush_line, flush_line_more = self._done_here
+        return (
+            eax.value,
+            ebx.value | (flush_line_more if leaf == 7 and not subleaf else 0),
+            ecx.value,
+            edx.value | (flush_line if leaf == 1 else 0),
+        )
 
     def answer(self, on_exit: Any, on_invalid: Any, on_entropy: Any) -> None:
         """Say who answers exits, invalid instructions and requests for randomness; they must not raise."""

@@ -1,0 +1,116 @@
+"""Model-specific registers of a guest, as this hypervisor keeps them.
+
+    in the VMCB       EFER, STAR, LSTAR, CSTAR, SFMASK, SYSENTER_*, FS and GS bases: VMRUN loads them
+    kept              read back as written, without effect here
+    constant          what a guest may ask for and cannot change
+
+Everything else is #GP, which kernels expect of a virtual machine.  SEV_STATUS never comes here: no hypervisor
+can intercept it.
+
+Paper: memory-encryption.md §2.2; the registers are the AMD64 architecture's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from cbit.cpu.control import Efer, with_bit
+
+EFER: Final = 0xC000_0080
+#: Registers that a guest may use without an exit: they are in the VMCB, or in the virtual CPU's own context.
+DIRECT: Final = (
+    *(0x174, 0x175, 0x176),  # SYSENTER_CS, _ESP, _EIP
+    *(0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084),  # STAR, LSTAR, CSTAR, SFMASK
+    *(0xC000_0100, 0xC000_0101, 0xC000_0102, 0xC000_0103),  # FS_BASE, GS_BASE, KERNEL_GS_BASE, TSC_AUX
+)
+
+_FIXED_MTRRS: Final = (0x250, 0x258, 0x259, *range(0x268, 0x270))
+_VARIABLE_MTRRS: Final = tuple(range(0x200, 0x210))
+_PAT_AT_RESET: Final = 0x0007_0406_0007_0406
+_WRITE_BACK: Final = 6
+#: Number -> value at reset.
+KEPT: Final[Mapping[int, int]] = MappingProxyType(
+    dict.fromkeys((*_FIXED_MTRRS, *_VARIABLE_MTRRS), 0)
+    | {
+        0x2FF: _WRITE_BACK,  # MTRRdefType
+        0x277: _PAT_AT_RESET,
+        0xC001_0015: 1 << 24,  # HWCR, TscFreqSel
+        0xC001_0010: 0,  # SYSCFG
+        0xC001_1029: 1 << 1,  # DE_CFG: LFENCE serialises
+        0x10: 0,  # TSC: written by calibration, never moved
+        0x1D9: 0,  # DEBUGCTL
+        0x49: 0,  # PRED_CMD
+    }
+)
+CONSTANT: Final[Mapping[int, int]] = MappingProxyType(
+    {
+        0xFE: 8 | 1 << 8 | 1 << 10,  # MTRRcap: eight variable ranges, fixed ranges, write combining
+        0x8B: 0x0800_1000,  # PATCH_LEVEL
+        0xC001_0114: 0,  # VM_CR
+        0xC001_001A: 0,  # TOP_MEM
+        0xC001_001D: 0,  # TOP_MEM2
+        0xC001_0112: 0,  # SMM_ADDR
+        0xC001_0113: 0,  # SMM_MASK
+        0xC001_0117: 0,  # VM_HSAVE_PA
+        0xC001_0061: 0,  # P-state limits, control, status
+        0xC001_0062: 0,
+        0xC001_0063: 0,
+    }
+)
+_EFER_BITS: Final = int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE | Efer.FFXSR)
+
+
+class NoSuchMsr(Exception):
+    """The register does not exist, or not this value: #GP in the guest."""
+
+
+class GuestMsrs:
+    """The registers of one virtual CPU that are not in its VMCB.  Mutable."""
+
+    def __init__(self) -> None:
+        self._values = dict(KEPT)
+
+    def read(self, number: int, *, efer: int) -> int:
+        """Execute RDMSR.
+
+        Args:
+            number: ECX.
+            efer: EFER as the VMCB has it.
+
+        Raises:
+            NoSuchMsr: #GP.
+        """
+        if number == EFER:
+            return with_bit(efer, Efer.SVME, on=False)
+        if number in CONSTANT:
+            return CONSTANT[number]
+        try:
+            return self._values[number]
+        except KeyError:
+            raise NoSuchMsr(f"RDMSR {number:#x}") from None
+
+    def write(self, number: int, value: int, *, efer: int, paging: bool) -> int:
+        """Execute WRMSR; return EFER as the VMCB must have it now.
+
+        Args:
+            number: ECX.
+            value: EDX:EAX.
+            efer: EFER as the VMCB has it.
+            paging: CR0.PG of the guest.
+
+        Raises:
+            NoSuchMsr: #GP; nothing changed.
+        """
+        if number == EFER:
+            if value & ~_EFER_BITS or (paging and (value ^ efer) & Efer.LME):
+                raise NoSuchMsr(f"WRMSR EFER {value:#x}")
+            # VMRUN insists on SVME, whatever the guest thinks of it.
+            active = bool(efer & Efer.LMA)
+            return with_bit(with_bit(value, Efer.SVME, on=True), Efer.LMA, on=active)
+        if number in self._values:
+            self._values[number] = value
+        elif number not in CONSTANT:
+            raise NoSuchMsr(f"WRMSR {number:#x}")
+        return efer
