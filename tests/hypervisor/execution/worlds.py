@@ -28,7 +28,16 @@ GDT_AT: Final = Gpa(0x800)
 _GDT = b"".join(entry.to_bytes(8, "little") for entry in (0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF))
 START: Final = Vmsa(
     gdtr=Segment(base=GDT_AT, limit=len(_GDT) - 1),
-    cs=_CODE, ds=_DATA, es=_DATA, ss=_DATA, cr0=0x11, rip=CODE_AT, rsp=STACK, rflags=2, dr6=0xFFFF_0FF0, dr7=0x400
+    cs=_CODE,
+    ds=_DATA,
+    es=_DATA,
+    ss=_DATA,
+    cr0=0x11,
+    rip=CODE_AT,
+    rsp=STACK,
+    rflags=2,
+    dr6=0xFFFF_0FF0,
+    dr7=0x400,
 )
 
 
