@@ -15,15 +15,21 @@ Everything that time decides is computed from the guest's clock; nothing here re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from cbit.hypervisor.devices.clock import GuestClock
+from cbit.hypervisor.devices.disk import Disk
+from cbit.hypervisor.devices.pci import Function, HostBridge, PciBus
 from cbit.hypervisor.devices.pic import Interrupts
 from cbit.hypervisor.devices.pit import Pit
 from cbit.hypervisor.devices.ports import Ports
 from cbit.hypervisor.devices.power import Power, PowerControl
 from cbit.hypervisor.devices.rtc import Rtc
 from cbit.hypervisor.devices.serial import Console, Serial
+from cbit.hypervisor.devices.virtio.block import Block
+from cbit.hypervisor.devices.virtio.function import VirtioFunction
+from cbit.hypervisor.devices.virtio.queue import Dma
 from cbit.trace import SILENT, Trace
 
 POLL_NS: Final = 1_000_000  # how often the console is asked for input, in guest time
@@ -39,15 +45,29 @@ class Chipset:
         clock: the guest's time.
         console: the other end of the serial line.
         epoch: seconds since 1970 when the guest is powered on.
+        disks: virtio disks; the first is /dev/vda of a Linux guest.
+        dma: how devices reach guest memory; only a machine without disks can do without.
         trace: who watches.
 
     Attributes:
         interrupts: the interrupt controllers.
+        pci: the bus, with the disks in the slots from 1 on.
         ports: the table of ports, with a count of accesses that nobody answered.
         power: power management.
     """
 
-    def __init__(self, clock: GuestClock, *, console: Console, epoch: int, trace: Trace = SILENT) -> None:
+    def __init__(
+        self,
+        clock: GuestClock,
+        *,
+        console: Console,
+        epoch: int,
+        disks: Sequence[Disk] = (),
+        dma: Dma | None = None,
+        trace: Trace = SILENT,
+    ) -> None:
+        if disks and dma is None:
+            raise ValueError("a disk reaches guest memory by DMA: give the chipset a way")
         self._clock = clock
         self.ports = Ports(trace)
         self.interrupts = Interrupts()
@@ -56,7 +76,12 @@ class Chipset:
         self.rtc = Rtc(clock, epoch=epoch, interrupts=self.interrupts)
         self.power = PowerControl(clock, self.interrupts, trace)
         self._timers = (self.pit, self.rtc, self.power)
-        for device in (self.interrupts, self.serial, self.pit, self.rtc, self.power):
+        functions: dict[int, Function] = {0: HostBridge()}
+        if dma is not None:
+            for slot, disk in enumerate(disks, 1):
+                functions[slot] = VirtioFunction(Block(disk, f"cbit-disk-{slot}"), dma, trace)
+        self.pci = PciBus(functions, interrupts=self.interrupts, trace=trace)
+        for device in (self.interrupts, self.serial, self.pit, self.rtc, self.power, self.pci):
             device.attach(self.ports)
         self.ports.byte(_POST, lambda: 0, lambda value: None)
         self.read = self.ports.read

@@ -14,9 +14,9 @@ from typing import Final
 from cbit.hypervisor.devices.clock import GuestClock, ticks, when
 from cbit.hypervisor.devices.pic import Interrupts
 from cbit.hypervisor.devices.ports import Ports, ReadByte, WriteByte
+from cbit.spec.acpi.board import PIT_LINE
 
 HZ: Final = 1_193_182
-LINE: Final = 0
 _LATCH: Final = 0
 _LOW: Final = 1
 _HIGH: Final = 2
@@ -227,7 +227,7 @@ class Pit:
     def advance(self) -> None:
         """Raise line 0 if channel 0's output has risen since."""
         if self.due_ns is not None and self._clock.ns >= self.due_ns:
-            self._interrupts.pulse(LINE)
+            self._interrupts.pulse(PIT_LINE)
             self._schedule()
 
     @property
@@ -240,7 +240,7 @@ class Pit:
 
     def _drive(self) -> None:
         """Channel 0 was programmed: its output may have changed."""
-        self._interrupts.set_line(LINE, high=self.channels[0].output(self._now))
+        self._interrupts.set_line(PIT_LINE, high=self.channels[0].output(self._now))
         self._schedule()
 
     def _reader(self, index: int) -> ReadByte:

@@ -15,16 +15,10 @@ from typing import Final
 from cbit.hypervisor.devices.clock import GuestClock, ticks, when
 from cbit.hypervisor.devices.pic import Interrupts
 from cbit.hypervisor.devices.ports import Ports
+from cbit.spec.acpi.board import PM1A_EVENT, PM_TIMER, RESET_PORT, SCI, SLEEP_OFF
 from cbit.trace import SILENT, Trace
 
-PM1A_EVENT: Final = 0x600
-PM1A_CONTROL: Final = 0x604
-PM_TIMER: Final = 0x608
 PM_TIMER_HZ: Final = 3_579_545
-SCI: Final = 9
-SLEEP_OFF: Final = 5  #: SLP_TYP of S5, as the package \_S5 in the DSDT says
-RESET_PORT: Final = 0xCF9
-RESET_VALUE: Final = 0x06
 
 _SCI_EN: Final = 1 << 0
 _SLP_EN: Final = 1 << 13
@@ -43,7 +37,12 @@ class Pm1(IntFlag):
     """PM1 status and enable."""
 
     TIMER = 1 << 0
+    GLOBAL_LOCK = 1 << 5  # nobody else takes the lock: never set
     POWER_BUTTON = 1 << 8
+    RTC = 1 << 10  # the clock wakes nobody: never set
+
+
+_ENABLES: Final = Pm1.TIMER | Pm1.GLOBAL_LOCK | Pm1.POWER_BUTTON | Pm1.RTC
 
 
 class PowerControl:
@@ -127,7 +126,7 @@ class PowerControl:
         if offset < 2:
             self._status &= ~(value << shift)  # a one clears
         elif offset < 4:
-            self._enable = self._enable & ~(0xFF << shift) | value << shift & (Pm1.TIMER | Pm1.POWER_BUTTON)
+            self._enable = self._enable & ~(0xFF << shift) | value << shift & _ENABLES
         elif offset < 6:
             control = self._control & ~(0xFF << shift) | value << shift
             self._control = control & ~_SLP_EN | _SCI_EN  # SLP_EN reads as zero

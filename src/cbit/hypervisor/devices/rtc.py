@@ -17,11 +17,10 @@ from typing import Final
 from cbit.hypervisor.devices.clock import NS, GuestClock
 from cbit.hypervisor.devices.pic import Interrupts
 from cbit.hypervisor.devices.ports import Ports
+from cbit.spec.acpi.board import RTC_CENTURY, RTC_LINE
 
-LINE: Final = 8
-CENTURY: Final = 0x32
 _A, _B, _C, _D = 10, 11, 12, 13
-_TIME: Final = frozenset((0, 2, 4, 6, 7, 8, 9, CENTURY))
+_TIME: Final = frozenset((0, 2, 4, 6, 7, 8, 9, RTC_CENTURY))
 _ALARM: Final = (1, 3, 5)
 _DIVIDER: Final = 0x20  # 32.768 kHz
 _VALID: Final = 0x80
@@ -129,7 +128,7 @@ class Rtc:
             7: self._encode(t.day),
             8: self._encode(t.month),
             9: self._encode(t.year % 100),
-            CENTURY: self._encode(t.year // 100),
+            RTC_CENTURY: self._encode(t.year // 100),
         }
 
     def _set_time(self, index: int, value: int) -> None:
@@ -145,7 +144,7 @@ class Rtc:
         d = self._decode
         try:
             t = datetime(
-                d(registers[CENTURY]) * 100 + d(registers[9]),
+                d(registers[RTC_CENTURY]) * 100 + d(registers[9]),
                 d(registers[8]),
                 d(registers[7]),
                 self._decode_hour(registers[4]),
@@ -240,7 +239,7 @@ class Rtc:
 
     def _settle(self) -> None:
         high = bool(self._flags & self._cmos[_B] & 0x70)
-        self._interrupts.set_line(LINE, high=high)
+        self._interrupts.set_line(RTC_LINE, high=high)
 
     def _read_flags(self) -> int:
         self._catch_up()

@@ -18,9 +18,8 @@ from typing import Final, Protocol
 
 from cbit.hypervisor.devices.pic import Interrupts
 from cbit.hypervisor.devices.ports import Ports
+from cbit.spec.acpi.board import SERIAL_BASE, SERIAL_LINE
 
-BASE: Final = 0x3F8
-LINE: Final = 4
 FIFO_SIZE: Final = 16
 _TRIGGER: Final = (1, 4, 8, 14)
 
@@ -126,7 +125,7 @@ class Serial:
             self._write_scratch,
         )
         for offset, (read, write) in enumerate(zip(reads, writes, strict=True)):
-            ports.byte(BASE + offset, read, write)
+            ports.byte(SERIAL_BASE + offset, read, write)
 
     def poll(self) -> None:
         """Fetch what was typed, as much as there is room for."""
@@ -164,7 +163,7 @@ class Serial:
         high = bool(self._mcr & Mcr.OUT2) and not self._mcr & Mcr.LOOP and self._cause() != _NOTHING
         if high is not self._line:
             self._line = high
-            self._interrupts.set_line(LINE, high=high)
+            self._interrupts.set_line(SERIAL_LINE, high=high)
 
     def _read_data(self) -> int:
         if self._lcr & _DLAB:
