@@ -57,7 +57,7 @@ def eisa_id(text: str) -> bytes:
         raise ValueError(f"{text!r} is not three letters and four digits")
     a, b, c = (ord(letter) - 0x40 for letter in text[:3])
     packed = struct.pack(">HH", a << 10 | b << 5 | c, int(text[3:], 16))
-    return b"\x0c" + packed
+    return integer(int.from_bytes(packed, "little"))
 
 
 def package(*elements: bytes) -> bytes:

@@ -134,7 +134,6 @@ def _dsdt() -> bytes:
     bridge = aml.device(
         "PCI0",
         aml.name("_HID", aml.eisa_id("PNP0A03")),
-        aml.name("_ADR", nothing),
         aml.name("_BBN", nothing),
         aml.name("_UID", nothing),
         aml.name(
@@ -156,7 +155,7 @@ def _dsdt() -> bytes:
         _isa("COM1", "PNP0501", aml.io_ports(board.SERIAL_BASE, 8), line=board.SERIAL_LINE),
         _isa("MBRD", "PNP0C02", aml.io_ports(board.PM1A_EVENT, 12), aml.io_ports(0x92, 1)),
     )
-    return aml.scope("\\_SB", bridge, *isa) + aml.name("\\_S5", aml.package(sleep, sleep, nothing, nothing))
+    return aml.scope("_SB", bridge, *isa) + aml.name("_S5", aml.package(sleep, sleep, nothing, nothing))
 
 
 def _route(slot: int) -> bytes:
