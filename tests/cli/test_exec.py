@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from redirect.conftest import ON_LINUX, WAYS, Way, environment, insist, reasons
+from redirect.conftest import ON_LINUX, Way, environment
 
 if not ON_LINUX:
     pytest.skip("programs are redirected on Linux x86-64", allow_module_level=True)
-
-MECHANISMS = WAYS[::2]
 
 #: The walk of sev_client.c on a new Milan machine: status words and lengths are sev-api.md §1, §5 and §12.
 TRANSCRIPT = """\
@@ -65,42 +63,6 @@ cbit exec: SNP_VLEK_LOAD: command 0xcd: INVALID_COMMAND
 cbit exec: SEV_ISSUE_CMD: command 13 is out of range
 cbit exec: PLATFORM_STATUS: the caller has no such memory at 0x8
 """
-
-
-@pytest.fixture(scope="module")
-def refusals() -> dict[str, str]:
-    return reasons("")
-
-
-@pytest.fixture(params=MECHANISMS, ids=str)
-def mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
-    way: Way = request.param
-    insist(way, refusals)
-    return way
-
-
-@pytest.fixture
-def any_way(refusals: dict[str, str]) -> None:
-    insist(MECHANISMS[1], refusals)
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("cc is not here: apt install gcc libc6-dev")
-    program = tmp_path_factory.mktemp("client") / "sev_client"
-    source = Path(__file__).parent / "sev_client.c"
-    built = subprocess.run(
-        [compiler, "-O1", "-Wall", "-o", str(program), str(source)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "psp-sev.h" in built.stderr:
-        pytest.skip("linux/psp-sev.h is not here: apt install linux-libc-dev")
-    assert 0 == built.returncode, built.stderr
-    return program
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +172,8 @@ def test_a_program_that_is_not_there_or_is_none(any_way: None, made: Path, tmp_p
     ("words", "reason"),
     [
         (["--cpuid", "--", "true"], "--cpuid is not modelled yet"),
-        (["--socket", "s", "--", "true"], "--socket is not modelled yet"),
+        (["--socket", "s", "--", "true"], "s: No such file or directory; 'cbit serve --socket s'"),
+        (["--socket", "s", "--state", "m", "--", "true"], "--state or --socket: a machine of its own"),
         ([], "name a program"),
         (["--mechanism", "magic", "--", "true"], "--mechanism magic: it is one of namespace, opens"),
         (["--state", "nowhere", "--", "true"], "nowhere: No such file or directory; make a machine with"),
@@ -223,6 +186,15 @@ def test_what_fails_before_the_program_is_125(
     assert (125, "") == (ended.returncode, ended.stdout)
     assert ended.stderr.startswith(f"cbit exec: {reason}")
     assert 1 == len(ended.stderr.splitlines())
+
+
+def test_a_command_line_that_makes_no_sense_is_125(any_way: None) -> None:
+    ended = cbit("exec", "--nonsense", "--", "true")
+    assert (125, "") == (ended.returncode, ended.stdout)
+    assert ended.stderr.endswith("cbit exec: unrecognized arguments: --nonsense\n")
+    found = json.loads(cbit("exec", "--json", "--nonsense", "--", "true").stdout)
+    assert ("exec", False) == (found["command"], found["ok"])
+    assert 2 == cbit("setup", "--nonsense").returncode, "of all others the code stays"
 
 
 def test_a_machine_that_does_not_start_runs_no_program(any_way: None, made: Path, tmp_path: Path) -> None:

@@ -144,3 +144,14 @@ def test_the_check_of_the_schema_finds_what_is_wrong(change: dict[str, Any], vio
     assert violations(printed | change, SCHEMA) == [violation]
     del printed["cbit"]
     assert violations(printed, SCHEMA) == ["$ lacks cbit"]
+
+
+def test_every_request_of_the_control_channel_is_on_its_page() -> None:
+    from cbit.redirect.control import REQUESTS
+
+    text = (REFERENCE / "control-channel.md").read_text(encoding="utf-8").partition("## What `status`")[0]
+    cells = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")][1:]
+    rows = {name.strip(" `"): fields for name, fields in cells}
+    assert {name: list(request.fields) for name, request in REQUESTS.items()} == {
+        name: re.findall(r"`(\w+)`", fields) for name, fields in rows.items()
+    }

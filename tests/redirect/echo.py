@@ -39,7 +39,7 @@ class Echo:
         self.closed = 0
         self.opened_by: list[int] = []
 
-    def open(self, client: Client) -> Session:
+    def open(self, client: Client, *, writable: bool) -> Session:
         self.opened += 1
         self.opened_by.append(client.pid)
         return Session(client)

@@ -27,10 +27,10 @@ class Book:
         self.lines: list[str] = []
         self.fails: set[str] = set()
 
-    def open(self, client: Client) -> str:
+    def open(self, client: Client, *, writable: bool) -> str:
         if "open" in self.fails:
             raise OSError(errno.EBUSY, "busy")
-        self.lines.append(f"open {len(self.lines)}")
+        self.lines.append(f"open {len(self.lines)}" + ("" if writable else " to read"))
         return self.lines[-1]
 
     def ioctl(self, handle: str, request: int, argument: int, memory: Memory) -> int:
@@ -97,14 +97,29 @@ def test_all_threads_are_one_client(clients: Clients, sev: int) -> None:
     assert 1 == len(clients)
 
 
-def test_a_file_has_one_handle_and_a_foreign_number_its_own(clients: Clients, book: Book, sev: int) -> None:
+def test_a_file_has_one_handle_for_each_mode_and_a_foreign_number_its_own(
+    clients: Clients, book: Book, sev: int
+) -> None:
     session, _ = clients.named(me(), sev)
-    assert "open 0" == clients.handle(session, SEV, sev) == clients.handle(session, SEV, 99)
-    assert "open 1" == clients.handle(session, SEV_GUEST, sev)
-    assert "open 2" == clients.handle(session, TIMER, 7) == clients.handle(session, TIMER, 7)
-    assert "open 3" == clients.handle(session, TIMER, 8)
+    again, to_read = os.dup(sev), os.open("/dev/full", os.O_RDONLY)
+    timers = [os.eventfd(0), os.eventfd(0)]
+    try:
+        assert "open 0" == clients.handle(session, SEV, sev) == clients.handle(session, SEV, again)
+        assert "open 1" == clients.handle(session, SEV_GUEST, sev)
+        assert (
+            "open 2" == clients.handle(session, TIMER, timers[0]) == clients.handle(session, TIMER, timers[0])
+        )
+        assert "open 3" == clients.handle(session, TIMER, timers[1])
+        assert "open 4 to read" == clients.handle(session, SEV, to_read)
+    finally:
+        for descriptor in (again, to_read, *timers):
+            os.close(descriptor)
+    with pytest.raises(OSError, match="no descriptor") as gone:
+        clients.handle(session, SEV, again)
+    assert errno.ESRCH == gone.value.errno
     clients.close()
-    assert [f"close of open {number}" for number in (3, 2, 1, 0)] == book.lines[4:]
+    names = ("4 to read", "3", "2", "1", "0")
+    assert [f"close of open {number}" for number in names] == book.lines[5:]
 
 
 def test_an_open_that_is_refused_is_tried_again(clients: Clients, book: Book, sev: int) -> None:

@@ -28,6 +28,7 @@ COMMANDS: Final = (
     ("run", "cbit.cli.run", "boot a guest"),
     ("memory", "cbit.cli.memory", "show the page map of a machine or a dump"),
     ("serve", "cbit.cli.serve", "the machine as a daemon"),
+    ("control", "cbit.cli.control", "ask a served machine for its status, reset it, cut its power"),
     ("exec", "cbit.cli.exec", "run an unmodified program that finds /dev/sev"),
     ("kds", "cbit.cli.kds", "a local key-distribution service"),
     ("migrate", "cbit.cli.migrate", "move a guest to another machine"),
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, outcome = _call(command, words)
     except UsageError as error:
         command, usage = error.command, error.usage
-        outcome = _unusable(error)
+        outcome = _unusable(error, error.exit_code)
     except (CbitError, ValueError, OSError) as error:
         command = getattr(error, "command", command)
         outcome = _unusable(error)
@@ -89,7 +90,11 @@ def _call(name: str, words: list[str]) -> tuple[str, Outcome]:
     module = importlib.import_module(target)
     parser = Parser(prog=f"cbit {name}", description=module.HELP)
     module.configure(parser)
-    args = parser.parse_args(words)
+    try:
+        args = parser.parse_args(words)
+    except UsageError as error:
+        error.exit_code = getattr(module, "FAILED", Exit.UNUSABLE)  # exec's own codes are another program's
+        raise
     args.json = getattr(args, "json", False)
     try:
         return args.label, module.run(args)
@@ -97,8 +102,8 @@ def _call(name: str, words: list[str]) -> tuple[str, Outcome]:
         return args.label, _unusable(error)
 
 
-def _unusable(error: Exception) -> Outcome:
-    return Outcome(ok=False, reasons=(_sentence(error),), exit_code=Exit.UNUSABLE)
+def _unusable(error: Exception, exit_code: int = Exit.UNUSABLE) -> Outcome:
+    return Outcome(ok=False, reasons=(_sentence(error),), exit_code=exit_code)
 
 
 def _sentence(error: Exception) -> str:

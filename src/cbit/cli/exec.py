@@ -11,7 +11,8 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,15 +22,16 @@ from cbit.cli.envelope import Outcome
 from cbit.spec.errors import CbitError, NotModelled
 
 if TYPE_CHECKING:
-    from cbit.driver.sev_ioctl import SevDevice
     from cbit.machine.state_folder import StateFolder
+    from cbit.redirect.clients import AnyDevice
     from cbit.redirect.files import Files
     from cbit.redirect.launcher import Ending, Target
     from cbit.trace import Event, Trace
 
 HELP = "run an unmodified program that finds /dev/sev"
-EXAMPLE = """example:
+EXAMPLE = """examples:
   cbit exec --state ./machine -- sevctl export --full chain.cert
+  cbit exec --socket ./cbit.sock -- ./my-tests
 
 PROGRAM's exit code is cbit's own; 125: cbit failed before it; 126, 127: PROGRAM cannot be executed, is not
 found.  Why the machine refuses a command is said on standard error."""
@@ -40,7 +42,9 @@ FAILED: Final = 125  #: exit code: cbit failed, PROGRAM did not run
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EXAMPLE
-    parser.usage = "cbit exec [--state DIR] [--mechanism namespace|opens] -- PROGRAM [ARGUMENT …]"
+    parser.usage = (
+        "cbit exec [--state DIR | --socket PATH] [--mechanism namespace|opens] -- PROGRAM [ARGUMENT …]"
+    )
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="the machine; without it a new one is made for this run"
     )
@@ -49,7 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="namespace (a private mount namespace) or opens (answered calls); default: what is allowed here",
     )
-    parser.add_argument("--socket", type=Path, metavar="PATH", help="a served machine: not modelled yet")
+    parser.add_argument(
+        "--socket", type=Path, metavar="PATH", help="the machine that cbit serve serves there"
+    )
     parser.add_argument("--cpuid", action="store_true", help="answer CPUID too: not modelled yet")
     parser.add_argument("program", nargs="*", metavar="PROGRAM", help="after --, with its arguments")
 
@@ -72,16 +78,17 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("socket", "cpuid"):
-        if getattr(args, name):
-            raise NotModelled(f"--{name} is not modelled yet")
+    if args.cpuid:
+        raise NotModelled("--cpuid is not modelled yet")
+    if args.state is not None and args.socket is not None:
+        raise ValueError("--state or --socket: a machine of its own, or one that is served")
     if not args.program:
         raise ValueError("name a program: cbit exec [--state DIR] -- PROGRAM [ARGUMENT …]")
     require_machine()
 
 
 def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str, object]]:
-    from cbit.redirect.files import SEV, sev_files
+    from cbit.redirect.files import sev_files
     from cbit.trace import Trace
 
     def hear(event: Event) -> None:
@@ -95,15 +102,32 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
     trace = Trace()
     with ExitStack() as stack:
         target = stack.enter_context(_started(args, sev_files()))
-        state = stack.enter_context(_state(args.state, quiet=args.json))
         stack.enter_context(trace.watched_by(hear))
-        ending = target.serve({SEV: _device(state, trace)})
+        profile, devices = stack.enter_context(_machine(args, trace))
+        ending = target.serve(devices)
         result: dict[str, object] = {
             "mechanism": str(target.mechanism),
             "why": target.why,
-            "profile": state.profile.name,
+            "profile": profile,
         }
         return ending, result
+
+
+@contextmanager
+def _machine(args: argparse.Namespace, trace: Trace) -> Iterator[tuple[str, Mapping[str, AnyDevice]]]:
+    """Give the profile's name and the devices of a served machine, or of one of our own."""
+    from cbit.redirect.files import SEV
+
+    if args.socket is not None:
+        from cbit.redirect.remote import RemoteMachine
+
+        with RemoteMachine(args.socket, (SEV,), clock=time.monotonic, trace=trace) as remote:
+            yield str(remote.answer["profile"]), remote.devices
+        return
+    from cbit.redirect.backend import Backend
+
+    with _state(args.state, quiet=args.json) as state:
+        yield state.profile.name, Backend(state, trace).devices
 
 
 @contextmanager
@@ -155,16 +179,3 @@ def _state(path: Path | None, *, quiet: bool) -> Iterator[StateFolder]:
             manufacture(Path(name), chosen, entropy=SystemEntropy(), root=make_root(chosen.root_bits))
         with StateFolder(Path(name)) as state:
             yield state
-
-
-def _device(state: StateFolder, trace: Trace) -> SevDevice:
-    from cbit.driver.sev_ioctl import ROOM, TMR_SIZE, SevDevice
-    from cbit.hypervisor.host import Host
-    from cbit.machine.board import Machine, Options
-    from cbit.spec.address import Spa
-
-    machine = Machine(state, Options(trace=trace))
-    machine.power_on()
-    host = Host(machine)
-    tmr = host.frames.take(TMR_SIZE, align=TMR_SIZE)
-    return SevDevice(machine, host.ccp, room=Spa(host.frames.take(ROOM).start), tmr=Spa(tmr.start))

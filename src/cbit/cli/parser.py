@@ -12,7 +12,10 @@ class UsageError(ValueError):
     Attributes:
         command: the sub-command that was being read ("owner verify").
         usage: how it is called.
+        exit_code: what the process ends with.
     """
+
+    exit_code: int = 2
 
     def __init__(self, message: str, *, command: str, usage: str) -> None:
         super().__init__(message)

@@ -114,13 +114,9 @@ class SevDevice:
         self._room = room
         self._tmr = tmr
 
-    def open(self, client: object) -> Opening:
-        """Begin to serve a program.
-
-        What redirects the call knows neither the descriptor nor its mode: every opening counts as one for
-        reading and writing (LIMITATIONS).
-        """
-        return Opening()
+    def open(self, client: object, *, writable: bool = True) -> Opening:
+        """Begin to serve a program that has the device open, for writing or for reading only."""
+        return Opening(writable)
 
     def close(self, handle: Opening) -> None:
         """Nothing is kept by open file."""

@@ -16,11 +16,12 @@ from cbit.redirect.device import Client, Device
 from cbit.redirect.files import Files
 
 AnyDevice = Device[Any]
-Key = tuple[str, int]
+Key = tuple[str, int, bool]
 
 #: Threads of one process that are remembered; past it all are forgotten and asked for again.
 _THREADS: Final = 4096
 _NO_NUMBER: Final = -1
+_OWNER_WRITES: Final = 0o200
 
 
 class Descriptors:
@@ -53,6 +54,13 @@ class Descriptors:
         except PermissionError:
             raise OSError(errno.EPERM, "the program is closed to us (not dumpable)") from None
         return name
+
+    def is_writable(self, process: int, thread: int, number: int) -> bool:
+        """Tell whether a descriptor is open for writing: the mode of its link says so; raises ESRCH."""
+        try:
+            return bool(os.lstat(f"/proc/{process}/task/{thread}/fd/{number}").st_mode & _OWNER_WRITES)
+        except FileNotFoundError:
+            raise OSError(errno.ESRCH, f"no descriptor {number} any more") from None
 
     def is_foreign(self, name: str) -> bool:
         """Tell a link, which has a handle for each descriptor number, from a path."""
@@ -105,9 +113,10 @@ class Clients:
 
     def handle(self, session: Session, name: str, number: int) -> Any:
         """Return the session's handle on a device, opened if need be; raises what the device raises."""
-        key = (name, number if self._descriptors.is_foreign(name) else _NO_NUMBER)
+        writable = self._descriptors.is_writable(session.client.pid, self._thread, number)
+        key = (name, number if self._descriptors.is_foreign(name) else _NO_NUMBER, writable)
         if key not in session.handles:
-            session.handles[key] = self._devices[name].open(session.client)
+            session.handles[key] = self._devices[name].open(session.client, writable=writable)
         return session.handles[key]
 
     def pidfds(self) -> Iterable[int]:
@@ -120,7 +129,7 @@ class Clients:
         del self._sessions[session.client.pid]
         for thread in session.threads:
             self._process_of.pop(thread, None)
-        for (name, _), handle in reversed(session.handles.items()):
+        for (name, _, _), handle in reversed(session.handles.items()):
             try:
                 self._devices[name].close(handle)
             except Exception as error:  # the other handles are to be closed all the same

@@ -55,13 +55,18 @@ class Client:
 class Device(Protocol[Handle]):
     """Answers the ioctl requests on one file, or on one kind of foreign descriptor."""
 
-    def open(self, client: Client) -> Handle:
+    def open(self, client: Client, *, writable: bool) -> Handle:
         """Begin to serve a process; called before its first command.
 
-        There is one handle for each process that uses the file, however often it opens the file, and a forked
-        child has its own: the driver behind /dev/sev keeps nothing by open file either.  A foreign descriptor
-        (a virtual machine of KVM) has one handle for each descriptor number of each process, also when
-        another machine gets the number later: a request that begins anew is to be taken as that.
+        There is one handle for each process that uses the file, and each access mode, however often it opens
+        the file, and a forked child has its own: the driver behind /dev/sev keeps nothing by open file
+        either.  A foreign descriptor (a virtual machine of KVM) has one handle for each descriptor number of
+        each process, also when another machine gets the number later: a request that begins anew is to be
+        taken as that.
+
+        Args:
+            client: the process.
+            writable: whether the descriptor is open for writing.
 
         Raises:
             OSError: the command, and every later one until this succeeds, returns its errno.

@@ -184,7 +184,7 @@ def _asked(words: Sequence[str]) -> Iterator[_Asked]:
 class _Status:
     """A device that answers each request as PLATFORM_STATUS is answered."""
 
-    def open(self, client: Client) -> None:
+    def open(self, client: Client, *, writable: bool) -> None:
         """Keep nothing."""
 
     def ioctl(self, handle: None, request: int, argument: int, memory: Memory) -> int:

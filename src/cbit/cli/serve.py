@@ -1,0 +1,85 @@
+"""``cbit serve``: the machine as a daemon, for many programs and as long as it is wanted."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cbit.cli.capabilities import require_machine
+from cbit.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from cbit.redirect.daemon import Daemon
+    from cbit.trace import Event
+
+HELP = "the machine as a daemon, for many programs at once"
+EXAMPLE = """example:
+  cbit setup --state ./machine
+  cbit serve --state ./machine --socket ./cbit.sock &
+  cbit control --socket ./cbit.sock --wait 10 status
+  cbit exec --socket ./cbit.sock -- sevctl export --full chain.cert
+  cbit control --socket ./cbit.sock shutdown
+
+The socket is its owner's alone.  The log, with the reason of every refusal, goes to standard error."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="the machine")
+    parser.add_argument("--socket", type=Path, required=True, metavar="PATH", help="where to listen")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Serve until SIGTERM, SIGINT or a shutdown request."""
+    require_machine()
+    from cbit.machine.state_folder import StateFolder
+    from cbit.redirect.backend import Backend
+    from cbit.redirect.daemon import Daemon, listening
+    from cbit.trace import Trace
+
+    reasons: list[tuple[str, str]] = []
+
+    def hear(event: Event) -> None:
+        if event.part == "driver" and event.why:
+            reasons.append((event.what, event.why))
+
+    trace = Trace()
+    with ExitStack() as stack:
+        state = stack.enter_context(StateFolder(args.state))
+        sock = stack.enter_context(listening(args.socket))
+        stack.enter_context(trace.watched_by(hear))
+        backend = Backend(state, trace)
+        daemon = Daemon(backend, sock, reasons, log=_log, clock=time.monotonic)
+        stack.callback(daemon.close)
+        stack.enter_context(_signals(daemon))
+        _log(f"{state.profile.name} is on and listens at {args.socket}")
+        daemon.run()
+        result = {key: value for key, value in daemon.status().items() if key != "descriptors"}
+    _log("the machine is off")
+    return Outcome(ok=True, result=result)
+
+
+@contextmanager
+def _signals(daemon: Daemon) -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the daemon between two commands."""
+    ending = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda _number, _frame: daemon.stop()) for number in ending}
+    wake_up = signal.set_wakeup_fd(daemon.wake_up, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wake_up)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log(line: str) -> None:
+    with suppress(OSError):  # nobody reads it: no reason to stop serving
+        print(f"cbit serve: {line}", file=sys.stderr, flush=True)

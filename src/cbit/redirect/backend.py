@@ -1,0 +1,142 @@
+"""What stands behind the files: one machine that is on, its driver, and the devices that programs talk to.
+
+    Backend ── Machine ── Host, SevDevice                  made anew whenever the machine is reset
+
+The same for ``cbit exec``, which owns a machine for the length of a program, and for ``cbit serve``.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from cbit.crypto.entropy import Entropy, SystemEntropy
+from cbit.driver.sev_ioctl import ROOM, TMR_SIZE, Opening, SevDevice
+from cbit.hypervisor.host import Host
+from cbit.machine.board import Machine, Options
+from cbit.machine.state_folder import StateFolder
+from cbit.memory.probe import Probe
+from cbit.redirect.clients import AnyDevice
+from cbit.redirect.device import Client, Memory
+from cbit.redirect.files import SEV
+from cbit.spec.address import Spa
+from cbit.spec.errors import CbitError
+from cbit.spec.states import PlatformState
+from cbit.trace import Trace
+
+PART: Final = "driver"
+
+
+class Off(CbitError):
+    """The machine is off; the message says what turns it on."""
+
+
+class Backend:
+    """A machine and what is behind each file; changes with the machine.
+
+    Attributes:
+        machine: the hardware.
+        boots: how often its cores were released; a virtual machine belongs to one boot.
+    """
+
+    def __init__(self, state: StateFolder, trace: Trace, *, entropy: Entropy | None = None) -> None:
+        """Power the machine on; raises what ``Machine.power_on`` raises."""
+        self._entropy = entropy or SystemEntropy()
+        self.machine = Machine(state, Options(trace=trace, entropy=self._entropy))
+        self.boots = 0
+        self._start(self.machine.power_on)
+        self.devices: Mapping[str, AnyDevice] = {SEV: _Sev(self)}
+
+    def reset(self) -> None:
+        """Reset: DRAM is as it was, all keys are others, guests are gone; raises as ``power_on``."""
+        self._insist_on_power()
+        self._start(self.machine.reset)
+
+    def power_cycle(self, *, decay: float = 0.0) -> None:
+        """Cut the power, if it is there, and let it return.
+
+        Args:
+            decay: share of the charged cells that lose their bit meanwhile.
+        """
+        if self.machine.is_on:
+            self.machine.power_off(decay=decay)
+        self._start(self.machine.power_on)
+
+    def freeze(self, path: Path, *, decay: float = 0.0, write_back: bool = False) -> dict[str, object]:
+        """Cool the modules, cut the power and carry them away: their cells go to a file, the machine is off.
+
+        Args:
+            path: the file.
+            decay: share of the charged cells that lose their bit on the way.
+            write_back: execute WBINVD first, which only somebody with the machine's help can.
+
+        Raises:
+            Off: there is no power, so there is nothing in them.
+            OSError: the file cannot be written; the machine runs on.
+        """
+        self._insist_on_power()
+        written = self.machine.wbinvd_on_all_cores() if write_back else 0
+        frozen = self.machine.probe.freeze(self._entropy, decay=decay)
+        Probe(frozen).dump(path)
+        self.machine.power_off()
+        return {
+            "file": str(path),
+            "bytes": frozen.size,
+            "decayed_bits": frozen.decayed_bits,
+            "pages_written_back": written,
+        }
+
+    def status(self) -> dict[str, object]:
+        """Say what the machine is and what is in use; asks the secure processor, so that is no copy."""
+        profile = self.machine.profile
+        told: dict[str, object] = {
+            "profile": profile.name,
+            "on": self.machine.is_on,
+            "boots": self.boots,
+            "memory": self.machine.memory_size,
+            "free_memory": self.host.frames.free_bytes,
+            "asids_in_use": sorted(self.host.asids.in_use),
+        }
+        if self.machine.is_on:
+            is_ = self.host.status()
+            told |= {
+                "api": f"{is_.api_major}.{is_.api_minor}",
+                "build": is_.build,
+                "state": PlatformState(is_.state).name,
+                "owner": "external" if is_.owner & 1 else "self",
+                "guests": is_.guest_count,
+            }
+        return told
+
+    def _start(self, power: Callable[[], object]) -> None:
+        power()
+        self.boots += 1
+        self.host = Host(self.machine)
+        tmr = self.host.frames.take(TMR_SIZE, align=TMR_SIZE)
+        room = self.host.frames.take(ROOM).start
+        self.sev = SevDevice(self.machine, self.host.ccp, room=Spa(room), tmr=Spa(tmr.start))
+
+    def _insist_on_power(self) -> None:
+        if not self.machine.is_on:
+            raise Off("the machine is off: power-cycle turns it on")
+
+
+class _Sev:
+    """/dev/sev, whichever boot it is: the kernel's driver too keeps nothing by open file but its mode."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def open(self, client: Client, *, writable: bool) -> Opening:
+        return self._backend.sev.open(client, writable=writable)
+
+    def ioctl(self, handle: Opening, request: int, argument: int, memory: Memory) -> int:
+        if not self._backend.machine.is_on:
+            self._backend.machine.trace.emit(PART, "SEV_ISSUE_CMD", "the machine is off", errno="ENODEV")
+            raise OSError(errno.ENODEV, "the machine is off")
+        return self._backend.sev.ioctl(handle, request, argument, memory)
+
+    def close(self, handle: Any) -> None:
+        """Nothing is kept."""

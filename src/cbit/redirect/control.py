@@ -1,0 +1,166 @@
+"""The control channel of a served machine: JSON lines, one answer for each request.
+
+    {"do": "power-cycle", "decay": 0.001}        ->  {"ok": true, "result": {…}}
+    {"do": "fly"}                                ->  {"ok": false, "reasons": ["…"]}
+
+One table is the parser, the command line and what the reference page is held to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from cbit.redirect.backend import Backend
+from cbit.spec.errors import CbitError
+
+
+class BadRequest(CbitError):
+    """A request that is no request; the message says why."""
+
+
+class Controlled(Protocol):
+    """The daemon, as far as requests concern it."""
+
+    backend: Backend
+
+    def status(self) -> dict[str, object]:
+        """Say what the machine and its clients do."""
+        ...
+
+    def stop(self) -> None:
+        """End the daemon when the answer has been sent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a request.
+
+    Attributes:
+        kind: its type in JSON, as Python has it.
+        default: what it is when it is left out; None if it has to be there.
+        text: what it means.
+    """
+
+    kind: type
+    default: Any
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: its fields, what it does, and what `--help` says."""
+
+    text: str
+    run: Callable[[Controlled, Mapping[str, Any]], dict[str, object]]
+    fields: Mapping[str, Field] = field(default_factory=dict)
+
+
+def _status(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
+    return daemon.status()
+
+
+def _reset(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
+    daemon.backend.reset()
+    return daemon.status()
+
+
+def _power_cycle(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
+    daemon.backend.power_cycle(decay=given["decay"])
+    return daemon.status()
+
+
+def _freeze(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
+    path = Path(given["file"])
+    if not path.is_absolute():
+        raise BadRequest(f"file: {path} is relative, and the daemon's folder is another than yours")
+    return daemon.backend.freeze(path, decay=given["decay"], write_back=given["write_back"])
+
+
+def _shutdown(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
+    daemon.stop()
+    return {}
+
+
+_DECAY: Final = Field(float, 0.0, "share of the charged cells that lose their bit, 0 to 1")
+
+REQUESTS: Final[Mapping[str, Request]] = MappingProxyType(
+    {
+        "status": Request("what the machine is, and who uses it", _status),
+        "reset": Request("reset: DRAM stays, keys and guests are gone", _reset),
+        "power-cycle": Request(
+            "cut the power and let it return; also turns a frozen machine on again",
+            _power_cycle,
+            MappingProxyType({"decay": _DECAY}),
+        ),
+        "freeze": Request(
+            "carry the memory modules away, cold, into a file; the machine is off afterwards",
+            _freeze,
+            MappingProxyType(
+                {
+                    "file": Field(str, None, "absolute path of the file"),
+                    "decay": _DECAY,
+                    "write_back": Field(bool, False, "execute WBINVD first"),
+                }
+            ),
+        ),
+        "shutdown": Request("end the daemon as SIGTERM does", _shutdown),
+    }
+)
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """Read a line as an object with ``do``.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"not a line of JSON: {error}") from None
+    if not isinstance(given, dict) or not isinstance(given.get("do"), str):
+        raise BadRequest('a request is an object with "do"')
+    return given
+
+
+def carry_out(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
+    """Check a request's fields and do what it says.
+
+    Raises:
+        BadRequest: no such request, or a field that is unknown, missing, or of another type.
+        CbitError, OSError, ValueError: what was asked cannot be done.
+    """
+    request = REQUESTS.get(given["do"])
+    if request is None:
+        raise BadRequest(f"do: {given['do']!r} is none of {', '.join(REQUESTS)}")
+    if unknown := set(given) - {"do", *request.fields}:
+        raise BadRequest(f"{given['do']} has no field {', '.join(sorted(map(repr, unknown)))}")
+    values = {name: _value(name, one, given) for name, one in request.fields.items()}
+    return request.run(daemon, values)
+
+
+def _value(name: str, wanted: Field, given: Mapping[str, Any]) -> object:
+    if name not in given:
+        if wanted.default is None:
+            raise BadRequest(f"{name} is missing: {wanted.text}")
+        return wanted.default
+    value = given[name]
+    if wanted.kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted.kind:  # a bool is an int, and is none here
+        raise BadRequest(f"{name} is {value!r}: {wanted.text}")
+    return value
+
+
+def refused(error: Exception) -> dict[str, object]:
+    """Write the answer to a request that was not carried out."""
+    text = (
+        f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    )
+    return {"ok": False, "reasons": [" ".join(text.split()) or type(error).__name__]}

@@ -1,0 +1,49 @@
+"""What the tests of commands that run other programs share."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from redirect.conftest import WAYS, Way, insist, reasons
+
+MECHANISMS = WAYS[::2]
+
+
+@pytest.fixture(scope="session")
+def refusals() -> dict[str, str]:
+    return reasons("")
+
+
+@pytest.fixture(params=MECHANISMS, ids=str)
+def mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
+    way: Way = request.param
+    insist(way, refusals)
+    return way
+
+
+@pytest.fixture
+def any_way(refusals: dict[str, str]) -> None:
+    insist(MECHANISMS[1], refusals)
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc is not here: apt install gcc libc6-dev")
+    program = tmp_path_factory.mktemp("client") / "sev_client"
+    source = Path(__file__).parent / "sev_client.c"
+    built = subprocess.run(
+        [compiler, "-O1", "-Wall", "-o", str(program), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "psp-sev.h" in built.stderr:
+        pytest.skip("linux/psp-sev.h is not here: apt install linux-libc-dev")
+    assert 0 == built.returncode, built.stderr
+    return program
