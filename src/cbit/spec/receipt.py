@@ -104,6 +104,13 @@ class Fields:
             raise WireError(f"{self._what}: {key} must be {2 * size} lower-case hex digits")
         return raw
 
+    def object(self, key: str) -> dict[str, Any]:
+        """Return an object with any members."""
+        value = self._value[key]
+        if not isinstance(value, dict):
+            raise WireError(f"{self._what}: {key} must be an object")
+        return value
+
     def base64(self, key: str) -> bytes:
         """Return bytes written in base64, without line breaks."""
         text = self.text(key)

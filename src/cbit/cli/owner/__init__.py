@@ -14,7 +14,7 @@ from cbit.spec.errors import BadMeasurement
 HELP: Final = "The guest owner: is the platform genuine, is the launch mine, and then the secret."
 
 #: The steps, in the order in which an owner takes them; each is a module beside this one.
-STEPS: Final = ("verify", "session", "measure", "secret", "report", "validate", "vmsa", "idblock")
+STEPS: Final = ("verify", "session", "measure", "secret", "report", "validate", "vmsa", "idblock", "serve")
 
 
 def configure(parser: Parser) -> None:

@@ -1,0 +1,139 @@
+"""The broker's log: records that can be added and never changed, each holding the hash of the one before.
+
+Whoever rewrites a record must rewrite all that follow, and then the hash of the last is another.  Every
+answer of the broker carries that hash (``head``): who keeps one can show later that the log still contains
+it.  A chain of hashes proves nothing to somebody who has kept none.
+
+No record holds a secret or a key: hashes, names, reasons.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Final, Self
+
+from cbit.owner.errors import Untrusted
+from cbit.spec.errors import WireError
+from cbit.spec.receipt import Fields, canonical_json, read_object
+
+FIRST: Final = bytes(32).hex()  #: what stands before the first record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened: what goes into a record.
+
+    Attributes:
+        time: moment, ISO 8601 with its zone.
+        what: "created", "policy added", "policy removed", "session", "challenge", "release" or "refusal".
+        policy: the policy's name, if one is concerned.
+        launch: the launch's id, likewise.
+        details: more, in words.
+    """
+
+    time: str
+    what: str
+    policy: str = ""
+    launch: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """An event in its place in the log.
+
+    Attributes:
+        number: from 0, without a gap.
+        previous: hash of the record before it.
+        event: what happened.
+    """
+
+    number: int
+    previous: str
+    event: Event
+
+    @property
+    def line(self) -> str:
+        """The one text of this record."""
+        return canonical_json(
+            {
+                "number": self.number,
+                "previous": self.previous,
+                **asdict(self.event),
+                "details": dict(self.event.details),
+            }
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the text, in hex."""
+        return hashlib.sha256(self.line.encode()).hexdigest()
+
+    @classmethod
+    def from_line(cls, line: str | bytes, *, what: str) -> Self:
+        """Read a record from its text.
+
+        Raises:
+            WireError: not a record, or not in its one form.
+        """
+        keys = ("number", "previous", "time", "what", "policy", "launch", "details")
+        fields = Fields(read_object(line, what=what), *keys, what=what)
+        details = read_details(fields, what=what)
+        record = cls(
+            number=fields.number("number", below=1 << 63),
+            previous=fields.hex("previous", size=32).hex(),
+            event=Event(
+                **{name: fields.text(name) for name in ("time", "what", "policy", "launch")}, details=details
+            ),
+        )
+        if record.line.encode() != (line if isinstance(line, bytes) else line.encode()):
+            raise WireError(f"{what}: the record is not in its one form")
+        return record
+
+
+def read_details(fields: Fields, *, what: str) -> dict[str, str]:
+    """Take the details out of a record: texts by name."""
+    details = fields.object("details")
+    if not all(isinstance(value, str) for value in details.values()):
+        raise WireError(f"{what}: details must be texts")
+    return details
+
+
+def verify_records(records: Iterable[Record], *, head: str | None = None) -> Record | None:
+    """Check that records are a whole log from its beginning.
+
+    Args:
+        records: all of them, in order.
+        head: a hash that somebody kept; the log must contain its record.
+
+    Returns:
+        The last record; None for an empty log.
+
+    Raises:
+        Untrusted: a record is missing, out of place or changed, a launch was released twice, or the kept hash
+            is not in the log.
+    """
+    reasons = []
+    previous, expected, last, met = FIRST, 0, None, head in {None, FIRST}
+    released: dict[str, int] = {}
+    for record in records:
+        if record.number != expected:
+            reasons.append(f"record {record.number} stands where {expected} belongs")
+        if record.previous != previous:
+            reasons.append(
+                f"record {record.number} does not follow the one before it: one of them was changed"
+            )
+        if record.event.what == "release":
+            for name in (record.event.launch, record.event.details.get("identity", "")):
+                if name and name in released:
+                    reasons.append(f"record {record.number} releases again what {released[name]} released")
+                released.setdefault(name, record.number)
+        previous, expected, last = record.hash, record.number + 1, record
+        met = met or previous == head
+    if not met:
+        reasons.append(f"the log does not contain the record with hash {head}: it was cut or made anew")
+    if reasons:
+        raise Untrusted(reasons)
+    return last

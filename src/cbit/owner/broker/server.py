@@ -1,0 +1,217 @@
+"""The broker on the wire: HTTPS, one JSON object in and one out.
+
+    POST /v1/sessions              {"policy", "chain"}              SEV: keys for one launch
+    POST /v1/launches/ID/receipt   receipt, or what QEMU answers    SEV: the packet for LAUNCH_SECRET
+    POST /v1/challenges            {"policy"}                       SNP: a nonce for REPORT_DATA
+    POST /v1/launches/ID/report    {"report", "certificates",       SNP: the packet for the guest's key
+                                    "public_key"}
+
+Bytes are base64.  What does not hold is answered with 403 and every reason, a second release with 409.
+The server's own log has methods, paths and statuses, and nothing that came or went.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from cbit.owner.broker.evidence import Reported
+from cbit.owner.broker.rules import Broker, Refused, Unknown
+from cbit.owner.broker.store import AlreadyReleased, Occupied
+from cbit.spec.errors import CbitError
+from cbit.spec.receipt import FORMAT, Fields, LaunchReceipt, read_object
+
+LARGEST_BODY: Final = 1 << 18
+TIMEOUT_S: Final = 20  # of a silent client
+MOST_CLIENTS: Final = 64
+
+#: What went wrong, to the status of the answer.
+STATUSES: Final = ((Unknown, 404), (AlreadyReleased, 409), (Refused, 403), (Occupied, 503))
+
+Answer = tuple[int, dict[str, Any]]
+
+
+class Server(ThreadingHTTPServer):
+    """A broker behind a port.
+
+    Args:
+        address: host and port; port 0 takes a free one (``server_port``).
+        broker: the rules.
+        context: how TLS is spoken.
+        log: takes one line for each request.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        broker: Broker,
+        *,
+        context: ssl.SSLContext,
+        log: Callable[[str], None],
+    ) -> None:
+        self.broker: Final = broker
+        self.log: Final = log
+        self._context: Final = context
+        self._room: Final = threading.BoundedSemaphore(MOST_CLIENTS)
+        super().__init__(address, _Handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection; its handshake is made in its own thread: a slow client holds nobody up."""
+        connection, address = super().get_request()
+        connection.settimeout(TIMEOUT_S)
+        return (
+            self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False),
+            address,
+        )
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection a thread, when there is room for one."""
+        self._room.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say that a connection broke; what was on it is nobody's business."""
+        self.log(f"{client_address[0]} connection broken")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version = "cbit-owner"
+    sys_version = ""
+    timeout = TIMEOUT_S
+
+    def setup(self) -> None:
+        self.request.do_handshake()
+        super().setup()
+
+    def do_POST(self) -> None:
+        status, answer = self._answer()
+        body = json.dumps({"ok": status < 400, **answer}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        del format, args  # they quote the request
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        path = "".join(c if "!" <= c <= "~" else "?" for c in self.path[:100])
+        self.server.log(f"{self.client_address[0]} {self.command} {path} {int(code)}")
+
+    def _answer(self) -> Answer:
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            length = -1
+        if not 0 <= length <= LARGEST_BODY:
+            self.close_connection = True  # the rest of the body is not read
+            return 413, {
+                "reasons": [f"a body of up to {LARGEST_BODY} bytes is wanted, with its Content-Length"]
+            }
+        body = self.rfile.read(length)
+        try:
+            return self._route(body)
+        except tuple(kind for kind, _ in STATUSES) as error:
+            status = next(status for kind, status in STATUSES if isinstance(error, kind))
+            reasons = list(error.reasons) if isinstance(error, Refused) else [str(error)]
+            return status, {"reasons": reasons}
+        except (CbitError, ValueError) as error:
+            return 400, {"reasons": [str(error)]}
+        except Exception as error:
+            self.close_connection = True
+            self.server.log(f"defect: {type(error).__name__}")  # its text may quote what came
+            return 500, {"reasons": ["the broker has a defect; nothing was released"]}
+
+    def _route(self, body: bytes) -> Answer:
+        parts = self.path.strip("/").split("/")
+        match parts:
+            case ["v1", "sessions"]:
+                return self._session(body)
+            case ["v1", "challenges"]:
+                return self._challenge(body)
+            case ["v1", "launches", launch, "receipt"]:
+                return self._receipt(launch, body)
+            case ["v1", "launches", launch, "report"]:
+                return self._report(launch, body)
+        raise Unknown(f"there is nothing at {self.path[:100]!r}")
+
+    def _session(self, body: bytes) -> Answer:
+        fields = Fields(read_object(body, what="request"), "policy", "chain", what="request")
+        opened = self.server.broker.open_session(fields.text("policy"), fields.base64("chain"))
+        return 201, {
+            "launch": opened.launch,
+            "godh": _text(opened.godh),
+            "session": _text(opened.blob),
+            "policy": opened.policy,
+            "record": opened.record.number,
+            "head": opened.record.hash,
+        }
+
+    def _challenge(self, body: bytes) -> Answer:
+        fields = Fields(read_object(body, what="request"), "policy", what="request")
+        opened = self.server.broker.open_challenge(fields.text("policy"))
+        return 201, {
+            "launch": opened.launch,
+            "nonce": _text(opened.nonce),
+            "record": opened.record.number,
+            "head": opened.record.hash,
+        }
+
+    def _receipt(self, launch: str, body: bytes) -> Answer:
+        value = read_object(body, what="receipt")
+        if value.get("format") == FORMAT:
+            reported = Reported.of_receipt(LaunchReceipt.from_json(body))
+        else:
+            reported = Reported.of_qemu(value)
+        release = self.server.broker.take_receipt(launch, reported)
+        return 200, {
+            "header": _text(release.header),
+            "secret": _text(release.data),
+            "measure": release.measure.hex(),
+            "record": release.record.number,
+            "head": release.record.hash,
+        }
+
+    def _report(self, launch: str, body: bytes) -> Answer:
+        names = ("report", "certificates", "public_key")
+        fields = Fields(read_object(body, what="request"), *names, what="request")
+        report, certificates, public_key = (fields.base64(name) for name in names)
+        release = self.server.broker.take_report(
+            launch, report=report, certificates=certificates, public_key=public_key
+        )
+        return 200, {
+            "public_key": _text(release.packet.public_key),
+            "iv": _text(release.packet.iv),
+            "secret": _text(release.packet.data),
+            "record": release.record.number,
+            "head": release.record.hash,
+        }
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
