@@ -127,7 +127,7 @@ def test_a_day_of_a_broker(cli: Cli, store: Path, tmp_path: Path) -> None:
         assert b64(SECRET) not in err
     code, found = cli("owner", "serve", "audit", "--store", store, "--head", kept["head"])
     assert 0 == code
-    events = {"created": 1, "policy added": 2, "session": 1, "release": 1}
+    events = {"created": 1, "policy added": 2, "session": 1, "release": 1, "refusal": 1}
     assert events == found["result"]["events"]
 
 
