@@ -189,7 +189,9 @@ class Channel:
         if self.mode == 2:
             return n - past % n
         if self.mode == 3:
-            return n - 2 * (past % n) % n if n > 1 else n
+            high = (n + 1) // 2  # of an odd count the chip loads one less, and is high for one tick more
+            place = past % n
+            return n - n % 2 - 2 * (place if place < high else place - high)
         return n - past
 
     def _encoded(self, now: int) -> int:
