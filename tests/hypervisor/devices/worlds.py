@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cbit.hypervisor.devices.chipset import Chipset
+from cbit.hypervisor.devices.disk import Disk
+from cbit.hypervisor.vm import NoSuchMemory
+from cbit.trace import SILENT, Trace
 
 EPOCH = 1_700_000_000  # 2023-11-14 22:13:20
 
@@ -32,13 +36,39 @@ class Line:
         return typed
 
 
+class Memory:
+    """Guest memory from 0 on, for devices that know no better."""
+
+    def __init__(self, size: int = 1 << 20) -> None:
+        self.data = bytearray(size)
+        self.reads = 0
+
+    def read(self, gpa: int, length: int) -> bytes:
+        self.reads += 1
+        self._check(gpa, length)
+        return bytes(self.data[gpa : gpa + length])
+
+    def write(self, gpa: int, data: bytes) -> None:
+        self._check(gpa, len(data))
+        self.data[gpa : gpa + len(data)] = data
+
+    def _check(self, gpa: int, length: int) -> None:
+        if gpa < 0 or gpa + length > len(self.data):
+            raise NoSuchMemory(f"nothing at {gpa:#x}")
+
+
 class Desk:
     """A chipset, what is around it, and OUT and IN in few words."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, trace: Trace = SILENT, disks: Sequence[Disk] = (), memory: Memory | None = None
+    ) -> None:
         self.clock = Clock()
         self.line = Line()
-        self.chipset = Chipset(self.clock, console=self.line, epoch=EPOCH)
+        self.memory = memory or Memory()
+        self.chipset = Chipset(
+            self.clock, console=self.line, epoch=EPOCH, trace=trace, disks=disks, dma=self.memory
+        )
 
     def out(self, port: int, *values: int) -> None:
         for value in values:

@@ -214,28 +214,20 @@ class Rtc:
     def _next_alarm(self, after: int) -> int | None:
         """The first whole second of guest time later than ``after`` at which the alarm bytes match."""
         now = (self._base + after + 1) % 86_400
-        best: int | None = None
         try:
             seconds, minutes, hours = (
-                None
-                if self._cmos[i] >= _ANY
-                else (self._decode_hour if i == 5 else self._decode)(self._cmos[i])
-                for i in _ALARM
+                None if self._cmos[index] >= _ANY else decode(self._cmos[index])
+                for index, decode in zip(_ALARM, (self._decode, self._decode, self._decode_hour), strict=True)
             )
         except ValueError:
             return None
-        for h in range(24) if hours is None else (hours,):
-            for m in range(60) if minutes is None else (minutes,):
-                wait = self._wait(now, h * 3600 + m * 60, seconds)
-                if wait is not None and (best is None or wait < best):
-                    best = wait
-        return None if best is None else after + 1 + best
-
-    @staticmethod
-    def _wait(now: int, minute_at: int, second: int | None) -> int | None:
-        if second is not None:
-            return (minute_at + second - now) % 86_400 if second < 60 and minute_at < 86_400 else None
-        return 0 if minute_at <= now < minute_at + 60 else (minute_at - now) % 86_400
+        waits = [
+            (hour * 3600 + minute * 60 + second - now) % 86_400
+            for hour in _matching(hours, 24)
+            for minute in _matching(minutes, 60)
+            for second in ([now % 60, 0] if seconds is None else _matching(seconds, 60))
+        ]
+        return after + 1 + min(waits) if waits else None
 
     def _settle(self) -> None:
         high = bool(self._flags & self._cmos[_B] & 0x70)
@@ -262,6 +254,13 @@ class Rtc:
             if alarm is not None:
                 due.append(alarm * NS)
         self.due_ns = min(due, default=None)
+
+
+def _matching(value: int | None, count: int) -> range:
+    """Which of 0 … count - 1 an alarm byte matches."""
+    if value is None:
+        return range(count)
+    return range(value, value + 1) if value < count else range(0)
 
 
 _SPAN: Final = int((datetime(9999, 12, 31, tzinfo=UTC) - _FIRST).total_seconds())

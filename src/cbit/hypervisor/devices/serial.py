@@ -169,9 +169,9 @@ class Serial:
         if self._lcr & _DLAB:
             return self._divisor & 0xFF
         byte = self._received.popleft() if self._received else 0
-        if self._waiting and not self._received:
-            self._fill()
         self._settle()
+        if self._waiting and not self._received:
+            self._fill()  # the next characters come after the request for these has ended
         return byte
 
     def _write_data(self, value: int) -> None:
