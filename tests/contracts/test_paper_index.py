@@ -27,6 +27,7 @@ OUR_OWN = {
     "cbit.spec.linux_boot.command_line": "which options this machine gives to Linux is its own matter",
     "cbit.spec.linux_boot.entry": "as the boot protocol",
     "cbit.spec.linux_boot.kernel_image": "as the boot protocol",
+    "cbit.spec.linux_boot.newc": "as the boot protocol",
     "cbit.spec.wire": "the machinery of declarations",
 }
 

@@ -1,1 +1,1 @@
-"""What runs inside: firmware images to launch; the built-in guest and Linux boot come with execution."""
+"""What runs inside: firmware images to launch, the built-in guest, a Linux user space."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cbit.attacks.victim import RAM_BASE, RAM_SIZE
+from cbit.cli import packages
+from cbit.cli.packages import NoPackage
 from cbit.guest import generated_firmware
 from cbit.owner.measure import expect_sev
 from cbit.spec.address import BLOCK, MIB, Gpa
@@ -92,27 +91,10 @@ def _read(named: Path) -> Image:
 
 
 def _fetch() -> Image | None:
-    """Ask Debian's or Ubuntu's package tool for OVMF, as an ordinary user, into a temporary folder."""
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+    """Ask Debian's or Ubuntu's package tools for OVMF, as an ordinary user."""
+    try:
+        package = packages.fetch("ovmf", timeout=FETCH_SECONDS)
+        image = (package / "usr/share/ovmf/OVMF.fd").read_bytes()
+    except (OSError, NoPackage):
         return None
-    with tempfile.TemporaryDirectory(prefix="cbit-ovmf-") as folder:
-        try:
-            _run(["apt-get", "download", "-q", "ovmf"], folder)
-            package = next(Path(folder).glob("ovmf_*.deb"))
-            _run(["dpkg-deb", "-x", str(package), "unpacked"], folder)
-            image = Path(folder, "unpacked", "usr/share/ovmf/OVMF.fd").read_bytes()
-        except (OSError, StopIteration, subprocess.SubprocessError):
-            return None
-        return Image(image, f"OVMF.fd of {package.name}", "fetched with apt-get download, not installed")
-
-
-def _run(command: list[str], folder: str) -> None:
-    subprocess.run(  # fixed arguments, no shell
-        command,
-        cwd=folder,
-        check=True,
-        timeout=FETCH_SECONDS,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    return Image(image, f"OVMF.fd of {package.name}", "fetched with apt-get download, not installed")

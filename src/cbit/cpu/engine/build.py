@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -33,22 +34,39 @@ def cache_folder() -> Path:
 
 
 def compiled_stubs(folder: Path | None = None, *, compiler: str | None = None) -> Path:
-    """Return the shared library, compiled if it is not there yet.
+    """Return the engine's shared library, compiled if it is not there yet (as ``compiled``)."""
+    return compiled(sources(), FLAGS, name="stubs", suffix=".so", folder=folder, compiler=compiler)
+
+
+def compiled(
+    files: Sequence[Path],
+    flags: Sequence[str],
+    *,
+    name: str,
+    suffix: str = "",
+    folder: Path | None = None,
+    compiler: str | None = None,
+) -> Path:
+    """Return what a compiler makes of some sources; the same sources are compiled once.
 
     Args:
+        files: C sources and the headers that they include.
+        flags: the compiler's options.
+        name: what the result is called, before a hash of all that decides its contents.
+        suffix: how its name ends.
         folder: the cache; by default `cache_folder`.
         compiler: a command; by default the environment's CC, or cc.
 
     Raises:
         NoEngine: there is no such compiler, or it refuses the source; the message has its words.
     """
-    command = shlex.split(compiler or os.environ.get("CC") or "cc")
-    source = [(path.name, path.read_bytes()) for path in sources()]
-    name = hashlib.sha256(repr((source, command, FLAGS)).encode()).hexdigest()[:16]
-    library = (folder or cache_folder()) / f"stubs-{name}.so"
-    if not library.is_file():
-        _compile(command, library)
-    return library
+    command = shlex.split(compiler or os.environ.get("CC") or "cc") or ["cc"]
+    source = [(path.name, path.read_bytes()) for path in files]
+    digest = hashlib.sha256(repr((source, command, tuple(flags))).encode()).hexdigest()[:16]
+    result = (folder or cache_folder()) / f"{name}-{digest}{suffix}"
+    if not result.is_file():
+        _compile([*command, *flags], files, result)
+    return result
 
 
 def sources() -> list[Path]:
@@ -56,23 +74,23 @@ def sources() -> list[Path]:
     return sorted(path for path in NATIVE.iterdir() if path.suffix in (".c", ".h"))
 
 
-def _compile(command: list[str], library: Path) -> None:
-    if not command or shutil.which(command[0]) is None:
-        wanted = command[0] if command else "cc"
+def _compile(command: list[str], sources: Sequence[Path], result: Path) -> None:
+    if shutil.which(command[0]) is None:
+        wanted = command[0]
         raise NoEngine(
             f"no C compiler: {wanted} is not there; guests execute through stubs that are compiled here"
             " (Debian, Ubuntu: package gcc; CC=… names another compiler)"
         )
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        made = Path(scratch) / library.name
-        files = [str(path) for path in sources() if path.suffix == ".c"]
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
+        made = Path(scratch) / result.name
+        files = [str(path) for path in sources if path.suffix == ".c"]
         ended = subprocess.run(
-            [*command, *FLAGS, *files, "-o", str(made)], capture_output=True, text=True, check=False
+            [*command, *files, "-o", str(made)], capture_output=True, text=True, check=False
         )
         if ended.returncode:
-            raise NoEngine(f"{shlex.join(command)} cannot compile the stubs:\n{ended.stderr.strip()}")
-        made.replace(library)  # atomic: two processes may compile at once
+            raise NoEngine(f"{command[0]} cannot compile {' '.join(files)}:\n{ended.stderr.strip()}")
+        made.replace(result)  # atomic: two processes may compile at once
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from __future__ import annotations
 from typing import Final
 
 from cbit.spec.address import PAGE
+from cbit.spec.linux_boot.newc import TRAILER, newc_entry
 
 SECRET_AT: Final = 0x100  #: offset of the hole in the page; a multiple of 16, as LAUNCH_SECRET wants
 SECRET_SIZE: Final = 0xC00  #: bytes of the hole, as in the firmware builds that announce a secret area
 SECRET_FILE: Final = "/secret/table"  #: what the guest opens
 
-_HEADER: Final = 110  # bytes before the name
-_FOLDER, _FILE, _TRAILER = "secret", SECRET_FILE.lstrip("/"), "TRAILER!!!"
+_FOLDER, _FILE = "secret", SECRET_FILE.lstrip("/")
 
 
 def secret_page(secret: bytes = b"") -> bytes:
@@ -40,26 +40,4 @@ def secret_page(secret: bytes = b"") -> bytes:
     folder = newc_entry(_FOLDER, mode=0o040500, inode=1)
     head = newc_entry(_FILE, mode=0o100400, inode=2, size=SECRET_SIZE, room=SECRET_AT - len(folder))
     body = secret.ljust(SECRET_SIZE, b"\x00")
-    return (folder + head + body + newc_entry(_TRAILER, mode=0, inode=0)).ljust(PAGE, b"\x00")
-
-
-def newc_entry(
-    name: str, *, mode: int, inode: int, size: int = 0, device: tuple[int, int] = (0, 0), room: int = 0
-) -> bytes:
-    """Write the header and name of one entry of a newc archive, padded to 4 bytes; its body follows.
-
-    Owner and group are root, the time is 0: the same contents give the same bytes.
-
-    Args:
-        name: the path, without a leading slash.
-        mode: kind and permissions, as in ``st_mode``.
-        inode: a number of its own.
-        size: bytes of the body.
-        device: major and minor number of a device file.
-        room: bytes that the entry is to have, if more than it needs.
-    """
-    raw = name.encode() + b"\x00"
-    raw = raw.ljust(room - _HEADER, b"\x00")
-    fields = (inode, mode, 0, 0, 1, 0, size, 0, 0, *device, len(raw), 0)
-    entry = b"070701" + b"".join(b"%08X" % field for field in fields) + raw
-    return entry + bytes(-len(entry) % 4)
+    return (folder + head + body + newc_entry(TRAILER, mode=0, inode=0)).ljust(PAGE, b"\x00")

@@ -1,0 +1,57 @@
+"""Where a Linux to boot comes from: the files named, or a distribution's packages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cbit.cli.packages import NoPackage, depends_on, fetch
+
+#: A kernel for virtual machines: the meta-package that follows its newest version.
+KERNEL: Final = "linux-image-cloud-amd64"
+BUSYBOX: Final = "busybox-static"
+_INSTEAD: Final = "name the files yourself: --kernel VMLINUZ --initrd INITRD (any distribution's)"
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxFiles:
+    """What a Linux guest is made from.
+
+    Attributes:
+        kernel: the bzImage.
+        modules: its folder of modules.
+        busybox: a static busybox.
+        origin: where they are from, for a person.
+    """
+
+    kernel: Path
+    modules: Path
+    busybox: Path
+    origin: str
+
+
+def fetch_linux(*, cache: Path | None = None) -> LinuxFiles:
+    """Fetch Debian's cloud kernel and busybox, as an ordinary user, and keep them.
+
+    Raises:
+        NoPackage: they cannot be had here; the message says why and what to do instead.
+    """
+    try:
+        package = fetch(depends_on(KERNEL, "linux-image-"), cache=cache)
+        busybox = fetch(BUSYBOX, cache=cache)
+        return LinuxFiles(
+            kernel=_only(package, "boot/vmlinuz-*"),
+            modules=_only(package, "lib/modules/*", "usr/lib/modules/*"),
+            busybox=_only(busybox, "bin/busybox", "usr/bin/busybox"),
+            origin=f"{package.name} and {busybox.name}, fetched with apt-get download, not installed",
+        )
+    except NoPackage as error:
+        raise NoPackage(f"{error}; {_INSTEAD}") from error
+
+
+def _only(folder: Path, *patterns: str) -> Path:
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    raise NoPackage(f"{folder.name} has no {patterns[0]}")
