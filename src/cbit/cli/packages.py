@@ -112,5 +112,5 @@ def _run(command: list[str], *, timeout: int, cwd: str | None = None) -> subproc
             text=True,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         return subprocess.CompletedProcess(command, 1, "", f"E: {error}")
