@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Final, Self, dataclass_transform
 
 from cbit.spec.errors import WireError
+from cbit.spec.wire_codec import Codec
 
 
 class Dir(enum.Enum):
@@ -122,6 +123,8 @@ class Wire:
 
     SIZE: ClassVar[int]
     FIELDS: ClassVar[Mapping[str, Field]]
+    _CODEC: ClassVar[Codec]
+    _WRITTEN_BACK: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, *, size: int) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
@@ -141,10 +144,11 @@ class Wire:
             end = field.end
         cls.SIZE = size
         cls.FIELDS = MappingProxyType({field.name: field for field in fields})
+        cls._CODEC = Codec(fields, size)
+        cls._WRITTEN_BACK = tuple(field.name for field in fields if field.direction is not Dir.IN)
 
     def __post_init__(self) -> None:
-        for field in self.FIELDS.values():
-            field.encode(getattr(self, field.name))
+        self._CODEC.check(self.__dict__)
 
     @classmethod
     def parse(cls, data: bytes, *, canonical: bool = True) -> Self:
@@ -158,18 +162,20 @@ class Wire:
         if len(data) != cls.SIZE:
             raise WireError(f"{cls.__name__}: {len(data)} bytes, must be {cls.SIZE}")
         if canonical:
-            for start, end in cls.gaps():
+            for start, end in cls._CODEC.gaps:
                 if any(data[start:end]):
                     raise WireError(f"{cls.__name__}: reserved bytes {start:#x}..{end - 1:#x} are not zero")
-        return cls(
-            **{
-                f.name: f.decode(bytes(data[f.offset : f.end]), canonical=canonical)
-                for f in cls.FIELDS.values()
-            }
-        )
+        return cls._of(cls._CODEC.unpack(data, canonical=canonical))  # what came off the wire fits it
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> Self:
+        """Make a structure of values that are known to fit."""
+        structure = object.__new__(cls)
+        structure.__dict__.update(values)
+        return structure
 
     def __bytes__(self) -> bytes:
-        return self.patched(bytes(self.SIZE), *self.FIELDS)
+        return self._CODEC.pack(self.__dict__)
 
     def patched(self, raw: bytes, *names: str) -> bytes:
         """Return ``raw`` with the named fields replaced by this structure's values."""
@@ -183,24 +189,21 @@ class Wire:
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        if unknown := changes.keys() - self.FIELDS.keys():
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        values = {**self.__dict__, **changes}
+        self._CODEC.check(values)
+        return self._of(values)
 
     @classmethod
     def gaps(cls) -> list[tuple[int, int]]:
         """The reserved ranges as (start, end) offsets."""
-        gaps, end = [], 0
-        for field in cls.FIELDS.values():
-            if field.offset > end:
-                gaps.append((end, field.offset))
-            end = field.end
-        if end < cls.SIZE:
-            gaps.append((end, cls.SIZE))
-        return gaps
+        return list(cls._CODEC.gaps)
 
     @classmethod
     def written_back(cls) -> tuple[str, ...]:
         """Names of the fields that the callee writes."""
-        return tuple(f.name for f in cls.FIELDS.values() if f.direction is not Dir.IN)
+        return cls._WRITTEN_BACK
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{n}={_show(getattr(self, n))}' for n in self.FIELDS)})"

@@ -1,0 +1,112 @@
+"""A wire structure's declaration, compiled once: one ``struct`` call where a loop went over the fields.
+
+The fields stay the declaration, and every odd value is still theirs to judge; this is the way of the ordinary
+ones, which a firmware command has by the dozen.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, Final, Protocol
+
+_NUMBERS: Final[Mapping[int, str]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+class WireField(Protocol):
+    """What is asked of a field."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Its first byte."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        ...
+
+    @property
+    def kind(self) -> type:
+        """Its Python type."""
+        ...
+
+    def decode(self, raw: bytes, *, canonical: bool) -> Any:
+        """Turn the field's bytes into its value."""
+        ...
+
+    def encode(self, value: Any) -> bytes:
+        """Turn a value into the field's bytes, or refuse it."""
+        ...
+
+
+class Codec:
+    """How to take one kind of structure apart and put it together.
+
+    Args:
+        fields: in the order of their offsets.
+        size: of the structure, in bytes.
+    """
+
+    __slots__ = ("_decoded", "_encoded", "_fields", "_lengths", "_limits", "_others", "_struct", "gaps")
+
+    def __init__(self, fields: Sequence[WireField], size: int) -> None:
+        self._fields = {field.name: field for field in fields}
+        #: the reserved ranges as (start, end) offsets
+        self.gaps = _gaps(fields, size)
+        form = {start: f"{end - start}x" for start, end in self.gaps}
+        numbers = [field for field in fields if issubclass(field.kind, int) and field.size in _NUMBERS]
+        for field in fields:
+            form[field.offset] = _NUMBERS[field.size] if field in numbers else f"{field.size}s"
+        self._struct = struct.Struct("<" + "".join(form[offset] for offset in sorted(form)))
+        plain = [field for field in fields if field.kind is bytes or field in numbers]
+        self._encoded = tuple(field for field in fields if field not in plain)
+        self._decoded = tuple(f for f in fields if f not in plain or issubclass(f.kind, Enum))
+        # What is of exactly the declared type needs one comparison; the rest is asked of its field.
+        self._limits = tuple((f.name, f.kind, 1 << 8 * f.size) for f in fields if issubclass(f.kind, int))
+        self._lengths = tuple((f.name, f.size) for f in fields if f.kind is bytes)
+        self._others = tuple(f for f in fields if not issubclass(f.kind, int) and f.kind is not bytes)
+
+    def unpack(self, data: bytes, *, canonical: bool) -> dict[str, Any]:
+        """Return the value of every field by its name; ``data`` has the right size."""
+        values: dict[str, Any] = dict(zip(self._fields, self._struct.unpack(data), strict=True))
+        for field in self._decoded:
+            raw = data[field.offset : field.offset + field.size]
+            values[field.name] = field.decode(bytes(raw), canonical=canonical)
+        return values
+
+    def pack(self, values: Mapping[str, Any]) -> bytes:
+        """Return the bytes of checked values, zero in every gap."""
+        if self._encoded:
+            values = {**values, **{field.name: field.encode(values[field.name]) for field in self._encoded}}
+        return self._struct.pack(*[values[name] for name in self._fields])
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Let the field of every value that does not fit refuse it."""
+        for name, kind, limit in self._limits:
+            value = values[name]
+            if type(value) is not kind or not 0 <= value < limit:
+                self._fields[name].encode(value)
+        for name, length in self._lengths:
+            value = values[name]
+            if type(value) is not bytes or len(value) != length:
+                self._fields[name].encode(value)
+        for field in self._others:
+            field.encode(values[field.name])
+
+
+def _gaps(fields: Sequence[WireField], size: int) -> tuple[tuple[int, int], ...]:
+    gaps, end = [], 0
+    for field in fields:
+        if field.offset > end:
+            gaps.append((end, field.offset))
+        end = field.offset + field.size
+    if end < size:
+        gaps.append((end, size))
+    return tuple(gaps)
