@@ -80,3 +80,11 @@ def test_an_event_is_frozen_with_its_facts() -> None:
 
 def test_nobody_need_watch() -> None:
     SILENT.emit("a", "b", "c", d=1)
+
+
+def test_a_trace_knows_whether_anybody_listens() -> None:
+    trace = Trace()
+    assert not trace.watched
+    with trace.recorded():
+        assert trace.watched
+    assert not trace.watched

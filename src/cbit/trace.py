@@ -47,6 +47,11 @@ class Trace:
     def __init__(self) -> None:
         self._watchers: list[Watcher] = []
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody listens; what is dear to tell need not be found out for nobody."""
+        return bool(self._watchers)
+
     def emit(self, part: str, what: str, why: str = "", /, **facts: type_of_fact) -> None:
         """Tell the watchers; free of cost when nobody watches."""
         if self._watchers:

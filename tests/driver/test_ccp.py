@@ -74,7 +74,16 @@ def test_the_reason_is_of_this_command_and_not_of_an_earlier_one(ccp: Ccp) -> No
     assert (Status.SUCCESS, "") == ccp.attempt(Command.INIT, buffers.Init())[:2]
 
 
-def test_the_driver_watches_only_while_it_waits(ccp: Ccp, world: World) -> None:
+def test_a_machine_keeps_the_last_reason_and_forgets_it_with_the_next_command(ccp: Ccp, world: World) -> None:
+    ccp.attempt(Command.INIT, buffers.Init(flags=2))
+    assert "only bit 0 (ES) is defined" in world.machine.why
+    ccp.issue(Command.NOP)
+    assert "" == world.machine.why
+    world.machine.power_off()
+    assert "" == world.machine.why
+
+
+def test_the_driver_adds_nothing_to_the_trace(ccp: Ccp, world: World) -> None:
     with world.trace.recorded() as events:
         ccp.issue(Command.NOP)
     assert ["NOP"] == [event.what for event in events]

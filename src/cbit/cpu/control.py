@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import Enum, IntFlag
+from functools import lru_cache
 from typing import Final
 
 from cbit.cpu.faults import GeneralProtection
@@ -135,14 +136,7 @@ class Controls:
         Raises:
             NotModelled: five levels, protection keys or shadow stacks are switched on.
         """
-        if not self.cr0 & Cr0.PG:
-            return PagingMode.OFF
-        for bit in _UNMODELLED_WALKS:
-            if self.cr4 & bit:
-                raise NotModelled(f"paging with CR4.{bit.name}")
-        if not self.cr4 & Cr4.PAE:
-            return PagingMode.LEGACY
-        return PagingMode.LONG if self.efer & Efer.LME else PagingMode.PAE
+        return _mode(self.cr0, self.cr4, self.efer)
 
     def root(self, rules: AddressRules) -> tuple[int, bool]:
         """Address of the top table, and the C-bit that protects it.
@@ -190,6 +184,19 @@ class Controls:
     def flushes_everything(self, new: Controls) -> bool:
         """Whether going to ``new`` changes how translation works, so that not even global entries stay."""
         return bool((self.cr0 ^ new.cr0) & Cr0.PG or (self.cr4 ^ new.cr4) & _FLUSHING_CR4)
+
+
+@lru_cache(maxsize=64)
+def _mode(cr0: int, cr4: int, efer: int) -> PagingMode:
+    """Say which paging mode these registers make; asked at every access, of a handful of values."""
+    if not cr0 & Cr0.PG:
+        return PagingMode.OFF
+    for bit in _UNMODELLED_WALKS:
+        if cr4 & bit:
+            raise NotModelled(f"paging with CR4.{bit.name}")
+    if not cr4 & Cr4.PAE:
+        return PagingMode.LEGACY
+    return PagingMode.LONG if efer & Efer.LME else PagingMode.PAE
 
 
 #: Control state of software in long mode with everything permitted that its pages permit.

@@ -25,14 +25,14 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from cbit.crypto.key import Key
-from cbit.crypto.tweak import END_BIT, PIECE, Tweak, XexTweaks
+from cbit.crypto.tweak import END_BIT, PIECE, Tweak, XexTweaks, working_memory
 from cbit.crypto.xts import XtsTweaks
 from cbit.spec.address import BLOCK, PAGE
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["KEY_BYTES", "MemoryCipher", "Mode", "Tweak", "memory_cipher"]
+__all__ = ["KEY_BYTES", "Inside", "MemoryCipher", "Mode", "Tweak", "memory_cipher"]
 
 _xor = np.bitwise_xor
 _END: Final = 1 << END_BIT
@@ -63,13 +63,37 @@ class Tweaks(Protocol):
         ...
 
 
-def memory_cipher(mode: Mode, key: Key, tweak: Tweak | None = None) -> MemoryCipher:
+class Inside:
+    """The engine itself, which all keys of one memory controller share: scratch, and xe's and xex's tweaks.
+
+    The scratch (64 KiB) may hold plaintext.  It belongs to the SoC side: out of reach of all that reads DRAM.
+    What is encrypted into DRAM arrives there as AES output only.
+
+    Args:
+        tweak: the machine's constants, for xe and xex.
+    """
+
+    __slots__ = ("scratch", "tweak", "tweaks")
+
+    def __init__(self, tweak: Tweak | None = None) -> None:
+        self.scratch: Final = working_memory(PIECE + _SLACK, place=3)
+        self.tweak: Final = tweak
+        self.tweaks: Final = None if tweak is None else XexTweaks(tweak)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the inside of an engine holds plaintext: it is neither copied nor pickled")
+
+
+def memory_cipher(
+    mode: Mode, key: Key, tweak: Tweak | None = None, *, inside: Inside | None = None
+) -> MemoryCipher:
     """Build the engine for one key slot.
 
     Args:
         mode: xe, xex or xts.
         key: `KEY_BYTES` of the mode; for xts the data key, then the tweak key.
         tweak: the machine's constants, for xe and xex; xts makes its own tweaks.
+        inside: made for the same ``tweak``, if several keys share one engine.
 
     Raises:
         ValueError: the key's size, equal halves of an xts key, or a tweak that is missing or not wanted.
@@ -79,16 +103,18 @@ def memory_cipher(mode: Mode, key: Key, tweak: Tweak | None = None) -> MemoryCip
     if len(key) != KEY_BYTES[mode]:
         raise ValueError(f"{mode} takes a key of {8 * KEY_BYTES[mode]} bits, not {8 * len(key)}")
     data_key, tweak_key = key.material()[:16], key.material()[16:]
+    if inside is None or inside.tweak is not tweak:
+        inside = Inside(tweak)
     if mode is not Mode.XTS:
-        if tweak is None:
+        if inside.tweaks is None:
             raise ValueError(f"{mode} needs the machine's tweak constants")
-        return MemoryCipher(mode, data_key, XexTweaks(tweak))
+        return MemoryCipher(mode, data_key, inside.tweaks, inside.scratch)
     if tweak is not None:
         raise ValueError("xts takes no tweak constants: its tweaks come from its second key")
     if data_key == tweak_key:
         raise ValueError("xts needs two different keys, for the data and for the tweaks")
     encryptor = Cipher(algorithms.AES(tweak_key), modes.ECB()).encryptor()
-    return MemoryCipher(mode, data_key, XtsTweaks(encryptor.update))
+    return MemoryCipher(mode, data_key, XtsTweaks(encryptor.update), inside.scratch)
 
 
 class Engine(Protocol):
@@ -133,12 +159,9 @@ class MemoryCipher:
 
     __slots__ = ("_mode", "decrypt", "encrypt")
 
-    def __init__(self, mode: Mode, data_key: bytes, tweaks: Tweaks) -> None:
+    def __init__(self, mode: Mode, data_key: bytes, tweaks: Tweaks, scratch: NDArray[np.uint8]) -> None:
         aes = Cipher(algorithms.AES(data_key), modes.ECB())
         both = mode is not Mode.XE
-        # The scratch (64 KiB) may hold plaintext. It belongs to the SoC side: it is the inside of the engine,
-        # out of reach of all that reads DRAM. What is encrypted into DRAM arrives there as AES output only.
-        scratch = np.empty(PIECE + _SLACK, np.uint8)
         encrypt = _Way(aes.encryptor().update_into, tweaks, scratch, before=True, after=both)
         decrypt = _Way(aes.decryptor().update_into, tweaks, scratch, before=both, after=True)
         self._mode = mode
@@ -162,6 +185,8 @@ class _Way:
         "_page",
         "_page_tweaks",
         "_page_view",
+        "_piece",
+        "_piece_view",
         "_scratch",
         "_scratch_view",
         "_tweaks",
@@ -185,6 +210,8 @@ class _Way:
         self._scratch_view = scratch.data
         self._page = scratch[:PAGE]
         self._page_view = scratch.data[:PAGE]
+        self._piece = scratch[:PIECE]
+        self._piece_view = scratch.data[:PIECE]
 
     def run(self, spa: int, data: Any, out: Any = None) -> Any:
         """Serve one request (`Engine`): what lies inside one page (a fill, a line) in the fewest calls.
@@ -239,21 +266,24 @@ class _Way:
         return result.tobytes() if target is None else None
 
     def _run_pieces(self, spa: int, data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        """Go piece by piece; AES itself writes to the target: no XOR of plaintext does."""
+        """Go piece by piece; what goes to the target has been through AES, never an XOR of plaintext."""
         if np.may_share_memory(data, out) and data.ctypes.data != out.ctypes.data:
             data = data.copy()  # shifted against each other: writing one piece would spoil the next
-        start = 0
-        while start < data.size:
-            stop = min(data.size, start + PIECE - (spa + start) % PIECE)
-            tweaks = self._tweaks.over(spa + start, stop - start)
-            piece, result = data[start:stop], out[start:stop]
-            if self._before:
-                piece = _xor(piece, tweaks, self._scratch[: stop - start])
-            if stop + _SLACK <= out.size:
-                self._ecb(piece, out[start : stop + _SLACK])
+        start, end = 0, data.size
+        while start < end:
+            stop = min(end, start + PIECE - (spa + start) % PIECE)
+            if stop - start == PIECE:
+                scratch, view = self._piece, self._piece_view
             else:
-                self._ecb(piece, self._scratch)
-                result[:] = self._scratch[: stop - start]
+                scratch, view = self._scratch[: stop - start], self._scratch_view[: stop - start]
+            tweaks = self._tweaks.over(spa + start, stop - start)
+            if self._before:
+                _xor(data[start:stop], tweaks, scratch)
+            else:
+                scratch[:] = data[start:stop]
+            self._ecb(view, self._scratch_view)
             if self._after:
-                _xor(result, tweaks, result)
+                _xor(scratch, tweaks, out[start:stop])
+            else:
+                out[start:stop] = scratch
             start = stop

@@ -85,8 +85,11 @@ def public_key(cert: SevCert) -> ec.PublicKey:
     return ec.decode_public(EcPublicKey.parse(cert.pubkey, canonical=False))
 
 
-def check_key_form(cert: SevCert) -> None:
+def check_key_form(cert: SevCert) -> ec.PublicKey | None:
     """Insist on a well-formed own key: P-384 and on the curve, or RSA of at most 4096 bits.
+
+    Returns:
+        The P-384 key; None if it is RSA.
 
     Raises:
         InvalidCertificate: unknown usage or algorithm, or the key is not well formed.
@@ -98,30 +101,35 @@ def check_key_form(cert: SevCert) -> None:
     if Usage.INVALID is usage or Algo.INVALID is algo:
         raise InvalidCertificate("certificate: key usage or algorithm is INVALID")
     if algo not in RSA_ALGOS:
-        public_key(cert)
-    elif (bits := RsaPublicKey.parse(cert.pubkey, canonical=False).modulus_size) > 4096:
+        return public_key(cert)
+    if (bits := RsaPublicKey.parse(cert.pubkey, canonical=False).modulus_size) > 4096:
         raise InvalidCertificate(f"certificate: RSA key of {bits} bits, 4096 at most")
+    return None
 
 
-def check_body(cert: SevCert) -> None:
-    """Step 3: version 1 and a well-formed own key."""
+def check_body(cert: SevCert) -> ec.PublicKey | None:
+    """Step 3: version 1 and a well-formed own key, which is returned as ``check_key_form`` does."""
     if cert.version != 1:
         raise InvalidCertificate(f"certificate: version {cert.version}, must be 1")
-    check_key_form(cert)
+    return check_key_form(cert)
 
 
-def check_sanity(cert: SevCert, *, usage: Usage, algo: Algo) -> None:
+def check_sanity(cert: SevCert, *, usage: Usage, algo: Algo) -> ec.PublicKey | None:
     """Check a peer's Diffie-Hellman certificate: body, usage and algorithm; *no signature*.
+
+    Returns:
+        Its P-384 key; None if it is RSA.
 
     Raises:
         InvalidCertificate: one of them is wrong.
     """
-    check_body(cert)
+    key = check_body(cert)
     if cert.pubkey_usage != usage or cert.pubkey_algo != algo:
         raise InvalidCertificate(
             f"certificate: usage {cert.pubkey_usage:#x} algorithm {cert.pubkey_algo:#x}, "
             f"must be {usage.name} {algo.name}"
         )
+    return key
 
 
 def verify(cert: SevCert, parent: SevCert | AmdCert) -> None:

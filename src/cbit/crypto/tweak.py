@@ -29,6 +29,7 @@ END_BIT: Final = 52  #: system physical addresses are below 2**52
 PIECE: Final = 1 << 16
 
 _xor = np.bitwise_xor
+_CACHE_LINE: Final = 64
 _PAGE_BLOCKS: Final = PAGE // BLOCK
 _GROUP: Final = 12  # address bits per look-up: the blocks of a piece, and three times 12 bits above them
 _ROW: Final = PIECE // 4  # how far a piece's constant is repeated: long inner loops, and cheap to fill
@@ -120,18 +121,33 @@ class XexTweaks:
     Its scratch (80 KiB) belongs to the SoC side, and holds tweaks only.
     """
 
-    __slots__ = ("_constant", "_page", "_pages", "_piece", "_row", "_row_view", "_sums", "_table")
+    __slots__ = (
+        "_constant",
+        "_page",
+        "_pages",
+        "_piece",
+        "_piece_rows",
+        "_row",
+        "_row_view",
+        "_sums",
+        "_table",
+        "_table_rows",
+    )
 
     def __init__(self, tweak: Tweak) -> None:
         self._sums = tweak.sums[1:]
-        self._table = np.frombuffer(tweak.block_table, np.uint8)
-        self._row = np.empty(_ROW, np.uint8)
+        self._table = working_memory(PIECE, place=0)
+        self._table[:] = np.frombuffer(tweak.block_table, np.uint8)
+        self._row = working_memory(_ROW, place=1)
         self._row_view = self._row.data
-        self._piece = np.empty(PIECE, np.uint8)
-        # A whole page is what the cache fills and writes back: its views are made once.
+        self._piece = working_memory(PIECE, place=2)
+        # Whole pages are what the cache fills and writes back, whole pieces what a launch encrypts: their
+        # views are made once.
         self._pages = list(self._table.reshape(-1, PAGE))
         self._page = self._piece[:PAGE]
         self._constant = self._row[:PAGE], self._row_view[:PAGE]
+        self._table_rows = self._table.reshape(-1, _ROW)
+        self._piece_rows = self._piece.reshape(-1, _ROW)
 
     def page(self, spa: int) -> NDArray[np.uint8]:
         """Return the tweaks of the page at ``spa``."""
@@ -149,13 +165,27 @@ class XexTweaks:
         t = piece[spa >> 16 & 0xFFF] ^ middle[spa >> 28 & 0xFFF] ^ high[spa >> 40]
         row = min(length, _ROW)
         self._row_view[:row] = t.to_bytes(BLOCK, "little") * (row // BLOCK)
+        if length == PIECE:
+            _xor(self._table_rows, self._row, self._piece_rows)
+            return self._piece
         start = spa % PIECE
         stop = start + length
         if length <= _ROW:
             return _xor(self._table[start:stop], self._row[:length], self._piece[:length])
         rows = slice(start // _ROW, -(-stop // _ROW))
-        _xor(self._table.reshape(-1, _ROW)[rows], self._row, self._piece.reshape(-1, _ROW)[rows])
+        _xor(self._table_rows[rows], self._row, self._piece_rows[rows])
         return self._piece[start:stop]
+
+
+def working_memory(size: int, *, place: int) -> NDArray[np.uint8]:
+    """Return memory for the engine to work in, at one of four places inside a page.
+
+    What is read and what is written in step lie at different places: a load whose address ends as that of a
+    store just made waits for it, although it is of another page (up to half of the speed).
+    """
+    area = np.empty(size + PAGE + place * PAGE // 4 + _CACHE_LINE, np.uint8)
+    start = -area.ctypes.data % PAGE + place * PAGE // 4 + _CACHE_LINE
+    return area[start : start + size]
 
 
 def _subset_sums(constants: list[int]) -> tuple[int, ...]:

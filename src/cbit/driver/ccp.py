@@ -15,7 +15,6 @@ from cbit.spec.command import Command, name_of
 from cbit.spec.key_id import UNENCRYPTED
 from cbit.spec.status import Status
 from cbit.spec.wire import Wire
-from cbit.trace import Event
 
 AnyWire = TypeVar("AnyWire", bound=Wire)
 
@@ -62,18 +61,11 @@ class Ccp:
 
     def _ring(self, command: int) -> tuple[int, str]:
         mailbox = self._machine.mailbox
-        reasons: list[str] = []
-
-        def hear(event: Event) -> None:
-            if event.part == "secure_processor" and event.what == name_of(command):
-                reasons.append(event.why)
-
         response = mailbox.offset_of(Register.CMD_RESP)
-        with self._machine.trace.watched_by(hear):
-            mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_LO), self._page & 0xFFFFFFFF)
-            mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_HI), self._page >> 32)
-            mailbox.write(response, command << COMMAND_SHIFT)
+        mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_LO), self._page & 0xFFFFFFFF)
+        mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_HI), self._page >> 32)
+        mailbox.write(response, command << COMMAND_SHIFT)
         answer = mailbox.read(response)
         if answer == OFF or not answer & RESPONSE:
             raise MailboxTimeout(f"{name_of(command)}: the mailbox does not answer; is the machine on?")
-        return answer & 0xFFFF, reasons[-1] if reasons else ""
+        return answer & 0xFFFF, self._machine.why

@@ -177,6 +177,11 @@ class Machine:
         return self.power_on()
 
     @property
+    def why(self) -> str:
+        """Why the secure processor refused its last command, "" if it did not; hardware does not say."""
+        return "" if self._firmware is None else self._firmware.why
+
+    @property
     def is_on(self) -> bool:
         """Whether the cores were released."""
         return self._firmware is not None

@@ -24,6 +24,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
+from operator import attrgetter
 from typing import Final
 
 from cbit.memory.controller import MemoryController
@@ -339,8 +340,9 @@ class Cache:
 
     def _only_tag(self, page: int, key_id: KeyId) -> None:
         """Let the copies of other tags leave, as coherent hardware does before an access (§6.2)."""
-        others = [copy for copy in self._by_page.get(page, {}).values() if copy.key_id != key_id]
-        self._leave_all(others, write_back=True)
+        tags = self._by_page.get(page)
+        if tags is not None and (len(tags) > 1 or key_id not in tags):
+            self._leave_all([copy for copy in tags.values() if copy.key_id != key_id], write_back=True)
 
     def _copies_in(self, spa: int, length: int, key_id: KeyId) -> list[_Copy]:
         """List a tag's copies of a range, in order, once coherence is as the hardware promises."""
@@ -352,13 +354,16 @@ class Cache:
 
     def _leave_all(self, copies: Iterable[_Copy], *, write_back: bool) -> int:
         """Let copies leave, least recently used first; return how many were dirty."""
-        oldest_first = sorted(copies, key=lambda copy: copy.used)
-        self._recall(oldest_first)
+        oldest_first = list(copies)
+        if len(oldest_first) > 1:
+            oldest_first.sort(key=_last_use)
+            self._recall(oldest_first)
         return sum(self._leave(copy, write_back=write_back) for copy in oldest_first)
 
     def _leave(self, copy: _Copy, *, write_back: bool) -> bool:
         """Let a copy leave the cache, wiped; return whether it was dirty."""
-        self._recall([copy])
+        if copy.borrower is not None:
+            self._recall([copy])
         if write_back:
             self._write_back(copy)
         del self._copies[copy.page, copy.key_id]
@@ -391,6 +396,9 @@ def _split(spa: int, length: int) -> Iterator[tuple[int, int, int]]:
         count = min(PAGE - start, end - spa)
         yield spa - start, start, count
         spa += count
+
+
+_last_use: Final = attrgetter("used")
 
 
 def _dirty(copy: _Copy) -> int:

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 from cbit.crypto.entropy import Entropy
 from cbit.crypto.key import Key
-from cbit.crypto.memory_modes import KEY_BYTES, MemoryCipher, Mode, Tweak, memory_cipher
+from cbit.crypto.memory_modes import KEY_BYTES, Inside, MemoryCipher, Mode, Tweak, memory_cipher
 from cbit.memory.bus import Bus
 from cbit.memory.latency import LineCounts
 from cbit.memory.physical import Data
@@ -59,6 +59,7 @@ class MemoryController:
         self._bus = bus
         self._mode = mode
         self._tweak = tweak
+        self._inside = Inside(tweak)
         self._entropy = entropy
         self._trace = trace
         self._slots: dict[KeyId, MemoryCipher] = {}
@@ -87,9 +88,10 @@ class MemoryController:
         if len(key) != KEY_BYTES[self._mode]:
             bits = 8 * KEY_BYTES[self._mode]
             raise ValueError(f"{self._mode} takes {bits} bits of key, not {8 * len(key)}")
-        self._slots[key_id] = memory_cipher(self._mode, key, self._tweak)
+        self._slots[key_id] = memory_cipher(self._mode, key, self._tweak, inside=self._inside)
         self._loaded.add(key_id)
-        self._trace.emit("memory.controller", "key loaded", key_id=key_id, fingerprint=key.fingerprint())
+        if self._trace.watched:
+            self._trace.emit("memory.controller", "key loaded", key_id=key_id, fingerprint=key.fingerprint())
 
     def has_key(self, key_id: KeyId) -> bool:
         """Say whether the slot was loaded since the last reset."""
@@ -106,7 +108,8 @@ class MemoryController:
         """
         self._slots.clear()
         self._loaded.clear()
-        self._tweak = tweak or self._tweak
+        if tweak is not None:
+            self._tweak, self._inside = tweak, Inside(tweak)
         self._trace.emit("memory.controller", "reset: all keys lost")
 
     def check(self, spa: int, length: int, key_id: KeyId) -> None:
@@ -148,6 +151,9 @@ class MemoryController:
     def write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
         """Write any range through the engine; partial lines are read and merged (errors as `check`)."""
         self.check(spa, len(data), key_id)
+        if not (spa | len(data)) % LINE:  # whole lines, as the cache and the secure processor's chunks are
+            self._lines_out(spa, memoryview(data).cast("B"), key_id)
+            return
         data = memoryview(data).cast("B")
         end = spa + len(data)
         body = min(-(-spa // LINE) * LINE, end)
@@ -191,7 +197,8 @@ class MemoryController:
         cipher = self._slots.get(key_id)
         if cipher is None:
             unknown = Key(self._entropy.draw(KEY_BYTES[self._mode]))
-            cipher = self._slots[key_id] = memory_cipher(self._mode, unknown, self._tweak)
+            cipher = memory_cipher(self._mode, unknown, self._tweak, inside=self._inside)
+            self._slots[key_id] = cipher
         return cipher
 
 

@@ -17,10 +17,10 @@ from cbit.memory.controller import MemoryController
 from cbit.memory.dram import anonymous
 from cbit.memory.errors import AddressError
 from cbit.memory.physical import Data
-from cbit.spec.address import BLOCK, KIB, Spa
+from cbit.spec.address import BLOCK, KIB, PAGE, Spa
 from cbit.spec.key_id import UNENCRYPTED, KeyId
 
-CHUNK: Final = 128 * KIB  #: bytes of memory that the secure processor holds at a time
+CHUNK: Final = 128 * KIB  #: bytes of memory that the secure processor holds at a time; the engine's own piece
 
 
 class FabricPort:
@@ -32,7 +32,8 @@ class FabricPort:
     def __init__(self, cache: Cache, controller: MemoryController) -> None:
         self._cache = cache
         self._controller = controller
-        self._local = memoryview(anonymous(CHUNK, dumpable=False))  # the secure processor's own SRAM
+        # The secure processor's own SRAM; off the pages' starts, where the other side of its copies lies.
+        self._local = memoryview(anonymous(CHUNK + PAGE, dumpable=False))[PAGE // 2 :][:CHUNK]
 
     @property
     def size(self) -> int:
@@ -98,11 +99,13 @@ class FabricPort:
     def _encrypting(self, spa: Spa, length: int, key_id: KeyId, source: KeyId) -> Iterator[memoryview]:
         self._cache.flush(spa, length)
         used = self._local[: min(CHUNK, length)]
+        at, end = spa, spa + length
         try:
-            for start in range(0, length, CHUNK):
-                chunk = used[: length - start]
-                self._controller.read_into(Spa(spa + start), chunk, source)
-                self._controller.write(Spa(spa + start), chunk, key_id)
+            while at < end:
+                chunk = used[: min(CHUNK - at % CHUNK, end - at)]  # at the engine's own boundaries
+                self._controller.read_into(at, chunk, source)
+                self._controller.write(at, chunk, key_id)
                 yield chunk.toreadonly()
+                at = Spa(at + len(chunk))
         finally:
             used[:] = bytes(len(used))

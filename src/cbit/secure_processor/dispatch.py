@@ -131,7 +131,9 @@ def dispatch(firmware: Firmware, command: int, address: int) -> Status:
         _carry_out(firmware, command, address)
     except Refused as refusal:
         status, why = refusal.status, refusal.why
-    firmware.trace.emit("secure_processor", name_of(command), why, status=status.name)
+    firmware.why = why
+    if firmware.trace.watched:
+        firmware.trace.emit("secure_processor", name_of(command), why, status=status.name)
     return status
 
 

@@ -80,6 +80,8 @@ class Firmware:
         self.entropy = entropy
         self.trace = trace
         self._platform: Platform | None = None
+        #: why the last command was refused, for people; "" if it was not.  Never on the wire.
+        self.why = ""
 
     @property
     def state(self) -> PlatformState:
@@ -173,7 +175,9 @@ class Firmware:
 
     def set_guest_state(self, guest: Guest, state: GuestState) -> None:
         """Move a guest: the one place that does."""
-        self.trace.emit(
-            "secure_processor", "guest state", handle=guest.handle, before=guest.state.name, after=state.name
-        )
+        if self.trace.watched:
+            before, after = guest.state.name, state.name
+            self.trace.emit(
+                "secure_processor", "guest state", handle=guest.handle, before=before, after=after
+            )
         guest.state = state

@@ -10,14 +10,14 @@ Not modelled: the extended error stack that late firmware leaves in Lo and Hi.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 from cbit.spec.status import Status
 
 
-class Register(Enum):
+class Register(StrEnum):
     """Registers by their name in the paper."""
 
     CMD_RESP = "CmdResp"
@@ -64,12 +64,13 @@ class Mailbox:
 
     def __init__(self, generation: str, execute: Callable[[int, int], Status] | None) -> None:
         self._offsets = OFFSETS[generation]
+        self._places = {register: offset for offset, register in self._offsets.items()}
         self._execute = execute
         self._value = dict.fromkeys(Register, 0)
 
     def offset_of(self, register: Register) -> int:
         """Return a register's MMIO offset."""
-        return next(offset for offset, name in self._offsets.items() if name is register)
+        return self._places[register]
 
     def read(self, offset: int) -> int:
         """Read 32 bits; all ones when the processor is off or nothing is there."""

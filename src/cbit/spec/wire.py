@@ -72,8 +72,10 @@ class Field:
         if issubclass(self.kind, Wire):
             return self.kind.parse(raw, canonical=canonical)
         number = int.from_bytes(raw, "little")
-        if not issubclass(self.kind, enum.Enum):
-            return number
+        return self.judge(number, canonical=canonical) if issubclass(self.kind, enum.Enum) else number
+
+    def judge(self, number: int, *, canonical: bool) -> Any:
+        """Turn the number of an enumeration's field into its value."""
         try:
             return self.kind(number)
         except ValueError:

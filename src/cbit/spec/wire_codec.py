@@ -41,6 +41,10 @@ class WireField(Protocol):
         """Turn the field's bytes into its value."""
         ...
 
+    def judge(self, number: int, *, canonical: bool) -> Any:
+        """Turn an enumeration's number into its value."""
+        ...
+
     def encode(self, value: Any) -> bytes:
         """Turn a value into the field's bytes, or refuse it."""
         ...
@@ -54,7 +58,17 @@ class Codec:
         size: of the structure, in bytes.
     """
 
-    __slots__ = ("_decoded", "_encoded", "_fields", "_lengths", "_limits", "_others", "_struct", "gaps")
+    __slots__ = (
+        "_decoded",
+        "_encoded",
+        "_fields",
+        "_known",
+        "_lengths",
+        "_limits",
+        "_others",
+        "_struct",
+        "gaps",
+    )
 
     def __init__(self, fields: Sequence[WireField], size: int) -> None:
         self._fields = {field.name: field for field in fields}
@@ -67,7 +81,8 @@ class Codec:
         self._struct = struct.Struct("<" + "".join(form[offset] for offset in sorted(form)))
         plain = [field for field in fields if field.kind is bytes or field in numbers]
         self._encoded = tuple(field for field in fields if field not in plain)
-        self._decoded = tuple(f for f in fields if f not in plain or issubclass(f.kind, Enum))
+        self._decoded = tuple(f for f in fields if f not in plain)
+        self._known = tuple((f.name, _members(f.kind)) for f in numbers if issubclass(f.kind, Enum))
         # What is of exactly the declared type needs one comparison; the rest is asked of its field.
         self._limits = tuple((f.name, f.kind, 1 << 8 * f.size) for f in fields if issubclass(f.kind, int))
         self._lengths = tuple((f.name, f.size) for f in fields if f.kind is bytes)
@@ -76,6 +91,11 @@ class Codec:
     def unpack(self, data: bytes, *, canonical: bool) -> dict[str, Any]:
         """Return the value of every field by its name; ``data`` has the right size."""
         values: dict[str, Any] = dict(zip(self._fields, self._struct.unpack(data), strict=True))
+        for name, known in self._known:
+            value = known.get(values[name])
+            if value is None:  # a number that the enumeration does not know
+                value = self._fields[name].judge(values[name], canonical=canonical)
+            values[name] = value
         for field in self._decoded:
             raw = data[field.offset : field.offset + field.size]
             values[field.name] = field.decode(bytes(raw), canonical=canonical)
@@ -99,6 +119,10 @@ class Codec:
                 self._fields[name].encode(value)
         for field in self._others:
             field.encode(values[field.name])
+
+
+def _members(kind: type[Enum]) -> dict[int, Enum]:
+    return {member.value: member for member in kind}
 
 
 def _gaps(fields: Sequence[WireField], size: int) -> tuple[tuple[int, int], ...]:

@@ -38,13 +38,11 @@ def activate(call: Call[buffers.Activate]) -> None:
     firmware.install_key(asid, guest.vek)
     asids.bind(asid, running=guest.state in (GuestState.RUNNING, GuestState.SUPDATE))
     guest.asid = asid
-    firmware.trace.emit(
-        "secure_processor",
-        "key installed",
-        handle=guest.handle,
-        asid=asid,
-        fingerprint=guest.vek.fingerprint(),
-    )
+    if firmware.trace.watched:
+        fingerprint = guest.vek.fingerprint()
+        firmware.trace.emit(
+            "secure_processor", "key installed", handle=guest.handle, asid=asid, fingerprint=fingerprint
+        )
 
 
 def deactivate(call: Call[buffers.GuestHandle]) -> None:

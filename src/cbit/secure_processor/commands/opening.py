@@ -62,8 +62,9 @@ def shared_secret(firmware: Firmware, peer: SevCert) -> bytes:
         Refused: INVALID_CERTIFICATE.
     """
     try:
-        sev_cert.check_sanity(peer, usage=Usage.PDH, algo=Algo.ECDH_SHA256)
-        return ec.shared_secret(firmware.platform.identity.pdh_key, sev_cert.public_key(peer))
+        key = sev_cert.check_sanity(peer, usage=Usage.PDH, algo=Algo.ECDH_SHA256)
+        assert key is not None  # the algorithm is one of P-384
+        return ec.shared_secret(firmware.platform.identity.pdh_key, key)
     except InvalidCertificate as error:
         raise Refused(Status.INVALID_CERTIFICATE, f"DH {error}") from None
 
