@@ -29,6 +29,7 @@ OUR_OWN = {
     "cbit.spec.linux_boot.kernel_image": "as the boot protocol",
     "cbit.spec.linux_boot.newc": "as the boot protocol",
     "cbit.spec.wire": "the machinery of declarations",
+    "cbit.spec.wire_codec": "the same, compiled",
 }
 
 
