@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from attacks.stage import SECRET, Scene
 from cbit.attacks import survey as survey_module
-from cbit.attacks.adversaries import AGAINST_MEMORY, Adversary, ColdBoot, Loot, Power, Stage
+from cbit.attacks.adversaries import AGAINST_MEMORY, Adversary, ColdBoot, Loot, Stage
+from cbit.attacks.power import Power
 from cbit.attacks.survey import (
     CHANGED_IMAGE,
     CHANGED_POLICY,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cbit.attacks.adversaries import Power
+from cbit.attacks.power import Power
 from cbit.attacks.survey import Cell, adversaries
 from cbit.cli import main
 from cbit.cli.demo import firmware, render

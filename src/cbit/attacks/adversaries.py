@@ -10,29 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from cbit.attacks.helper_guest import HelperGuest
+from cbit.attacks.power import Power
 from cbit.attacks.victim import Victim
 from cbit.hypervisor.host import Host, Protection
 from cbit.machine.board import Machine
 from cbit.memory.dma import DmaPort
 from cbit.spec.address import PAGE, Spa
-
-
-class Power(StrEnum):
-    """What an adversary can do; the numbers are those of attacks.md §0.1."""
-
-    TAP_BUS = "listen on the DRAM bus"  # A2
-    CUT_POWER = "cut the power, carry the modules away"  # p14
-    DMA = "read by DMA with C=0"  # p10
-    DMA_C_BIT = "read by DMA with C=1"  # p10
-    MAP_MEMORY = "map any memory, with C=0 and C=1"  # p1
-    EDIT_NESTED_TABLES = "edit nested page tables"  # p2
-    RUN_GUEST = "run a guest of its own"  # p12
-    EDIT_VMCB = "write another ASID into a VMCB"  # p5
-    CARRY_LAUNCH = "carry, copy and change what passes in a launch"  # p12
 
 
 @dataclass(frozen=True, slots=True)

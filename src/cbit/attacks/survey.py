@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cbit.attacks.adversaries import AGAINST_MEMORY, Loot, Power, Stage
+from cbit.attacks.adversaries import AGAINST_MEMORY, Loot, Stage
+from cbit.attacks.power import Power
 from cbit.attacks.victim import Arrival, Courier, start
 from cbit.driver.errors import FirmwareError
 from cbit.hypervisor.host import Host, Protection

@@ -1,0 +1,43 @@
+"""The experiments, one file per attack."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cbit.attacks.experiments.bit_flip import bit_flip
+from cbit.attacks.experiments.debug_policy import debug_policy
+from cbit.attacks.experiments.dropped_store import dropped_store
+from cbit.attacks.experiments.faked_cpuid import faked_cpuid
+from cbit.attacks.experiments.host_read import bus_probe, dma_read, host_read
+from cbit.attacks.experiments.registers import register_oracle
+from cbit.attacks.experiments.replay import replay
+from cbit.attacks.experiments.severed import severed
+from cbit.attacks.experiments.tweak_constants import tweak_constants_xe, tweak_constants_xex
+from cbit.attacks.lab.attack import Attack, BadCase
+
+ALL: Final[tuple[Attack, ...]] = (
+    host_read,
+    dma_read,
+    bus_probe,
+    bit_flip,
+    replay,
+    severed,
+    register_oracle,
+    faked_cpuid,
+    dropped_store,
+    debug_policy,
+    tweak_constants_xe,
+    tweak_constants_xex,
+)
+
+
+def named(name: str) -> Attack:
+    """Find an attack.
+
+    Raises:
+        BadCase: there is none of this name.
+    """
+    for attack in ALL:
+        if attack.name == name:
+            return attack
+    raise BadCase(f"no attack {name!r}: there are {', '.join(attack.name for attack in ALL)}")

@@ -1,0 +1,167 @@
+"""E3, A3: one flipped bit of ciphertext in a signing key gives the key away."""
+
+from __future__ import annotations
+
+import math
+
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
+from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Stand
+from cbit.attacks.power import Power
+from cbit.crypto.entropy import Entropy
+from cbit.spec.address import PAGE
+
+E = 65537
+_FIELDS = ("p", "q", "dp", "dq", "qinv")  # sixteen bytes each, from the secret's address on
+
+#: RSA with the Chinese remainder theorem.  The primes have 63 bits, what one division instruction holds; the
+#: attack does not care how long they are.
+SIGNER = f"""
+again:
+    hlt
+    mov r12, [{VIEW + SHARED + 8:#x}]  # message, low and high half
+    mov r13, [{VIEW + SHARED + 16:#x}]
+    mov r14, [{SECRET:#x}]             # p
+    mov r15, [{SECRET + 16:#x}]        # q
+    mov rbx, r14
+    call reduce
+    mov r9, [{SECRET + 32:#x}]         # dp
+    call power
+    mov r10, rax                       # sp
+    @verify@
+    mov rbx, r15
+    call reduce
+    mov r9, [{SECRET + 48:#x}]         # dq
+    call power
+    mov r11, rax                       # sq
+    xor edx, edx                       # h = qinv (sp - sq) mod p
+    div r14
+    mov rax, r10
+    sub rax, rdx
+    jnc positive
+    add rax, r14
+positive:
+    mul qword ptr [{SECRET + 64:#x}]
+    div r14
+    mov rax, rdx
+    mul r15                            # s = sq + h q
+    add rax, r11
+    adc rdx, 0
+    mov [{VIEW + SHARED + PAGE:#x}], rax
+    mov [{VIEW + SHARED + PAGE + 8:#x}], rdx
+    jmp again
+reduce:                                # r8 = (r13:r12) mod rbx
+    mov rax, r13
+    xor edx, edx
+    div rbx
+    mov rax, r12
+    div rbx
+    mov r8, rdx
+    ret
+power:                                 # rax = r8 ^ r9 mod rbx
+    mov ecx, 1
+next:
+    test r9, r9
+    jz done
+    test r9, 1
+    jz square
+    mov rax, rcx
+    mul r8
+    div rbx
+    mov rcx, rdx
+square:
+    mov rax, r8
+    mul r8
+    div rbx
+    mov r8, rdx
+    shr r9, 1
+    jmp next
+done:
+    mov rax, rcx
+    ret
+refuse:
+    xor eax, eax
+    mov [{VIEW + SHARED + PAGE:#x}], rax
+    mov [{VIEW + SHARED + PAGE + 8:#x}], rax
+    jmp again
+"""
+#: Raise the half signature to the public exponent, and compare with the message, before anything goes out.
+VERIFY = f"""
+    mov r8, r10
+    mov r9, {E}
+    call power
+    mov r11, rax
+    call reduce
+    cmp r8, r11
+    jne refuse
+"""
+
+
+def _prime(entropy: Entropy) -> int:
+    while True:
+        candidate = int.from_bytes(entropy.draw(8), "little") >> 1 | 1 << 62 | 1
+        if candidate % E != 1 and all(pow(base, candidate - 1, candidate) == 1 for base in (2, 3, 5, 7, 11)):
+            return candidate
+
+
+def signer(stand: Stand) -> Scene:
+    """Start a victim that signs what it is asked to."""
+    p, q = _prime(stand.entropy), _prime(stand.entropy)
+    key = {"p": p, "q": q, "dp": pow(E, -1, p - 1), "dq": pow(E, -1, q - 1), "qinv": pow(q, -1, p)}
+    sealed = b"".join(key[name].to_bytes(16, "little") for name in _FIELDS)
+    source = SIGNER.replace("@verify@", VERIFY if stand.variant == "verify" else "")
+    guest = stand.guest(Program(source), secret=sealed)
+    guest.until_idle()
+    secrets = tuple(prime.to_bytes(8, "little") for prime in (p, q))
+    facts = Facts({"modulus": (p * q).to_bytes(16, "little"), "dp_at": SECRET + 32})
+    return Scene(secrets, facts, guest, planted=guest.peek(SECRET, len(sealed)) == sealed)
+
+
+@attack(
+    title="A fault in encrypted memory",
+    experiment="E3",
+    paper="Buhren et al., CODASPY 2017 (attacks.md A3); memory-encryption.md §1 rule 3",
+    holds={Power.DMA, Power.FLUSH_CACHES, Power.CLIENT},
+    expect={
+        Mode.NONE: SUCCEEDS,
+        Mode.SME: SUCCEEDS,
+        Mode.SEV: succeeds("no integrity: a flipped bit of ciphertext garbles its block, unnoticed"),
+        Mode.SEV_ES: SUCCEEDS,
+        Mode.SEV_SNP: stopped_by("the RMP, if the IOMMU checks it for the device's write"),
+    },
+    defences={"verify": "the signer verifies before it answers: a faulty signature never leaves"},
+    victim=signer,
+)
+def bit_flip(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Flip one bit of the ciphertext of dP while the victim signs; factor the modulus with the faulty result.
+
+    The engine decrypts the altered block to sixteen bytes of garbage.  The half signature modulo p is wrong,
+    the other half is right: gcd(s^e - m, N) is q.  Neither plaintext nor key is needed.
+    """
+    modulus = int.from_bytes(facts.data("modulus"), "little")
+    message = 0x0123_4567_89AB_CDEF_0011_2233_4455_6677 % modulus
+    request = message.to_bytes(16, "little")
+    good = int.from_bytes(hands.client.ask(request, 16), "little")
+    log.step("a signature of the victim's", good.to_bytes(16, "little"))
+    if pow(good, E, modulus) != message:
+        raise Thwarted("the victim does not sign")
+    hands.caches.write_back()
+    at = hands.device.spa(facts.number("dp_at"))
+    block = bytearray(hands.device.read_plain(at, 16))
+    log.step("the block of dP as the device reads it", block)
+    block[0] ^= 1
+    hands.device.write(at, bytes(block))
+    faulty = int.from_bytes(hands.client.ask(request, 16), "little")
+    log.step("one bit flipped by DMA; the victim signs again", faulty.to_bytes(16, "little"))
+    if faulty == 0:
+        raise Thwarted("the victim noticed, and answered with nothing")
+    q = math.gcd(pow(faulty, E, modulus) - message, modulus)
+    p = modulus // q
+    log.step(f"gcd(s^e - m, N) = {q:#x}")
+    log.figure("faulty signatures needed", 1, published="one, for RSA-CRT", source="attacks.md A3")
+    log.figure("bits flipped", 1)
+    return p.to_bytes(16, "little") + q.to_bytes(16, "little")

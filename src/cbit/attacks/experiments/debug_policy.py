@@ -1,0 +1,51 @@
+"""A launch with a policy that lets the host debug."""
+
+from __future__ import annotations
+
+from cbit.attacks.experiments.host_read import KEEPER
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.guest import SECRET, Program
+from cbit.attacks.lab.hands import Hands
+from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, succeeds
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Stand
+from cbit.attacks.power import Power
+from cbit.spec.policy import Policy
+
+
+def debuggable(stand: Stand) -> Scene:
+    """Start a victim whose owner asked for no NODBG, or for it."""
+    secret = stand.entropy.draw(32)
+    policy = Policy.NODBG if stand.variant == "nodbg" else Policy(0)
+    guest = stand.guest(Program(KEEPER), secret=secret, policy=policy)
+    guest.until_idle()
+    return Scene((secret,), Facts({"secret_at": SECRET}), guest, planted=guest.peek(SECRET, 32) == secret)
+
+
+_NO_FIRMWARE = does_not_apply("no guest key, no firmware context: the host reads memory by itself")
+
+
+@attack(
+    title="Debugging a guest whose policy permits it",
+    paper="sev-api.md §10 (DBG_DECRYPT); sev-crypto.md §1 (policy)",
+    holds={Power.COMMAND},
+    expect={
+        Mode.NONE: _NO_FIRMWARE,
+        Mode.SME: _NO_FIRMWARE,
+        Mode.SEV: succeeds("policy bit NODBG is clear"),
+        Mode.SEV_ES: SUCCEEDS,
+        Mode.SEV_SNP: succeeds("policy bit 19 (debug) is set"),
+    },
+    defences={"nodbg": "policy bit NODBG: the secure processor answers POLICY_FAILURE"},
+    victim=debuggable,
+)
+def debug_policy(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Ask the secure processor itself to decrypt the victim's memory: DBG_DECRYPT.
+
+    Nothing is broken: an owner who launches without NODBG has agreed to it.  The policy is part of what the
+    launch measurement covers, so a host cannot clear the bit for an owner who set it.
+    """
+    loot = hands.commands.debug_decrypt(facts.number("secret_at"), 32)
+    log.step("DBG_DECRYPT of the secret's page", loot)
+    return loot

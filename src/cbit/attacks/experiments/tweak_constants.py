@@ -1,0 +1,169 @@
+"""A10 step 1: the constants of the address tweak, measured in a guest of one's own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.gf2 import solve
+from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.log import Log, curve
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.power import Power
+from cbit.crypto.entropy import SeededEntropy
+from cbit.crypto.memory_modes import Mode as Engine
+from cbit.spec.address import BLOCK, GIB, PAGE
+
+BITS = range(4, 32)  #: what was published; above, the constants are not known to anybody here
+_SOURCE = "SEVurity §III, §IV-C (attacks.md A10)"
+
+
+def engine_constants(stand: Stand) -> Scene:
+    """There is no victim: what is sought are the constants of the machine's engine."""
+    tweak = stand.machine.controller._tweak  # the lab alone may look
+    assert tweak is not None
+    constants = tuple(tweak.constants[bit] for bit in BITS)
+    blocks = stand.number("blocks") if "blocks" in stand.parameters else 0
+    return Scene(constants, Facts({"blocks": blocks}))
+
+
+def _pages(count: int, seed: str) -> list[int]:
+    """Choose pages all over the upper half of 4 GiB, where the host has nothing."""
+    drawn = np.frombuffer(SeededEntropy(seed).draw(4 * count), np.uint32)
+    return [2 * GIB + int(page) % (2 * GIB // PAGE) * PAGE for page in drawn] + [GIB, GIB + PAGE]
+
+
+EXPECT = {
+    Mode.NONE: does_not_apply("nothing is encrypted"),
+    Mode.SME: succeeds("the host's own key serves as well: the constants are the engine's"),
+    Mode.SEV: succeeds("all keys of a machine share its constants"),
+    Mode.SEV_ES: SUCCEEDS,
+    Mode.SEV_SNP: stopped_by("parts with SNP draw fresh constants at each boot, or use XTS"),
+}
+
+
+def _known(log: Log, constants: dict[int, bytes]) -> bytes:
+    """Write down what was found, and give it back as loot."""
+    found = [constants[bit] for bit in BITS if bit in constants]
+    if found:
+        log.step(f"{len(found)} constants: t_4 = {found[0].hex()} …", b"".join(found))
+    log.figure("constants recovered", len(found), published="28", source=_SOURCE)
+    return b"".join(found)
+
+
+@attack(
+    title="Tweak constants of XE by linear algebra",
+    experiment="E6",
+    paper="Du et al. 2017 (A5); SEVurity, S&P 2020 (A10); memory-encryption.md §9.2",
+    holds={Power.RUN_GUEST, Power.MAP_MEMORY, Power.FLUSH_CACHES},
+    expect=EXPECT,
+    victim=engine_constants,
+    setup=Setup(engine=Engine.XE, memory=4 * GIB),
+    executes=False,
+)
+def tweak_constants_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Move ciphertext between two addresses of one's own guest: the difference of the plaintexts is T(p ^ q).
+
+    Under XE, Dec(Enc(m, p), q) = m ^ T(p) ^ T(q).  T is linear in the address bits, so each move is one linear
+    equation for the constants, and a few more equations than unknowns solve it.
+    """
+    own, pages = hands.own_guest(), _pages(48, "xe")
+    equations: list[tuple[int, bytes]] = []
+    for p, q in zip(pages, pages[1:] + pages[:1], strict=True):
+        here, there = p, q + len(equations) % 256 * BLOCK
+        own.store(here, bytes(BLOCK))
+        hands.caches.write_back()
+        hands.memory.write(there, hands.memory.read(here, BLOCK))
+        hands.caches.write_back()
+        equations.append(((here ^ there) >> 4, own.load(there, BLOCK)))
+        hands.caches.write_back()
+    log.step(f"{len(equations)} blocks moved; the last one decrypts to", equations[-1][1])
+    log.figure("blocks moved", len(equations), published="no figure", source=_SOURCE)
+    return _known(log, {bit + 4: value for bit, value in solve(equations).items()})
+
+
+@attack(
+    title="Tweak constants of XEX by collisions",
+    experiment="E6",
+    paper="SEVurity, S&P 2020 (A10); memory-encryption.md §9.2",
+    holds={Power.RUN_GUEST, Power.MAP_MEMORY, Power.FLUSH_CACHES},
+    expect=EXPECT,
+    defences={"fresh": "Zen 2 and later: 128-bit constants without a period, drawn at each boot"},
+    victim=engine_constants,
+    setup=Setup(engine=Engine.XEX, memory=4 * GIB, cache=1 << 22),
+    setups={"fresh": Setup(profile="rome", engine=Engine.XEX, memory=4 * GIB, cache=1 << 22)},
+    parameters={"blocks": 1 << 20},
+    executes=False,
+)
+def tweak_constants_xex(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Encrypt random four-byte patterns all over memory in a guest of one's own, and look for collisions.
+
+    Under XEX a moved block decrypts to noise, so the published attack guesses a constant's 32-bit pattern and
+    tests the guess by moving a block: 2^31 tests for each of 28 constants.  There is a shorter way.  With
+    g(x) = AES(x) ^ x, the ciphertext at p XOR the plaintext m is g(m ^ T(p)).  Two blocks for which these agree
+    have m ^ T(p) = m' ^ T(q): one linear equation, T(p ^ q) = m ^ m'.  As tweaks have a period of four bytes,
+    blocks of four-byte patterns collide after about 2^16 of them, and a million gives more than a hundred
+    equations.
+
+    Constants of 128 bits would want 2^64 blocks.
+    """
+    own, budget = hands.own_guest(), facts.number("blocks")
+    randomness = np.random.Generator(np.random.SFC64(1))
+    sums = np.empty((budget, 2), np.uint64)
+    plain, where = np.empty((budget, 2), np.uint64), np.empty(budget, np.uint64)
+    pages, done, points = _pages(62, "xex"), 0, []
+    equations: list[tuple[int, bytes]] = []
+    while done < budget:
+        for page in pages[: (budget - done) // 256]:
+            pattern = randomness.integers(0, 1 << 32, 256, dtype=np.uint64)
+            words = np.repeat(pattern | pattern << np.uint64(32), 2).reshape(256, 2)
+            own.store(page, words.tobytes())
+            plain[done : done + 256] = words
+            where[done : done + 256] = page + BLOCK * np.arange(256)
+            done += 256
+        start = max(0, done - 256 * len(pages))
+        hands.caches.write_back()
+        for index, page in enumerate(pages[: (done - start) // 256]):
+            cells = np.frombuffer(hands.memory.read(page, PAGE), np.uint64).reshape(256, 2)
+            rows = slice(start + 256 * index, start + 256 * (index + 1))
+            sums[rows] = cells ^ plain[rows]
+        equations = _collisions(sums[:done], plain[:done], where[:done])
+        points.append((done / 1000, float(len(equations))))
+        constants = solve(equations)
+        if set(constants) >= {bit - 4 for bit in BITS} or done + 256 > budget:
+            break
+    log.step(
+        f"{done} blocks encrypted, {len(equations)} collisions",
+        picture=curve("thousand blocks", "collisions", points),
+    )
+    log.figure(
+        "own encryptions for all constants",
+        done,
+        "blocks",
+        published="about 30 minutes for each constant, 2^31 tests expected",
+        source=_SOURCE,
+        difference="collisions among all blocks stand in for guesses of one constant at a time",
+    )
+    if not equations:
+        raise Thwarted(f"no collision among {done} blocks")
+    return _known(log, {bit + 4: value for bit, value in constants.items()})
+
+
+def _collisions(
+    sums: np.ndarray[tuple[int, int], np.dtype[np.uint64]],
+    plain: np.ndarray[tuple[int, int], np.dtype[np.uint64]],
+    where: np.ndarray[tuple[int], np.dtype[np.uint64]],
+) -> list[tuple[int, bytes]]:
+    """Pairs of blocks whose sums agree, as equations."""
+    order = np.lexsort((sums[:, 1], sums[:, 0]))
+    ordered = sums[order]
+    same = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1))
+    equations = []
+    for index in same:
+        a, b = int(order[index]), int(order[index + 1])
+        if where[a] != where[b]:
+            difference = int(where[a] ^ where[b]) >> 4
+            equations.append((difference, (plain[a] ^ plain[b]).tobytes()))
+    return equations

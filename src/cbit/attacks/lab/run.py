@@ -1,0 +1,185 @@
+"""Run one case and judge it: the planted secrets are in the loot, or they are not.
+
+Paper: attacks.md §3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from cbit.attacks.lab.attack import Attack, Number
+from cbit.attacks.lab.guest import Crashed
+from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.log import Figure, Log, Step, picture_as_json
+from cbit.attacks.lab.outcome import Expectation, Mode, Verdict
+from cbit.attacks.lab.stand import Stand, Workshop
+from cbit.cpu.faults import VmExit
+from cbit.spec.errors import CbitError
+
+SHORTEST_SECRET: Final = 5  #: bytes; fewer could turn up by chance
+
+
+class NoControl(CbitError):
+    """The victim does not hold its secret: an attack that finds nothing would prove nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One cell of the matrix.
+
+    Attributes:
+        attack: which.
+        mode: against what.
+        variant: with which defence, or "".
+        seed: of the machine and the victim.
+        parameters: what was varied.
+        verdict: what came out.
+        expected: what should have.
+        found: how many of the planted secrets are in the loot.
+        planted: how many were planted.
+        note: why it ended, if something stood in its way.
+        loot: how many bytes the adversary brought back.
+        powers: those that it used.
+        steps: its notebook.
+        figures: its numbers.
+    """
+
+    attack: str
+    mode: Mode
+    variant: str
+    seed: int
+    parameters: Mapping[str, Number]
+    verdict: Verdict
+    expected: Expectation
+    found: int = 0
+    planted: int = 0
+    note: str = ""
+    loot: int = 0
+    powers: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = field(default=(), repr=False)
+    figures: tuple[Figure, ...] = ()
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether prediction and run agree; what is not modelled was not run."""
+        return self.verdict in (self.expected.verdict, Verdict.NOT_MODELLED)
+
+    def as_json(self, *, steps: bool = True) -> dict[str, Any]:
+        """Give it as JSON values."""
+        told = {
+            "attack": self.attack,
+            "mode": self.mode.value,
+            "variant": self.variant,
+            "seed": self.seed,
+            "parameters": dict(self.parameters),
+            "verdict": self.verdict.value,
+            "expected": self.expected.verdict.value,
+            "why": self.expected.why,
+            "as_expected": self.as_expected,
+            "found": self.found,
+            "planted": self.planted,
+            "note": self.note,
+            "loot_bytes": self.loot,
+            "powers": list(self.powers),
+            "figures": [asdict(figure) for figure in self.figures],
+        }
+        if steps:
+            told["steps"] = [
+                {
+                    "text": step.text,
+                    "data": step.data.hex(),
+                    "length": step.length,
+                    "picture": picture_as_json(step.picture),
+                }
+                for step in self.steps
+            ]
+        return told
+
+
+def run(
+    attack: Attack,
+    workshop: Workshop,
+    *,
+    mode: Mode,
+    variant: str = "",
+    seed: int = 1,
+    parameters: Mapping[str, Number] | None = None,
+) -> Result:
+    """Run one cell.
+
+    Raises:
+        BadCase: a variant or a parameter that the attack does not have.
+        NoControl: the victim does not hold its secret.
+        PowerNotHeld: the attempt uses a power that it does not declare.
+        NoEngine: this computer cannot execute guests.
+    """
+    complete = attack.check(mode, variant, parameters or {})
+    expected = attack.expectation(mode, variant)
+    blank = Result(attack.name, mode, variant, seed, complete, expected.verdict, expected)
+    if not mode.modelled:
+        return _as(blank, Verdict.NOT_MODELLED, f"predicted: {_prediction(expected)}")
+    if expected.verdict is Verdict.NOT_APPLICABLE:
+        return _as(blank, Verdict.NOT_APPLICABLE, expected.why)
+    setup = attack.setups.get(variant, attack.setup)
+    stand = Stand(workshop, setup, mode=mode, variant=variant, seed=seed, parameters=complete)
+    scene = attack.prepare(stand)
+    if not scene.planted:
+        raise NoControl(f"{attack.name}, {mode}: the victim does not hold what was planted")
+    if not scene.secrets or min(map(len, scene.secrets)) < SHORTEST_SECRET:
+        raise NoControl(f"{attack.name}: secrets of {SHORTEST_SECRET} bytes at least")
+    hands = Hands(
+        stand.host,
+        scene.guest,
+        attack.holds,
+        own_sev=mode is Mode.SEV,
+        hwcr_locked=scene.hwcr_locked,
+    )
+    log, loot, note = Log(), b"", ""
+    try:
+        loot = attack.attempt(hands, scene.facts, log)
+    except (Thwarted, Crashed, VmExit) as obstacle:
+        note = str(obstacle)
+    found = sum(secret in loot for secret in scene.secrets)
+    if stand.machine.is_on:
+        stand.machine.power_off()
+    return Result(
+        attack=attack.name,
+        mode=mode,
+        variant=variant,
+        seed=seed,
+        parameters=complete,
+        verdict=_verdict(found, len(scene.secrets)),
+        expected=expected,
+        found=found,
+        planted=len(scene.secrets),
+        note=note,
+        loot=len(loot),
+        powers=tuple(sorted(power.value for power in hands.used)),
+        steps=tuple(log.steps),
+        figures=tuple(log.figures),
+    )
+
+
+def _verdict(found: int, planted: int) -> Verdict:
+    if found == 0:
+        return Verdict.STOPPED
+    return Verdict.SUCCEEDED if found == planted else Verdict.PARTLY
+
+
+def _prediction(expected: Expectation) -> str:
+    return f"{expected.verdict.value}{f' ({expected.why})' if expected.why else ''}"
+
+
+def _as(blank: Result, verdict: Verdict, note: str) -> Result:
+    return Result(
+        blank.attack,
+        blank.mode,
+        blank.variant,
+        blank.seed,
+        blank.parameters,
+        verdict,
+        blank.expected,
+        note=note,
+    )

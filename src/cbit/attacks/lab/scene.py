@@ -1,0 +1,64 @@
+"""A victim, the secrets planted in it, and what everybody may know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cbit.attacks.lab.guest import Guest
+
+Fact = int | float | bytes | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the adversary knows without any power: images are public, places in them are.
+
+    Attributes:
+        known: by name.
+    """
+
+    known: Mapping[str, Fact]
+
+    def number(self, name: str) -> int:
+        """A fact that is a number."""
+        value = self.known[name]
+        assert isinstance(value, int), name
+        return value
+
+    def real(self, name: str) -> float:
+        """A fact that may be a fraction."""
+        value = self.known[name]
+        assert isinstance(value, int | float), name
+        return value
+
+    def data(self, name: str) -> bytes:
+        """A fact that is bytes."""
+        value = self.known[name]
+        assert isinstance(value, bytes), name
+        return value
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """A fact that is several numbers."""
+        value = self.known[name]
+        assert isinstance(value, tuple), name
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What `prepare` makes.
+
+    Attributes:
+        secrets: what the judge looks for in the loot.
+        facts: what is public.
+        guest: the victim, if it is a guest.
+        planted: whether the secrets are where they belong: the positive control, asked before the attempt.
+        hwcr_locked: whether the processor ignores a write that would let INVD lose dirty lines.
+    """
+
+    secrets: tuple[bytes, ...]
+    facts: Facts
+    guest: Guest | None = None
+    planted: bool = True
+    hwcr_locked: bool = False

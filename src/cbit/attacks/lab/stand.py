@@ -1,0 +1,141 @@
+"""The trusted side: manufactures machines, starts victims, and holds the power that only the lab has.
+
+Paper: DESIGN.md "How memory works" (positive controls).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cbit.attacks.lab.guest import Guest, Program, boot
+from cbit.attacks.lab.outcome import Mode
+from cbit.attacks.tenant import Tenant
+from cbit.crypto.entropy import SeededEntropy
+from cbit.crypto.memory_modes import Mode as EngineMode
+from cbit.hypervisor.host import Host
+from cbit.machine.board import Machine, Options
+from cbit.machine.manufacture import make_root, manufacture
+from cbit.machine.profiles import profile
+from cbit.machine.state_folder import StateFolder
+from cbit.spec.address import MIB
+from cbit.spec.amd_certificate import AmdCert
+from cbit.spec.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The machine that an attack wants.
+
+    Attributes:
+        profile: which processor.  Most published attacks were made on the first generation.
+        engine: mode of its AES engine; None for the profile's default.
+        memory: bytes of DRAM.
+        cache: bytes of plaintext that the chip may hold.
+    """
+
+    profile: str = "naples"
+    engine: EngineMode | None = EngineMode.XEX
+    memory: int = 16 * MIB
+    cache: int = MIB
+
+
+class Workshop:
+    """Manufactures a machine of each profile once, in a temporary folder; machines are built from them.
+
+    Mutable; a context manager that removes the folder.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="cbit-attack-")
+        self._states: dict[str, StateFolder] = {}
+
+    def state(self, name: str) -> StateFolder:
+        """The manufactured machine of a profile.
+
+        Raises:
+            UnknownProfile: there is none of this name.
+        """
+        if name not in self._states:
+            chosen = profile(name)
+            path = Path(self._folder.name) / name
+            manufacture(
+                path, chosen, entropy=SeededEntropy(f"chip {name}"), root=make_root(chosen.root_bits)
+            )
+            self._states[name] = StateFolder(path)
+        return self._states[name]
+
+    def close(self) -> None:
+        """Let the folders go."""
+        for state in self._states.values():
+            state.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Stand:
+    """One machine for one run, with its host; made anew each time, from a seed.
+
+    Attributes:
+        mode: how victims are protected.
+        variant: the defence that is on, or "".
+        parameters: what the run varies.
+        entropy: what victims draw from.
+        machine: the machine, on.
+        host: its host software.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        setup: Setup,
+        *,
+        mode: Mode,
+        variant: str,
+        seed: int,
+        parameters: Mapping[str, int | float],
+    ) -> None:
+        self.mode, self.variant, self.parameters = mode, variant, parameters
+        self.entropy = SeededEntropy(f"victim {seed}")
+        self._state = workshop.state(setup.profile)
+        options = Options(
+            memory_size=setup.memory,
+            cache_size=setup.cache,
+            mode=setup.engine,
+            entropy=SeededEntropy(f"machine {seed}"),
+        )
+        self.machine = Machine(self._state, options)
+        self.machine.power_on()
+        self.host = Host(self.machine)
+        self.host.initialise()
+
+    def number(self, name: str) -> int:
+        """A parameter that is a whole number."""
+        return int(self.parameters[name])
+
+    def guest(self, program: Program, *, secret: bytes = b"", policy: Policy = Policy.NODBG) -> Guest:
+        """Start a victim as its protection wants it; with SEV, by its owner's measured launch.
+
+        Args:
+            program: what it runs.
+            secret: what its owner gives it, at `Program.secret_at`.
+            policy: what its owner asks for.
+        """
+        tenant = Tenant(
+            image=b"",
+            policy=int(policy),
+            vendor_certs=(self._state.read("certs/cek.cert"), self._state.read("certs/ask_ark.cert")),
+            trust=AmdCert.parse(self._state.read("certs/ark.cert")),
+        )
+        return boot(self.host, self.mode.protection, program, secret, tenant=tenant, entropy=self.entropy)
