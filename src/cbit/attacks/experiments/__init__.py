@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from cbit.attacks.experiments.bit_flip import bit_flip
+from cbit.attacks.experiments.block_move import block_move_xe, block_move_xex
+from cbit.attacks.experiments.code_injection import code_injection
+from cbit.attacks.experiments.crossline import crossline_v1, crossline_v2
 from cbit.attacks.experiments.debug_policy import debug_policy
 from cbit.attacks.experiments.dropped_store import dropped_store
 from cbit.attacks.experiments.faked_cpuid import faked_cpuid
@@ -28,6 +31,11 @@ ALL: Final[tuple[Attack, ...]] = (
     debug_policy,
     tweak_constants_xe,
     tweak_constants_xex,
+    block_move_xe,
+    block_move_xex,
+    code_injection,
+    crossline_v1,
+    crossline_v2,
 )
 
 

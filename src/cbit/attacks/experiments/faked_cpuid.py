@@ -10,6 +10,7 @@ from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by,
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.power import Power
+from cbit.cpu.engine.control_block import Exit
 from cbit.spec.address import PAGE
 
 WORK = 0x30000  #: the page that the victim works in, at linear 4 MiB in its own tables
@@ -108,8 +109,8 @@ def faked_cpuid(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.victim.skip(2)
     mapped: list[int] = []
 
-    def map_strange(exit: object) -> bool:
-        code, address = exit.code, exit.info_2  # type: ignore[attr-defined]  # an Exit
+    def map_strange(exit: Exit) -> bool:
+        code, address = exit.code, exit.info_2
         strange = gpa_of(address) & -PAGE
         if code != NPF or not strange >> FAKED:
             return False

@@ -10,6 +10,7 @@ from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.power import Power
+from cbit.cpu.engine.control_block import Exit
 from cbit.spec.address import PAGE
 
 FIRST, SECOND, ELSEWHERE = 0x33000, 0x37000, 0x155000
@@ -65,8 +66,8 @@ def _touched(hands: Hands, request: bytes, log: Log) -> set[int]:
     """Which pages the victim reads or writes as data for one request."""
     touched: set[int] = set()
 
-    def note(exit: object) -> bool:
-        code, info, address = exit.code, exit.info_1, exit.info_2  # type: ignore[attr-defined]  # an Exit
+    def note(exit: Exit) -> bool:
+        code, info, address = exit.code, exit.info_1, exit.info_2
         if code != NPF:
             return False
         gpa = gpa_of(address) & -PAGE

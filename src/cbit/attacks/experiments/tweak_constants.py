@@ -72,7 +72,7 @@ def tweak_constants_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     own, pages = hands.own_guest(), _pages(48, "xe")
     equations: list[tuple[int, bytes]] = []
     for p, q in zip(pages, pages[1:] + pages[:1], strict=True):
-        here, there = p, q + len(equations) % 256 * BLOCK
+        here, there = p, q + 37 * len(equations) % 256 * BLOCK
         own.store(here, bytes(BLOCK))
         hands.caches.write_back()
         hands.memory.write(there, hands.memory.read(here, BLOCK))
@@ -82,6 +82,9 @@ def tweak_constants_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step(f"{len(equations)} blocks moved; the last one decrypts to", equations[-1][1])
     log.figure("blocks moved", len(equations), published="no figure", source=_SOURCE)
     return _known(log, {bit + 4: value for bit, value in solve(equations).items()})
+
+
+_LOOK = 1 << 16  # blocks between two looks for collisions
 
 
 @attack(
@@ -111,29 +114,27 @@ def tweak_constants_xex(hands: Hands, facts: Facts, log: Log) -> bytes:
     """
     own, budget = hands.own_guest(), facts.number("blocks")
     randomness = np.random.Generator(np.random.SFC64(1))
-    sums = np.empty((budget, 2), np.uint64)
-    plain, where = np.empty((budget, 2), np.uint64), np.empty(budget, np.uint64)
+    sums, plain = np.empty((budget, 2), np.uint64), np.empty((budget, 2), np.uint64)
+    where = np.empty(budget, np.uint64)
     pages, done, points = _pages(62, "xex"), 0, []
     equations: list[tuple[int, bytes]] = []
-    while done < budget:
-        for page in pages[: (budget - done) // 256]:
-            pattern = randomness.integers(0, 1 << 32, 256, dtype=np.uint64)
-            words = np.repeat(pattern | pattern << np.uint64(32), 2).reshape(256, 2)
-            own.store(page, words.tobytes())
-            plain[done : done + 256] = words
-            where[done : done + 256] = page + BLOCK * np.arange(256)
-            done += 256
-        start = max(0, done - 256 * len(pages))
+    constants: dict[int, bytes] = {}
+    while done + 256 <= budget and len(constants) < len(BITS):
+        batch = pages[: (budget - done) // 256]
+        rows = slice(done, done + 256 * len(batch))
+        pattern = randomness.integers(0, 1 << 32, 256 * len(batch), dtype=np.uint64)
+        plain[rows] = np.repeat(pattern | pattern << np.uint64(32), 2).reshape(-1, 2)
+        where[rows] = np.add.outer(np.array(batch), BLOCK * np.arange(256)).ravel()
+        stored = plain[rows].tobytes()
+        own.store_all([(page, stored[PAGE * i : PAGE * (i + 1)]) for i, page in enumerate(batch)])
         hands.caches.write_back()
-        for index, page in enumerate(pages[: (done - start) // 256]):
-            cells = np.frombuffer(hands.memory.read(page, PAGE), np.uint64).reshape(256, 2)
-            rows = slice(start + 256 * index, start + 256 * (index + 1))
-            sums[rows] = cells ^ plain[rows]
-        equations = _collisions(sums[:done], plain[:done], where[:done])
-        points.append((done / 1000, float(len(equations))))
-        constants = solve(equations)
-        if set(constants) >= {bit - 4 for bit in BITS} or done + 256 > budget:
-            break
+        cells = b"".join(hands.memory.read(page, PAGE) for page in batch)
+        sums[rows] = np.frombuffer(cells, np.uint64).reshape(-1, 2) ^ plain[rows]
+        done = rows.stop
+        if done // _LOOK > (done - 256 * len(batch)) // _LOOK or done + 256 > budget:
+            equations = _collisions(sums[:done], plain[:done], where[:done])
+            points.append((done / 1000, float(len(equations))))
+            constants = solve(equations)
     log.step(
         f"{done} blocks encrypted, {len(equations)} collisions",
         picture=curve("thousand blocks", "collisions", points),
@@ -157,7 +158,7 @@ def _collisions(
     where: np.ndarray[tuple[int], np.dtype[np.uint64]],
 ) -> list[tuple[int, bytes]]:
     """Pairs of blocks whose sums agree, as equations."""
-    order = np.lexsort((sums[:, 1], sums[:, 0]))
+    order = np.argsort(sums[:, 0])
     ordered = sums[order]
     same = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1))
     equations = []

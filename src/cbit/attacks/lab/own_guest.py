@@ -8,6 +8,9 @@ Paper: memory-encryption.md §9.3 (constants are shared by all VMs); attacks.md 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.vcpu import Vcpu
@@ -15,7 +18,7 @@ from cbit.hypervisor.vm import Vm
 from cbit.spec.address import PAGE, Gpa, Gva
 from cbit.spec.policy import Policy
 
-_WINDOW = Gpa(1 << 30)
+_WINDOW: Final = Gpa(1 << 30)
 
 
 class OwnGuest:
@@ -36,24 +39,35 @@ class OwnGuest:
             self._sev.measure()
             self._sev.finish()
         self._vcpu = Vcpu(self._vm)
+        self._mapped: dict[int, Gpa] = {}
 
-    def _window(self, spa: int, length: int) -> None:
-        first = spa & -PAGE
-        frames = range(first, spa + length, PAGE)
-        self._vm.tables.map(_WINDOW, frames, c=self._vm.c)
-        self._host.forget(self._vcpu.vmcb_at)  # its translations are flushed at the next VMRUN
+    def _window(self, spa: int) -> int:
+        """Where the guest finds a system page; mapped at the first use."""
+        page = spa & -PAGE
+        if page not in self._mapped:
+            gpa = Gpa(_WINDOW + PAGE * len(self._mapped))
+            self._vm.tables.map(gpa, range(page, page + PAGE, PAGE), c=self._vm.c)
+            self._mapped[page] = gpa
+        return self._mapped[page] + spa % PAGE
 
     def store(self, spa: int, data: bytes) -> None:
-        """Let the guest store at a system address, through its nested tables."""
-        self._window(spa, len(data))
+        """Let the guest store at a system address, inside one page, through its nested tables."""
+        where = self._window(spa)
         with self._vcpu.run() as view:
-            view.write(Gva(_WINDOW + spa % PAGE), data)
+            view.write(Gva(where), data)
+
+    def store_all(self, stores: Sequence[tuple[int, bytes]]) -> None:
+        """Store at several places in one turn."""
+        places = [(self._window(spa), data) for spa, data in stores]
+        with self._vcpu.run() as view:
+            for where, data in places:
+                view.write(Gva(where), data)
 
     def load(self, spa: int, length: int) -> bytes:
         """Let the guest load from a system address."""
-        self._window(spa, length)
+        where = self._window(spa)
         with self._vcpu.run() as view:
-            return view.read(Gva(_WINDOW + spa % PAGE), length)
+            return view.read(Gva(where), length)
 
     def end(self) -> None:
         """End it; its ASID and key are gone."""

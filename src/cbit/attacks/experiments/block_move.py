@@ -1,0 +1,142 @@
+"""E6, A5, A10 step 3: chosen bytes in the victim's memory, by moving ciphertext."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.corpus import Corpus
+from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
+from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.log import Log, curve
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.power import Power
+from cbit.crypto.entropy import SeededEntropy
+from cbit.crypto.memory_modes import Mode as Engine
+from cbit.spec.address import MIB, PAGE
+
+RECORD = 0x30000  #: a session's record; its first two bytes are the user's number
+KERNEL = 0x200000  #: a large image whose contents everybody knows
+USER = 1000
+
+#: Hands its secret to user 0 only.
+SERVICE = f"""
+    mov qword ptr [{RECORD:#x}], {USER}
+again:
+    hlt
+    cmp word ptr [{RECORD:#x}], 0
+    jne refuse
+    movups xmm0, [{SECRET:#x}]
+    movups xmm1, [{SECRET + 16:#x}]
+    movups [{VIEW + SHARED + PAGE:#x}], xmm0
+    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm1
+    jmp again
+refuse:
+    xorps xmm0, xmm0
+    movups [{VIEW + SHARED + PAGE:#x}], xmm0
+    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm0
+    jmp again
+"""
+
+
+def service(stand: Stand) -> Scene:
+    """Start a victim with a large public image and a record that decides who gets its secret."""
+    secret = stand.entropy.draw(32)
+    kernel = SeededEntropy("a kernel that everybody has").draw(stand.number("corpus_mib") * MIB)
+    program = Program(SERVICE, data=((KERNEL, kernel),), size=KERNEL + len(kernel))
+    guest = stand.guest(program, secret=secret)
+    guest.until_idle()
+    xe = stand.machine.mode is Engine.XE
+    facts = Facts({"record_at": RECORD, "kernel_at": KERNEL, "kernel": kernel, "xe": int(xe)})
+    return Scene((secret,), facts, guest, planted=guest.peek(SECRET, 32) == secret)
+
+
+EXPECT = {
+    Mode.NONE: does_not_apply("nothing is encrypted: the host writes what it likes"),
+    Mode.SME: succeeds("the tweak constants are known"),
+    Mode.SEV: succeeds("the tweak constants are known"),
+    Mode.SEV_ES: SUCCEEDS,
+    Mode.SEV_SNP: stopped_by("the RMP refuses the host's write"),
+}
+HOLDS = {Power.MAP_MEMORY, Power.FLUSH_CACHES, Power.CLIENT}
+_SOURCE = "SEVurity §IV-C (attacks.md A10)"
+
+
+def move(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Both modes of the engine: the ciphertext is corrected under XEX, and not under XE."""
+    corpus = Corpus(hands.memory, facts.number("kernel_at"), facts.data("kernel"), xe=bool(facts.number("xe")))
+    target = hands.memory.spa(facts.number("record_at"))
+    refused = hands.client.ask(b"", 32)
+    log.step("the service refuses user 1000", refused)
+    _coverage(corpus, target, log)
+    found = corpus.find(b"\0\0", target)
+    if found is None:
+        raise Thwarted("no block of the known plaintext gives the wanted bytes")
+    log.step(f"a block of the kernel at {corpus.gpa(found):#x} becomes 0000… at the record's address")
+    hands.caches.write_back()
+    hands.memory.write(target, corpus.ciphertext_for(found, target))
+    hands.caches.write_back()
+    loot = hands.client.ask(b"", 32)
+    log.step("one block moved; the service answers", loot)
+    return loot
+
+
+def _coverage(corpus: Corpus, target: int, log: Log) -> None:
+    """How many of the 65536 values of two bytes can be had at one address, by size of the known plaintext."""
+    firsts = corpus.firsts(target)
+    points, mib = [], len(firsts) * 16 / MIB
+    for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1):
+        some = firsts[: int(len(firsts) * share)]
+        points.append((mib * share, 100 * len(np.unique(some)) / 65536))
+    log.step(
+        f"known plaintext: {mib:g} MiB", picture=curve("MiB of known plaintext", "% of two-byte values", points)
+    )
+    log.figure(
+        f"two-byte values at one address from {mib:g} MiB",
+        round(points[-1][1], 3),
+        "%",
+        published="about 8 MB suffice for any 2 bytes",
+        source=_SOURCE,
+        difference="random blocks: 1 - exp(-blocks / 65536); another address gives what one address lacks",
+    )
+
+
+@attack(
+    title="Moving a block under XE",
+    experiment="E6",
+    paper="Du et al. 2017 (A5); memory-encryption.md §9.2",
+    holds=HOLDS,
+    expect=EXPECT,
+    victim=service,
+    setup=Setup(engine=Engine.XE, memory=32 * MIB),
+    parameters={"corpus_mib": 8},
+)
+def block_move_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Copy a ciphertext block of known plaintext over a record of the victim's; two bytes of it are chosen.
+
+    Under XE the copy decrypts to m ^ T(p) ^ T(q).  The tweak constants are known and so is the plaintext of a
+    kernel, so the adversary looks for a block that begins with the wanted bytes when it arrives.
+    """
+    return move(hands, facts, log)
+
+
+@attack(
+    title="Moving a block under XEX",
+    experiment="E6",
+    paper="SEVurity, S&P 2020 (A10 step 3); memory-encryption.md §9.2",
+    holds=HOLDS,
+    expect=EXPECT,
+    defences={"fresh": "Zen 2 and later: the constants are others at each boot, and not the published ones"},
+    victim=service,
+    setup=Setup(engine=Engine.XEX, memory=32 * MIB),
+    setups={"fresh": Setup(profile="rome", engine=Engine.XEX, memory=32 * MIB)},
+    parameters={"corpus_mib": 8},
+)
+def block_move_xex(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """As under XE, with the ciphertext corrected by T(p) ^ T(q) before it is put in place.
+
+    Dec(Enc(m, p) ^ T(p) ^ T(q), q) = m ^ T(p) ^ T(q).
+    """
+    return move(hands, facts, log)

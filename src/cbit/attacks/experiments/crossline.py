@@ -1,0 +1,168 @@
+"""E8, A14: a virtual CPU of the adversary's under the victim's ASID."""
+
+from __future__ import annotations
+
+import struct
+
+from cbit.attacks.experiments.registers import LOAD, STORE, counter
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.guest import C_BIT, DB, NPF, TABLES, Program
+from cbit.attacks.lab.hands import Hands, Spoofed, gpa_of
+from cbit.attacks.lab.log import Field, Log
+from cbit.attacks.lab.outcome import Mode, does_not_apply, stopped_by, succeeds
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Stand
+from cbit.attacks.power import Power
+from cbit.spec.address import PAGE
+
+TREASURE = 0x20000  #: a page table of the victim's, with pages that it chose at random
+NOISE = 0x21000  #: a page of other data
+WORDS = 512
+_PRESENT, _LEAF_FLAGS = 1, 0x67
+
+MAPPER = "again: hlt; jmp again"
+
+
+def mapper(stand: Stand) -> Scene:
+    """Start a victim with a page table of random pages, which is a secret: it is how kernels hide."""
+    frames = [int.from_bytes(stand.entropy.draw(4), "little") & (1 << 27) - 1 for _ in range(WORDS)]
+    table = b"".join(struct.pack("<Q", frame << 12 | 1 << C_BIT | _LEAF_FLAGS) for frame in frames)
+    noise = stand.entropy.draw(PAGE)
+    guest = stand.guest(Program(MAPPER, data=((TREASURE, table), (NOISE, noise))))
+    guest.until_idle()
+    planted = guest.peek(TREASURE, PAGE) == table
+    if stand.variant == "deactivated":
+        assert guest.sev is not None
+        guest.sev.deactivate()
+    secrets = tuple((frame << 12).to_bytes(8, "little") for frame in frames)
+    shaped = sum(_looks_like_an_entry(word) for (word,) in struct.iter_unpack("<Q", noise))
+    facts = Facts({"table_at": TREASURE, "noise_at": NOISE, "shaped": shaped})
+    return Scene(secrets, facts, guest, planted=planted)
+
+
+def _looks_like_an_entry(word: int) -> bool:
+    """Present, not a large page, no address bit that guests who execute here do not have."""
+    return bool(word & _PRESENT) and not word & 1 << 7 and not word >> 40 & 0xFFF
+
+
+_NO_KEY = does_not_apply("there is no guest key to borrow: the host reads memory by itself")
+
+
+@attack(
+    title="CrossLine V1: the processor walks the victim's page",
+    experiment="E8",
+    paper="Li et al., CCS 2021 (attacks.md A14); memory-encryption.md §8 rule 5",
+    holds={Power.EDIT_VMCB, Power.MAP_MEMORY},
+    expect={
+        Mode.NONE: _NO_KEY,
+        Mode.SME: _NO_KEY,
+        Mode.SEV: succeeds("hardware does not remember whose ASID it is"),
+        Mode.SEV_ES: succeeds("with the victim's own VMSA"),
+        Mode.SEV_SNP: stopped_by("the walk's read is checked against the RMP"),
+    },
+    defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
+    victim=mapper,
+)
+def crossline_v1(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Run an empty virtual machine under the victim's ASID, with CR3 pointing at a page of the victim's.
+
+    The processor fetches: it reads an entry of "the page table" with the victim's key.  If the word looks like
+    a present entry, its address goes into the nested walk, which fails, for nothing is mapped, and the exit
+    reports the address.  Bits 47:39 of rIP choose the word: one exit for 8 bytes.
+    """
+    there = 1 << 30  # guest physical address of the stolen page in the adversary's machine
+    cpu = hands.spoofed(rip=0, cr3=there | 1 << C_BIT, map_memory=False)
+    loot = b""
+    for name in ("table_at", "noise_at"):
+        cpu.map(there, hands.memory.spa(facts.number(name)))
+        cpu.cpu.flush()
+        words = _leak(cpu, there)
+        loot += b"".join(word for word in words if word)
+        told = sum(map(bool, words))
+        log.step(
+            f"{told} of {WORDS} words of {name[:-3]} came out",
+            b"".join(word or bytes(8) for word in words),
+            picture=Field(64, bytes(255 if word else 40 for word in words)),
+        )
+        if name == "table_at":
+            log.figure("exits for each 8 bytes", 1, published="1", source="CrossLine (attacks.md A14)")
+            log.figure("entry-shaped words leaked", 100 * told / WORDS, "%")
+        else:
+            log.figure(
+                "random words leaked",
+                told,
+                f"of {WORDS}",
+                published="those with bit 0 set, bits 62:48 and 8:7 clear",
+                source="CrossLine (attacks.md A14)",
+                difference=f"{facts.number('shaped')} of them look like an entry to this engine's guests",
+            )
+    return loot
+
+
+def _leak(cpu: Spoofed, there: int) -> list[bytes | None]:
+    words: list[bytes | None] = []
+    for index in range(WORDS):
+        high = 0xFFFF << 48 if index >= WORDS // 2 else 0
+        cpu.registers["rip"] = high | index << 39
+        exit = cpu.runner.run(blocks=100)
+        address = gpa_of(exit.info_2) & -PAGE
+        leaked = exit.code == NPF and address != there
+        words.append(struct.pack("<Q", address) if leaked else None)
+    return words
+
+
+def _perhaps_ended(stand: Stand) -> Scene:
+    scene = counter(stand)
+    if stand.variant == "deactivated":
+        assert scene.guest is not None
+        assert scene.guest.sev is not None
+        scene.guest.sev.deactivate()
+    return scene
+
+
+@attack(
+    title="CrossLine V2: one instruction of the victim's",
+    experiment="E8",
+    paper="Li et al., CCS 2021 (attacks.md A14)",
+    holds={Power.EDIT_VMCB},
+    expect={
+        Mode.NONE: _NO_KEY,
+        Mode.SME: _NO_KEY,
+        Mode.SEV: succeeds("under the victim's ASID its code and its page tables decrypt"),
+        Mode.SEV_ES: stopped_by("SEV-ES: registers come from the victim's own VMSA"),
+        Mode.SEV_SNP: stopped_by("the VMSA has an owner in the RMP"),
+    },
+    defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
+    victim=_perhaps_ended,
+)
+def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Execute a load and a store of the victim's in a virtual machine of the adversary's own.
+
+    The victim need not even run.  The adversary's VMCB names the victim's ASID and page tables; its nested
+    tables map the victim's memory; rIP points at ``mov rax, [rsi]`` in the victim's code.  The trap flag ends
+    the turn after one instruction.
+    """
+    cpu = hands.spoofed(rip=LOAD, cr3=TABLES | 1 << C_BIT)
+    loot, exits = b"", 0
+    for at in range(0, 64, 8):
+        cpu.registers["rip"], cpu.registers["rsi"] = facts.number("load"), facts.number("secret_at") + at
+        cpu.stepper.on()
+        cpu.runner.until(DB)
+        exits += 1
+        loot += struct.pack("<Q", cpu.registers["rax"])
+    log.step("eight loads", loot)
+    cpu.registers["rip"], cpu.registers["rdi"] = STORE, facts.number("kept_at")
+    cpu.registers["rax"] = 0x6465_6772_6F66
+    cpu.stepper.on()
+    cpu.runner.until(DB)
+    cpu.registers["rip"], cpu.registers["rsi"] = LOAD, facts.number("kept_at")
+    cpu.stepper.on()
+    cpu.runner.until(DB)
+    log.step("a store, and a load of what it stored", struct.pack("<Q", cpu.registers["rax"]))
+    log.figure(
+        "exits for each 8 bytes",
+        exits / (len(loot) / 8),
+        published="one instruction at a time; 113.6 ms for 4 KB",
+        source="CrossLine (attacks.md A14)",
+    )
+    return loot

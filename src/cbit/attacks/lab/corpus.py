@@ -1,0 +1,65 @@
+"""Known plaintext in the victim's memory, and what its blocks become when they are moved.
+
+Paper: memory-encryption.md §9.2; attacks.md A10 step 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbit.attacks.lab.hands import Memory
+from cbit.crypto.memory_modes import Tweak
+from cbit.spec.address import BLOCK
+
+Words = NDArray[np.uint16]
+
+
+class Corpus:
+    """A stretch of guest memory whose plaintext the adversary knows, and the published tweak constants.
+
+    Args:
+        memory: the power to read and write ciphertext.
+        gpa: where it begins; a multiple of 16.
+        plain: its contents.
+        xe: the engine's mode is XE, else XEX.
+    """
+
+    def __init__(self, memory: Memory, gpa: int, plain: bytes, *, xe: bool) -> None:
+        self._memory, self._gpa, self._plain, self._xe = memory, gpa, plain, xe
+        self._spa = memory.spa(gpa, len(plain))
+        self._tweak = Tweak.zen1()
+        places = range(self._spa, self._spa + len(plain), BLOCK)
+        heads = np.frombuffer(plain, np.uint16).reshape(-1, BLOCK // 2)[:, 0]
+        tweaks = np.frombuffer(b"".join(self._tweak.at(place)[:2] for place in places), np.uint16)
+        self._heads: Words = heads ^ tweaks
+
+    def gpa(self, index: int) -> int:
+        """Guest physical address of a block."""
+        return self._gpa + BLOCK * index
+
+    def firsts(self, target: int) -> Words:
+        """For each block, the first two bytes that it would have at a system address."""
+        (head,) = np.frombuffer(self._tweak.at(target)[:2], np.uint16)
+        return self._heads ^ head
+
+    def find(self, wanted: bytes, target: int) -> int | None:
+        """Find a block that begins with two wanted bytes at a system address."""
+        (number,) = np.frombuffer(wanted, np.uint16)
+        found = np.flatnonzero(self.firsts(target) == number)
+        return int(found[0]) if len(found) else None
+
+    def difference(self, source: int, target: int) -> bytes:
+        """T(source) ^ T(target)."""
+        return xor(self._tweak.at(source), self._tweak.at(target))
+
+    def ciphertext_for(self, index: int, target: int) -> bytes:
+        """What to put at a system address so that it decrypts to a block of the corpus, tweaked."""
+        source = self._spa + BLOCK * index
+        cells = self._memory.read(source, BLOCK)
+        return cells if self._xe else xor(cells, self.difference(source, target))
+
+
+def xor(a: bytes, b: bytes) -> bytes:
+    """XOR of two strings of one length."""
+    return (int.from_bytes(a, "little") ^ int.from_bytes(b, "little")).to_bytes(len(a), "little")
