@@ -6,11 +6,12 @@ import math
 
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
-from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import Entropy
 from cbit.spec.address import PAGE
@@ -152,7 +153,7 @@ def bit_flip(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.caches.write_back()
     at = hands.device.spa(facts.number("dp_at"))
     block = bytearray(hands.device.read_plain(at, 16))
-    log.step("the block of dP as the device reads it", block)
+    log.step("the block of dP as the device reads it", bytes(block))
     block[0] ^= 1
     hands.device.write(at, bytes(block))
     faulty = int.from_bytes(hands.client.ask(request, 16), "little")

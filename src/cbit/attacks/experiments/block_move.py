@@ -7,11 +7,12 @@ import numpy as np
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus
 from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
-from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log, curve
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.memory_modes import Mode as Engine
@@ -66,7 +67,9 @@ _SOURCE = "SEVurity §IV-C (attacks.md A10)"
 
 def move(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Both modes of the engine: the ciphertext is corrected under XEX, and not under XE."""
-    corpus = Corpus(hands.memory, facts.number("kernel_at"), facts.data("kernel"), xe=bool(facts.number("xe")))
+    corpus = Corpus(
+        hands.memory, facts.number("kernel_at"), facts.data("kernel"), xe=bool(facts.number("xe"))
+    )
     target = hands.memory.spa(facts.number("record_at"))
     refused = hands.client.ask(b"", 32)
     log.step("the service refuses user 1000", refused)
@@ -91,7 +94,8 @@ def _coverage(corpus: Corpus, target: int, log: Log) -> None:
         some = firsts[: int(len(firsts) * share)]
         points.append((mib * share, 100 * len(np.unique(some)) / 65536))
     log.step(
-        f"known plaintext: {mib:g} MiB", picture=curve("MiB of known plaintext", "% of two-byte values", points)
+        f"known plaintext: {mib:g} MiB",
+        picture=curve("MiB of known plaintext", "% of two-byte values", points),
     )
     log.figure(
         f"two-byte values at one address from {mib:g} MiB",

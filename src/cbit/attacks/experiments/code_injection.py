@@ -8,11 +8,12 @@ from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus, xor
 from cbit.attacks.lab.guest import CODE, CPUID, HLT, NPF, SECRET, SHARED, VIEW, Program
-from cbit.attacks.lab.hands import Hands, Thwarted, gpa_of
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.memory_modes import Mode as Engine
@@ -83,15 +84,15 @@ def booting(stand: Stand) -> Scene:
     parameters={"corpus_mib": 8},
 )
 def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
-    """Turn a routine of the victim's into an encryption oracle, and write its code with what the oracle gives.
+    """Turn a routine of the victim's into an encryption oracle, and write code with what the oracle gives.
 
     1. Forbid execution; the nested fault tells when the routine's page is about to run.
-    2. Replace the block behind "store 16 bytes of CPUID's answer" by one of the known image's that begins, once
-       it is moved there, with a jump back: two chosen bytes are enough.
-    3. Now each CPUID stores sixteen bytes of the adversary's choice under the victim's key, and the ciphertext is
-       read at the next one: one exit for each block.
-    4. Corrected by the difference of the tweaks, that ciphertext is valid anywhere.  It is put over the jump, and
-       the victim copies its secret to the shared page.
+    2. Replace the block behind "store 16 bytes of CPUID's answer" by one of the known image's that begins,
+       once it is moved there, with a jump back: two chosen bytes are enough.
+    3. Now each CPUID stores sixteen bytes of the adversary's choice under the victim's key, and the
+       ciphertext is read at the next one: one exit for each block.
+    4. Corrected by the difference of the tweaks, that ciphertext is valid anywhere.  It is put over the jump,
+       and the victim copies its secret to the shared page.
     """
     routine, buffer = facts.number("routine"), facts.number("buffer")
     corpus = Corpus(hands.memory, facts.number("kernel_at"), facts.data("kernel"), xe=False)
@@ -103,7 +104,9 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.caches.write_back()
     hands.memory.write(behind, corpus.ciphertext_for(found, behind))
     hands.caches.write_back()
-    log.step(f"the kernel's block at {corpus.gpa(found):#x} is moved: it begins with {LOOP.hex()}, a jump back")
+    log.step(
+        f"the kernel's block at {corpus.gpa(found):#x} is moved: it begins with {LOOP.hex()}, a jump back"
+    )
     code = assemble(PAYLOAD, routine + BLOCK)
     code += bytes(-len(code) % BLOCK)
     oracle, exits = hands.memory.spa(buffer), 0
@@ -138,7 +141,11 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
         source="SEVurity §V-B (attacks.md A10 step 6)",
     )
     log.figure(
-        "chosen bytes in a block that is only moved", 2, "bytes", published="2, expected limit 3", source="§IV-C"
+        "chosen bytes in a block that is only moved",
+        2,
+        "bytes",
+        published="2, expected limit 3",
+        source="§IV-C",
     )
     return loot
 

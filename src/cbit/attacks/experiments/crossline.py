@@ -7,11 +7,12 @@ import struct
 from cbit.attacks.experiments.registers import LOAD, STORE, counter
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import C_BIT, DB, NPF, TABLES, Program
-from cbit.attacks.lab.hands import Hands, Spoofed, gpa_of
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
 from cbit.attacks.lab.outcome import Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Spoofed, gpa_of
 from cbit.attacks.power import Power
 from cbit.spec.address import PAGE
 
@@ -66,9 +67,9 @@ _NO_KEY = does_not_apply("there is no guest key to borrow: the host reads memory
 def crossline_v1(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Run an empty virtual machine under the victim's ASID, with CR3 pointing at a page of the victim's.
 
-    The processor fetches: it reads an entry of "the page table" with the victim's key.  If the word looks like
-    a present entry, its address goes into the nested walk, which fails, for nothing is mapped, and the exit
-    reports the address.  Bits 47:39 of rIP choose the word: one exit for 8 bytes.
+    The processor fetches: it reads an entry of "the page table" with the victim's key.  If the word looks
+    like a present entry, its address goes into the nested walk, which fails, for nothing is mapped, and the
+    exit reports the address.  Bits 47:39 of rIP choose the word: one exit for 8 bytes.
     """
     there = 1 << 30  # guest physical address of the stolen page in the adversary's machine
     cpu = hands.spoofed(rip=0, cr3=there | 1 << C_BIT, map_memory=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import C_BIT, CPUID, HLT, NPF, SECRET, Program
-from cbit.attacks.lab.hands import Hands, Thwarted, gpa_of
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.cpu.engine.control_block import Exit
 from cbit.spec.address import PAGE
@@ -98,9 +99,9 @@ _NO_C_BIT = does_not_apply("the guest has no C-bit")
 def faked_cpuid(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Answer CPUID 8000_001F with another C-bit position, and map the addresses that follow from it.
 
-    The victim sets bit 38 where it means the C-bit.  For the processor that is an address bit, so the leaf has
-    C=0: data are shared, while fetches and table walks stay private whatever the bit says.  The nested tables
-    map the strange address onto the page that the victim means, and everything works, in the clear.
+    The victim sets bit 38 where it means the C-bit.  For the processor that is an address bit, so the leaf
+    has C=0: data are shared, while fetches and table walks stay private whatever the bit says.  The nested
+    tables map the strange address onto the page that the victim means, and everything works, in the clear.
     """
     hands.victim.until(CPUID)
     log.step(f"the victim asks for leaf {hands.emulation['rax']:#x}: it is told that its C-bit is {FAKED}")
@@ -121,7 +122,9 @@ def faked_cpuid(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.victim.until(HLT, handle=map_strange)
     if not mapped:
         raise Thwarted("the victim never used the bit")
-    log.step(f"nested faults at {', '.join(f'{gpa:#x}' for gpa in mapped)}: mapped to the pages that it means")
+    log.step(
+        f"nested faults at {', '.join(f'{gpa:#x}' for gpa in mapped)}: mapped to the pages that it means"
+    )
     hands.caches.write_back()
     loot = hands.memory.read(hands.memory.spa(facts.number("work_at")), PAGE)
     log.step("the page that the victim works in, read with C=0", loot)

@@ -49,8 +49,8 @@ _ES = stopped_by("the guest's key")
 def host_read(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Map the victim's page into the host and read it, with C=0 and with C=1.
 
-    The host chooses the mapping and the C-bit, never the guest's key.  Under SME the key is the host's own, so
-    memory encryption protects nobody from the administrator.
+    The host chooses the mapping and the C-bit, never the guest's key.  Under SME the key is the host's own,
+    so memory encryption protects nobody from the administrator.
     """
     hands.caches.write_back()
     spa = hands.memory.spa(facts.number("secret_at"), 32)

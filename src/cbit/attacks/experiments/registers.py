@@ -1,4 +1,4 @@
-"""E7, A4a, A9: plain SEV leaves the registers to the hypervisor, and the guest's own code reads memory for it."""
+"""E7, A4a, A9: plain SEV leaves the registers to the hypervisor, and code that reads memory for it."""
 
 from __future__ import annotations
 

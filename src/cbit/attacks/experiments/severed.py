@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import HLT, NPF, SECRET, SHARED, VIEW, Program
-from cbit.attacks.lab.hands import Hands, Thwarted, gpa_of
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.cpu.engine.control_block import Exit
 from cbit.spec.address import PAGE

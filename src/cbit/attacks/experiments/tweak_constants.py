@@ -6,11 +6,12 @@ import numpy as np
 
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.gf2 import solve
-from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log, curve
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.memory_modes import Mode as Engine
@@ -66,8 +67,8 @@ def _known(log: Log, constants: dict[int, bytes]) -> bytes:
 def tweak_constants_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Move ciphertext between two addresses of one's own guest: the difference of the plaintexts is T(p ^ q).
 
-    Under XE, Dec(Enc(m, p), q) = m ^ T(p) ^ T(q).  T is linear in the address bits, so each move is one linear
-    equation for the constants, and a few more equations than unknowns solve it.
+    Under XE, Dec(Enc(m, p), q) = m ^ T(p) ^ T(q).  T is linear in the address bits, so each move is one
+    linear equation for the constants, and a few more equations than unknowns solve it.
     """
     own, pages = hands.own_guest(), _pages(48, "xe")
     equations: list[tuple[int, bytes]] = []
@@ -104,11 +105,12 @@ def tweak_constants_xex(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Encrypt random four-byte patterns all over memory in a guest of one's own, and look for collisions.
 
     Under XEX a moved block decrypts to noise, so the published attack guesses a constant's 32-bit pattern and
-    tests the guess by moving a block: 2^31 tests for each of 28 constants.  There is a shorter way.  With
-    g(x) = AES(x) ^ x, the ciphertext at p XOR the plaintext m is g(m ^ T(p)).  Two blocks for which these agree
-    have m ^ T(p) = m' ^ T(q): one linear equation, T(p ^ q) = m ^ m'.  As tweaks have a period of four bytes,
-    blocks of four-byte patterns collide after about 2^16 of them, and a million gives more than a hundred
-    equations.
+    tests the guess by moving a block: 2^31 tests for each of 28 constants.  There is a shorter way.
+
+    With g(x) = AES(x) ^ x, the ciphertext at p XOR the plaintext m is g(m ^ T(p)).  Two blocks for which
+    these agree have m ^ T(p) = m' ^ T(q): one linear equation, T(p ^ q) = m ^ m'.  As tweaks have a period of
+    four bytes, blocks of four-byte patterns collide after about 2^16 of them, and a million gives more than a
+    hundred equations.
 
     Constants of 128 bits would want 2^64 blocks.
     """

@@ -29,8 +29,16 @@ def assemble(source: str, at: int) -> bytes:
         raise NoEngine("no C compiler: victims are assembled here (Debian, Ubuntu: package gcc)")
     with tempfile.TemporaryDirectory() as scratch:
         text, linked = Path(scratch) / "victim.s", Path(scratch) / "victim.bin"
-        text.write_text(f".intel_syntax noprefix\n.text\n.globl _start\n_start:\n{source}\n", encoding="ascii")
-        options = ["-nostdlib", "-static", "-Wl,--oformat=binary", f"-Wl,-Ttext={at:#x}", "-Wl,--build-id=none"]
+        text.write_text(
+            f".intel_syntax noprefix\n.text\n.globl _start\n_start:\n{source}\n", encoding="ascii"
+        )
+        options = [
+            "-nostdlib",
+            "-static",
+            "-Wl,--oformat=binary",
+            f"-Wl,-Ttext={at:#x}",
+            "-Wl,--build-id=none",
+        ]
         done = subprocess.run(
             [*command, *options, "-o", str(linked), str(text)], capture_output=True, text=True, check=False
         )

@@ -1,7 +1,7 @@
 """An attack as a thing: its name, its powers, what is expected of it, and the two functions that make it.
 
-    @attack(title=…, holds={Power.…}, expect={Mode.SEV: SUCCEEDS, …}, victim=prepare)
-    def attempt(hands: Hands, facts: Facts, log: Log) -> bytes: ...
+@attack(title=…, holds={Power.…}, expect={Mode.SEV: SUCCEEDS, …}, victim=prepare)
+def attempt(hands: Hands, facts: Facts, log: Log) -> bytes: ...
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Attempt = Callable[[Hands, Facts, Log], bytes]
 
 
 class BadCase(CbitError):
-    """An attack is asked for what it does not have: a mode, a variant, a parameter; the message lists them."""
+    """An attack is asked for a mode, a variant or a parameter that it does not have."""
 
 
 @dataclass(frozen=True, slots=True)

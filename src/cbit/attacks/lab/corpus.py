@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cbit.attacks.lab.hands import Memory
+from cbit.attacks.lab.tools import Memory
 from cbit.crypto.memory_modes import Tweak
 from cbit.spec.address import BLOCK
 
@@ -41,7 +41,8 @@ class Corpus:
     def firsts(self, target: int) -> Words:
         """For each block, the first two bytes that it would have at a system address."""
         (head,) = np.frombuffer(self._tweak.at(target)[:2], np.uint16)
-        return self._heads ^ head
+        seen: Words = self._heads ^ head
+        return seen
 
     def find(self, wanted: bytes, target: int) -> int | None:
         """Find a block that begins with two wanted bytes at a system address."""

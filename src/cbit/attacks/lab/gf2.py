@@ -17,8 +17,8 @@ def solve(equations: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
     """
     rows: dict[int, tuple[int, int]] = {}  # by leading bit: mask, value
     length = 0
-    for mask, value in equations:
-        length = len(value)
+    for whole, value in equations:
+        mask, length = whole, len(value)
         number = int.from_bytes(value, "little")
         while mask:
             lead = mask.bit_length() - 1

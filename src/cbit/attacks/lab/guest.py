@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.tenant import Tenant
+from cbit.cpu.engine.control_block import REQUIRED, At, Exit, Intercept
+from cbit.cpu.engine.processor import Context
 from cbit.crypto.entropy import Entropy
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.launch import SevGuest
@@ -27,10 +29,6 @@ from cbit.hypervisor.vm import Vm
 from cbit.spec.address import MIB, PAGE, Gpa, Spa
 from cbit.spec.errors import CbitError
 from cbit.spec.key_id import HOST, UNENCRYPTED, guest
-
-if TYPE_CHECKING:
-    from cbit.cpu.engine.control_block import Exit
-    from cbit.cpu.engine.processor import Context
 
 C_BIT: Final = 39  #: of guests that execute, whatever the profile
 TABLES, GDT, STACK_TOP, SECRET, CODE, SHARED = 0x1000, 0x6000, 0x9000, 0xA000, 0x10000, 0x40000
@@ -117,8 +115,6 @@ class VirtualCpu:
         self._host.write(self.vmcb_at, self._first_vmcb(asid=asid, sev=sev, cr3=cr3, rip=rip, rsp=rsp))
 
     def _first_vmcb(self, *, asid: int, sev: bool, cr3: int, rip: int, rsp: int) -> bytes:
-        from cbit.cpu.engine.control_block import REQUIRED, At, Intercept
-
         vmcb = bytearray(PAGE)
         maps = self._host.frames.take(5 * PAGE)
         self._host.write(Spa(maps.start), b"\xff" * 5 * PAGE)  # every port and every register is intercepted
@@ -232,7 +228,9 @@ def boot(
     vm.load(Gpa(TABLES), image)
     sev = None
     if sev_mode:
-        sev = launch(vm, image, secret, program.secret_at, tenant=replace(tenant, image=image), entropy=entropy)
+        sev = launch(
+            vm, image, secret, program.secret_at, tenant=replace(tenant, image=image), entropy=entropy
+        )
     elif secret:
         vm.load(Gpa(program.secret_at), secret)
     c = 1 << C_BIT if sev_mode else 0

@@ -1,7 +1,7 @@
 """A guest of the adversary's own: an encryption oracle under a key that nobody else uses.
 
-What it stores at a page of the adversary's choice lies there as ciphertext under the tweaks of that page, which
-are the same for all guests.
+What it stores at a page of the adversary's choice lies there as ciphertext under the tweaks of that page,
+which are the same for all guests.
 
 Paper: memory-encryption.md §9.3 (constants are shared by all VMs); attacks.md A10 step 1.
 """

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from cbit.attacks.lab.attack import Attack, Number
 from cbit.attacks.lab.guest import Crashed
-from cbit.attacks.lab.hands import Hands, Thwarted
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Figure, Log, Step, picture_as_json
 from cbit.attacks.lab.outcome import Expectation, Mode, Verdict
 from cbit.attacks.lab.stand import Stand, Workshop
+from cbit.attacks.lab.tools import Thwarted
 from cbit.cpu.faults import VmExit
 from cbit.spec.errors import CbitError
 

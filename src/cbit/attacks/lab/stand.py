@@ -63,9 +63,7 @@ class Workshop:
         if name not in self._states:
             chosen = profile(name)
             path = Path(self._folder.name) / name
-            manufacture(
-                path, chosen, entropy=SeededEntropy(f"chip {name}"), root=make_root(chosen.root_bits)
-            )
+            manufacture(path, chosen, entropy=SeededEntropy(f"chip {name}"), root=make_root(chosen.root_bits))
             self._states[name] = StateFolder(path)
         return self._states[name]
 

@@ -1,0 +1,143 @@
+"""Where cases are run: here, or in worker processes that speak JSON lines.
+
+    parent -> worker   {"attack": …, "mode": …, "variant": …, "seed": …, "parameters": {…}}
+    worker -> parent   {"result": {…}}  or  {"error": "…"}
+
+A worker ends when its standard input does.  ``python -m cbit.attacks.lab.executors`` is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from cbit.attacks.experiments import named
+from cbit.attacks.lab.campaign import BrokenCase, Case, Told
+from cbit.attacks.lab.run import run
+from cbit.attacks.lab.stand import Workshop
+from cbit.spec.errors import CbitError
+
+
+def tell(case: Case, workshop: Workshop) -> Told:
+    """Run one case, and tell what came out as JSON values."""
+    result = run(
+        named(case.attack),
+        workshop,
+        mode=case.mode,
+        variant=case.variant,
+        seed=case.seed,
+        parameters=case.parameters,
+    )
+    return result.as_json()
+
+
+class Here:
+    """One case after the other, in this process."""
+
+    def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
+        """Yield each result (errors as `Executor.run`)."""
+        with Workshop() as workshop:
+            for case in cases:
+                try:
+                    told = tell(case, workshop)
+                except CbitError as error:
+                    raise _broken(case, str(error)) from error
+                yield case, told
+
+
+class Processes:
+    """Worker processes, one case each at a time.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"{count} worker processes: one at least")
+        self._count = count
+
+    def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
+        """Yield each result as it comes (errors as `Executor.run`)."""
+        waiting = list(cases)
+        workers = [_Worker() for _ in range(min(self._count, len(waiting)))]
+        try:
+            with selectors.DefaultSelector() as selector:
+                for worker in workers:
+                    worker.give(waiting.pop(0))
+                    selector.register(worker.output, selectors.EVENT_READ, worker)
+                for _ in cases:
+                    worker = selector.select()[0][0].data
+                    yield worker.take()
+                    if waiting:
+                        worker.give(waiting.pop(0))
+                    else:
+                        selector.unregister(worker.output)
+        finally:
+            for worker in workers:
+                worker.end()
+
+
+class _Worker:
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "cbit.attacks.lab.executors"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input: IO[str] = self._process.stdin
+        self.output: IO[str] = self._process.stdout
+        self._case: Case | None = None
+
+    def give(self, case: Case) -> None:
+        self._case = case
+        try:
+            self._input.write(json.dumps(case.as_json()) + "\n")
+            self._input.flush()
+        except BrokenPipeError:
+            pass  # `take` says so
+
+    def take(self) -> tuple[Case, Told]:
+        case, line = self._case, self.output.readline()
+        assert case is not None
+        if not line:
+            raise _broken(case, f"its worker ended with code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _broken(case, answer["error"])
+        return case, answer["result"]
+
+    def end(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+        self._process.terminate()
+        self.output.close()
+        self._process.wait()
+
+
+def _broken(case: Case, why: str) -> BrokenCase:
+    variant = f" with {case.variant}" if case.variant else ""
+    return BrokenCase(f"{case.attack} against {case.mode}{variant}: {why}")
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer cases until there are no more."""
+    with Workshop() as workshop:
+        for line in requests:
+            answer: dict[str, Any]
+            try:
+                answer = {"result": tell(Case.from_json(json.loads(line)), workshop)}
+            except Exception as error:  # whatever it is, the parent has to know which case it was
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin, sys.stdout)

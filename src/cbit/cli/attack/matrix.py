@@ -1,0 +1,91 @@
+"""``cbit attack matrix``: every attack against every mode, and every defence; the run decides each cell."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cbit.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from cbit.attacks.lab.campaign import Told
+
+HELP: Final = "run every attack against every mode; exit code 1 if a cell differs from its prediction"
+EXAMPLE: Final = """examples:
+  cbit attack matrix
+  cbit attack matrix --only severed --only replay --json"""
+_MARKS: Final = {
+    "succeeds": "SUCCEEDS",
+    "partly": "PARTLY",
+    "stopped": "stopped",
+    "does not apply": "-",
+    "not modelled": "not modelled",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="this row; may be repeated"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of machines and victims (default 1)"
+    )
+    add_campaign_arguments(parser)
+
+
+def add_campaign_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what all campaigns have."""
+    parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one for each core)")
+    parser.add_argument(
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help="keep results there; a campaign that was killed goes on from it",
+    )
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Run the matrix."""
+    from cbit.attacks.experiments import ALL, named
+    from cbit.attacks.lab.campaign import whole_matrix
+
+    rows = tuple(named(name) for name in dict.fromkeys(args.only)) or ALL
+    told = run_campaign(args, whole_matrix(rows, seed=args.seed))
+    reasons = tuple(_surprise(cell) for cell in told if not cell["as_expected"])
+    return Outcome(not reasons, {"cells": told}, reasons=reasons, lines=lambda: _lines(told))
+
+
+def run_campaign(args: argparse.Namespace, cases: list[Any]) -> list[Told]:
+    """Run cases as the command line says, with progress on standard error."""
+    from cbit.attacks.lab.campaign import conduct
+    from cbit.attacks.lab.executors import Processes
+    from cbit.cli.attack.progress import Progress
+
+    jobs = args.jobs or os.cpu_count() or 1
+    with Progress(quiet=args.json) as progress:
+        return conduct(cases, Processes(jobs), journal=args.journal, heard=progress.heard)
+
+
+def _surprise(cell: Told) -> str:
+    where = f"{cell['attack']}, {cell['mode']}" + (f" with {cell['variant']}" if cell["variant"] else "")
+    return f"{where}: predicted {cell['expected']}, the run says {cell['verdict']}"
+
+
+def _lines(told: list[Told]) -> Iterator[str]:
+    modes = list(dict.fromkeys(cell["mode"] for cell in told if not cell["variant"]))
+    yield f"{'':<22}" + "".join(f"{mode:<14}" for mode in modes)
+    for name in dict.fromkeys(cell["attack"] for cell in told):
+        row = [cell for cell in told if cell["attack"] == name]
+        plain = {cell["mode"]: cell for cell in row if not cell["variant"]}
+        yield f"{name:<22}" + "".join(f"{_mark(plain[mode]):<14}" for mode in modes)
+        for cell in row:
+            if cell["variant"]:
+                yield f"  with {cell['variant']:<15}{cell['mode']}: {_mark(cell)} - {cell['why']}"
+
+
+def _mark(cell: Told) -> str:
+    return _MARKS[cell["verdict"]] + ("" if cell["as_expected"] else " (!)")

@@ -1,0 +1,82 @@
+"""``cbit attack run NAME``: one attack against one mode, step by step."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from cbit.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from cbit.attacks.lab.attack import Attack
+    from cbit.attacks.lab.run import Result
+
+HELP: Final = "run one attack, step by step"
+EXAMPLE: Final = """examples:
+  cbit attack run severed
+  cbit attack run cold-boot --mode none --set decay=0.05
+  cbit attack run debug-policy --variant nodbg --json"""
+_SHOWN: Final = 32
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("name", metavar="NAME", help="the attack; `cbit attack list` names them")
+    parser.add_argument("--mode", metavar="MODE", help="none, sme, sev, sev-es or sev-snp (default: sev)")
+    parser.add_argument("--variant", default="", metavar="V", help="with this defence switched on")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of machine and victim (default 1)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated"
+    )
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Run one cell; exit code 1 if it does not come out as the rules say."""
+    from cbit.attacks.experiments import named
+    from cbit.attacks.lab.outcome import Mode
+    from cbit.attacks.lab.run import run as run_case
+    from cbit.attacks.lab.stand import Workshop
+    from cbit.cli.attack.arguments import mode_named, parameters
+    from cbit.cli.progress import progress
+
+    attack = named(args.name)
+    mode = mode_named(args.mode) if args.mode else (attack.defended if args.variant else Mode.SEV)
+    settings = parameters(args.set)
+    with progress(f"{attack.name} against {mode}", quiet=args.json), Workshop() as workshop:
+        result = run_case(
+            attack, workshop, mode=mode, variant=args.variant, seed=args.seed, parameters=settings
+        )
+    reasons = () if result.as_expected else (surprise(result),)
+    return Outcome(
+        result.as_expected, result.as_json(), reasons=reasons, lines=lambda: _lines(attack, result)
+    )
+
+
+def surprise(result: Result) -> str:
+    """Say how a cell differs from what was predicted."""
+    cell = f"{result.attack}, {result.mode}" + (f" with {result.variant}" if result.variant else "")
+    return f"{cell}: predicted {result.expected.verdict}, the run says {result.verdict}"
+
+
+def _lines(attack: Attack, result: Result) -> Iterator[str]:
+    yield f"{attack.title}  [{attack.paper}]"
+    yield ""
+    yield from (f"  {line}" for line in attack.idea.splitlines())
+    yield ""
+    for number, step in enumerate(result.steps, 1):
+        yield f"{number:>3}. {step.text}"
+        for at in range(0, len(step.data), _SHOWN):
+            yield f"       {step.data[at : at + _SHOWN].hex(' ', 8)}"
+    for figure in result.figures:
+        beside = f"   published: {figure.published}" if figure.published else ""
+        yield f"  #  {figure.name}: {figure.ours:g} {figure.unit}{beside}".rstrip()
+    yield ""
+    with_variant = f" with {result.variant}" if result.variant else ""
+    yield f"{result.mode}{with_variant}: {result.verdict}" + (
+        f" ({result.found} of {result.planted} secrets)" if result.planted else ""
+    )
+    if result.note:
+        yield f"  {result.note}"
+    if result.expected.why:
+        yield f"  because: {result.expected.why}"

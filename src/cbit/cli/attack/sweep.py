@@ -1,0 +1,96 @@
+"""``cbit attack sweep NAME``: one attack over ranges of its parameters, seeds and modes."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from cbit.cli.attack.matrix import add_campaign_arguments, run_campaign
+from cbit.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from cbit.attacks.lab.attack import Number
+    from cbit.attacks.lab.campaign import Told
+
+HELP: Final = "run one attack over ranges of its parameters, seeds and modes; resumable after a kill"
+EXAMPLE: Final = """examples:
+  cbit attack sweep cold-boot --mode none --over decay=0:0.2:0.02 --seeds 3 --journal decay.jsonl
+  cbit attack sweep block-move-xex --over corpus_mib=1,2,4,8"""
+_MOST: Final = 100_000  # cases
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("name", metavar="NAME", help="the attack")
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="FIRST:LAST:STEP, or values with commas; may be repeated",
+    )
+    parser.add_argument(
+        "--mode", action="append", default=[], metavar="MODE", help="may be repeated (default: sev)"
+    )
+    parser.add_argument("--variant", default="", metavar="V", help="with this defence switched on")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="seeds 1 to N for each point (default 1)"
+    )
+    add_campaign_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Run all points; parameters are meant to change verdicts, so no prediction is asked."""
+    from cbit.attacks.experiments import named
+    from cbit.attacks.lab.campaign import Case
+    from cbit.attacks.lab.outcome import Mode
+    from cbit.cli.attack.arguments import mode_named
+
+    attack = named(args.name)
+    axes = dict(_axis(word) for word in args.over)
+    modes = [mode_named(mode) for mode in args.mode] or [attack.defended if args.variant else Mode.SEV]
+    points = list(itertools.product(*axes.values()))
+    if not 0 < len(points) * len(modes) * args.seeds <= _MOST:
+        raise ValueError(f"{len(points) * len(modes) * args.seeds} cases: from 1 to {_MOST}")
+    cases = [
+        Case(attack.name, mode, args.variant, seed, dict(zip(axes, point, strict=True)))
+        for mode in modes
+        for point in points
+        for seed in range(1, args.seeds + 1)
+    ]
+    for case in cases:
+        attack.check(case.mode, case.variant, case.parameters)
+    told = run_campaign(args, cases)
+    return Outcome(True, {"cases": told}, lines=lambda: _lines(told, list(axes)))
+
+
+def _axis(word: str) -> tuple[str, list[Number]]:
+    from cbit.attacks.lab.attack import BadCase
+    from cbit.cli.attack.arguments import number
+
+    name, equals, values = word.partition("=")
+    if not equals or not name or not values:
+        raise BadCase(f"{word!r}: write NAME=FIRST:LAST:STEP or NAME=VALUE,VALUE")
+    if ":" not in values:
+        return name, [number(value) for value in values.split(",")]
+    parts = [number(part) for part in values.split(":")]
+    if len(parts) != 3 or parts[2] <= 0 or parts[1] < parts[0]:
+        raise BadCase(
+            f"{word!r}: FIRST:LAST:STEP, with a step above 0 and a last that is not below the first"
+        )
+    first, last, step = parts
+    count = int((last - first) / step + 1e-9) + 1
+    if count > _MOST:
+        raise BadCase(f"{word!r}: {count} values, {_MOST} at most")
+    return name, [round(first + step * index, 12) for index in range(count)]
+
+
+def _lines(told: list[Told], axes: list[str]) -> Iterator[str]:
+    yield "".join(f"{axis:<14}" for axis in axes) + f"{'mode':<9}{'seed':<6}{'secrets':<10}verdict"
+    for case in told:
+        parameters: dict[str, Any] = case["parameters"]
+        point = "".join(f"{parameters.get(axis, ''):<14}" for axis in axes)
+        share = f"{case['found']}/{case['planted']}"
+        yield f"{point}{case['mode']:<9}{case['seed']:<6}{share:<10}{case['verdict']}"

@@ -1,0 +1,28 @@
+"""The cells of the matrix that the tests run, and what makes the quick ones quick."""
+
+from __future__ import annotations
+
+from cbit.attacks.experiments import ALL
+from cbit.attacks.lab.attack import Attack, Number
+from cbit.attacks.lab.outcome import Mode, Verdict
+
+#: Smaller than the default, where the default takes seconds and shows nothing more.
+QUICK: dict[str, dict[str, Number]] = {
+    "block-move-xe": {"corpus_mib": 1},
+    "block-move-xex": {"corpus_mib": 1},
+    "code-injection": {"corpus_mib": 1},
+}
+
+
+def main_cell(attack: Attack) -> Mode:
+    """The mode that an attack is about: the strongest that it beats, or the weakest."""
+    beaten = [m for m in Mode if m.modelled and attack.expect[m].verdict is Verdict.SUCCEEDED]
+    return beaten[-1] if beaten else Mode.NONE
+
+
+def main_cells() -> list[tuple[Attack, Mode]]:
+    return [(attack, main_cell(attack)) for attack in ALL]
+
+
+def all_cells() -> list[tuple[Attack, Mode, str]]:
+    return [(attack, mode, variant) for attack in ALL for mode, variant in attack.cells()]

@@ -1,0 +1,111 @@
+"""The bench itself: a judge that cannot be persuaded, linear algebra, victims that crash."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbit.attacks.experiments import named
+from cbit.attacks.lab.assemble import assemble
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.gf2 import solve
+from cbit.attacks.lab.guest import CODE, HLT, Crashed, Program
+from cbit.attacks.lab.hands import Hands
+from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, Verdict
+from cbit.attacks.lab.run import NoControl, run
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Setup, Stand, Workshop
+from cbit.attacks.power import Power
+from cbit.cpu.engine.errors import NoEngine
+
+
+def boasting(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Say that it found everything, and bring nothing."""
+    log.figure("secrets found", 1)
+    return b"I have it!"
+
+
+def test_an_attempt_that_only_says_so_has_not_succeeded(workshop: Workshop) -> None:
+    boaster = dataclasses.replace(named("host-read"), attempt=boasting, holds=frozenset())
+    result = run(boaster, workshop, mode=Mode.NONE)
+    assert Verdict.STOPPED is result.verdict
+    assert not result.as_expected
+
+
+def test_a_part_of_the_secrets_is_partly(workshop: Workshop) -> None:
+    def two(stand: Stand) -> Scene:
+        return Scene((b"first secret", b"second secret"), Facts({}))
+
+    half = dataclasses.replace(
+        named("host-read"), prepare=two, attempt=lambda *_: b"... first secret ...", holds=frozenset()
+    )
+    result = run(half, workshop, mode=Mode.SEV)
+    assert (Verdict.PARTLY, 1, 2) == (result.verdict, result.found, result.planted)
+
+
+@pytest.mark.parametrize(
+    "scene", [Scene((b"a secret",), Facts({}), planted=False), Scene((b"four",), Facts({}))]
+)
+def test_without_a_positive_control_nothing_is_judged(workshop: Workshop, scene: Scene) -> None:
+    broken = dataclasses.replace(named("host-read"), prepare=lambda _: scene)
+    with pytest.raises(NoControl):
+        run(broken, workshop, mode=Mode.NONE)
+
+
+def test_an_attack_says_what_it_expects_of_every_mode() -> None:
+    with pytest.raises(ValueError, match="boasting: nothing is expected in mode sme"):
+        attack(title="", paper="", holds=set(), expect={m: SUCCEEDS for m in Mode if m is not Mode.SME},
+               victim=lambda _: Scene((), Facts({})))(boasting)  # fmt: skip
+
+
+def test_a_victim_that_crashes_is_said_to(workshop: Workshop) -> None:
+    stand = Stand(workshop, Setup(), mode=Mode.SEV, variant="", seed=1, parameters={})
+    guest = stand.guest(Program("mov rax, [0x7FFFFFFF000]; hlt"))
+    with pytest.raises(Crashed, match=r"was to halt: #VMEXIT\(SHUTDOWN\)"):
+        guest.until_idle()
+
+
+def test_a_victims_registers_are_at_the_hypervisors_hands(workshop: Workshop) -> None:
+    stand = Stand(workshop, Setup(), mode=Mode.SEV, variant="", seed=1, parameters={})
+    guest = stand.guest(Program("add rbx, r9; hlt"))
+    hands = Hands(
+        stand.host, guest, frozenset({Power.USE_REGISTERS, Power.TAKE_EXITS}), own_sev=True, hwcr_locked=False
+    )
+    hands.registers["rbx"], hands.registers["r9"] = 40, 2
+    assert HLT == hands.victim.run().code
+    assert 42 == hands.registers["rbx"] == hands.registers.all()["rbx"]
+    assert CODE + 3 == hands.registers["rip"]
+    assert {Power.USE_REGISTERS, Power.TAKE_EXITS} == hands.used
+
+
+def test_a_program_that_does_not_assemble_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not assemble"):
+        assemble("mov rax, nonsense nonsense", CODE)
+
+
+def test_without_a_compiler_nothing_is_assembled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(NoEngine, match="no C compiler"):
+        assemble("nop; nop; nop", CODE)
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=20), st.data())
+def test_constants_come_back_from_enough_equations(constants: list[bytes], data: st.DataObject) -> None:
+    masks = data.draw(st.lists(st.integers(1, (1 << len(constants)) - 1), max_size=60))
+    equations = [(mask, combine(mask, constants)) for mask in masks]
+    solved = solve(equations)
+    assert solved == {bit: constants[bit] for bit in solved}
+    units = [(1 << bit, value) for bit, value in enumerate(constants)]
+    assert dict(enumerate(constants)) == solve([*equations, *units])
+
+
+def combine(mask: int, constants: list[bytes]) -> bytes:
+    total = 0
+    for bit, constant in enumerate(constants):
+        if mask >> bit & 1:
+            total ^= int.from_bytes(constant, "little")
+    return total.to_bytes(16, "little")

@@ -1,0 +1,123 @@
+"""Campaigns: the same results whatever runs them, and however often they are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from cbit.attacks.experiments import named
+from cbit.attacks.lab.campaign import BadJournal, BrokenCase, Case, Told, conduct, whole_matrix
+from cbit.attacks.lab.executors import Here, Processes
+from cbit.attacks.lab.outcome import Mode
+
+CASES = [Case("replay", mode, seed=seed) for seed in (1, 2) for mode in (Mode.NONE, Mode.SME, Mode.SEV)]
+
+
+class Fake:
+    """Runs nothing; dies after a number of cases."""
+
+    def __init__(self, *, lives: int = 1000) -> None:
+        self.lives, self.ran = lives, 0
+
+    def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
+        for case in reversed(cases):
+            if self.lives == 0:
+                raise BrokenCase("killed")
+            self.lives -= 1
+            self.ran += 1
+            yield case, {"attack": case.attack, "seed": case.seed, "mode": case.mode.value}
+
+
+def test_worker_processes_say_what_this_process_says() -> None:
+    assert conduct(CASES, Here()) == conduct(CASES, Processes(2))
+
+
+def test_results_come_in_the_order_of_the_cases() -> None:
+    assert [case.seed for case in CASES] == [told["seed"] for told in conduct(CASES, Fake())]
+
+
+def test_a_killed_campaign_goes_on_from_its_journal(tmp_path: Path) -> None:
+    journal, whole = tmp_path / "journal", conduct(CASES, Fake())
+    with pytest.raises(BrokenCase):
+        conduct(CASES, Fake(lives=2), journal=journal)
+    rest = Fake()
+    assert whole == conduct(CASES, rest, journal=journal)
+    assert len(CASES) - 2 == rest.ran
+    idle = Fake(lives=0)
+    assert whole == conduct(CASES, idle, journal=journal)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_torn_last_line_is_run_again(tmp_path: Path, cut: int) -> None:
+    journal, whole = tmp_path / "journal", conduct(CASES, Fake())
+    conduct(CASES, Fake(), journal=journal)
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    again = Fake()
+    assert whole == conduct(CASES, again, journal=journal)
+    assert 1 == again.ran
+    assert whole == conduct(CASES, Fake(lives=0), journal=journal)
+
+
+@pytest.mark.parametrize("text", ["nonsense\n", "{}\n", '{"case": {}, "result": {}}\n', "[1]\n"])
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: str) -> None:
+    journal = tmp_path / "journal"
+    journal.write_text(text, encoding="utf-8")
+    with pytest.raises(BadJournal, match="line 1: not a journal"):
+        conduct(CASES, Fake(), journal=journal)
+    assert text == journal.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("executor", [Here(), Processes(1)])
+def test_a_case_that_cannot_be_run_is_named(executor: Here | Processes) -> None:
+    with pytest.raises(BrokenCase, match=r"replay against sev: .*no parameter 'x'"):
+        list(executor.run([Case("replay", Mode.SEV, parameters={"x": 1})]))
+
+
+def test_there_is_one_worker_at_least() -> None:
+    with pytest.raises(ValueError, match="one at least"):
+        Processes(0)
+
+
+def test_a_case_reads_back() -> None:
+    case = Case("cold-boot", Mode.NONE, "x", 7, {"decay": 0.05, "n": 3})
+    assert case == Case.from_json(json.loads(case.key))
+
+
+def test_the_matrix_has_every_mode_and_every_defence() -> None:
+    cases = whole_matrix([named("debug-policy")])
+    assert [*((mode, "") for mode in Mode), (Mode.SEV, "nodbg")] == [(c.mode, c.variant) for c in cases]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_with_sigkill_and_resumed_has_the_same_result(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "cbit",
+        "attack",
+        "sweep",
+        "block-move-xex",
+        "--over",
+        "corpus_mib=1:6:1",
+    ]
+    command += ["--jobs", "2", "--json", "--journal"]
+    whole = subprocess.run([*command, tmp_path / "whole"], capture_output=True, text=True, check=True).stdout
+    journal = tmp_path / "killed"
+    killed = subprocess.Popen([*command, journal], stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_bytes().count(b"\n")) and time.monotonic() < deadline:
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert 1 <= journal.read_bytes().count(b"\n") < 6
+    resumed = subprocess.run([*command, journal], capture_output=True, text=True, check=True).stdout
+    assert json.loads(whole) == json.loads(resumed)

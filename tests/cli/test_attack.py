@@ -1,0 +1,86 @@
+"""``cbit attack``: what a person and a program see of the lab."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbit.attacks.experiments import ALL
+from cbit.cli import main
+
+EXECUTES = sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("cc")
+pytestmark = pytest.mark.skipif(not EXECUTES, reason="victims want Linux on x86-64 and gcc: apt install gcc")
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
+    assert code == main(["attack", *words, "--json"])
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_list_names_every_attack_with_its_powers(capsys: pytest.CaptureFixture[str]) -> None:
+    attacks = told(capsys, "list")["result"]["attacks"]
+    assert [attack.name for attack in ALL] == [attack["name"] for attack in attacks]
+    assert all(attack["powers"] and attack["idea"] and len(attack["expect"]) == 5 for attack in attacks)
+    assert 0 == main(["attack", "list"])
+    text = capsys.readouterr().out
+    assert all(attack.name in text for attack in ALL)
+
+
+def test_run_shows_steps_and_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == main(["attack", "run", "replay"])
+    text = capsys.readouterr().out
+    assert "the old ciphertext is put back" in text
+    assert "sev: succeeds (1 of 1 secrets)" in text
+    answer = told(capsys, "run", "debug-policy", "--variant", "nodbg")
+    assert ("attack run", "stopped") == (answer["command"], answer["result"]["verdict"])
+    assert "POLICY_FAILURE" in answer["result"]["note"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("run", "rowhammer"), "no attack 'rowhammer'"),
+        (("run", "replay", "--mode", "tdx"), "no mode 'tdx': there are none, sme, sev, sev-es, sev-snp"),
+        (("run", "replay", "--variant", "x"), "replay has no variant 'x'"),
+        (("run", "replay", "--set", "x=1"), "no parameter 'x'"),
+        (("run", "block-move-xe", "--set", "corpus_mib"), "'corpus_mib': write NAME=VALUE"),
+        (("run", "block-move-xe", "--set", "corpus_mib=much"), "'much' is no number"),
+        (("sweep", "block-move-xe", "--over", "corpus_mib=1:2"), "FIRST:LAST:STEP"),
+        (("sweep", "block-move-xe", "--over", "corpus_mib=3:2:1"), "FIRST:LAST:STEP"),
+        (("sweep", "block-move-xe", "--over", "x=1"), "no parameter 'x'"),
+        (("sweep", "replay", "--seeds", "0"), "0 cases"),
+        (("matrix", "--only", "rowhammer"), "no attack 'rowhammer'"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], why: str
+) -> None:
+    answer = told(capsys, *words, code=2)
+    assert not answer["ok"]
+    (reason,) = answer["reasons"]
+    assert why in reason
+
+
+def test_matrix_runs_the_rows_that_are_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("matrix", "--only", "host-read", "--jobs", "1", "--journal", str(tmp_path / "journal"))
+    cells = told(capsys, *words)["result"]["cells"]
+    assert ["succeeds", "succeeds", "stopped", "not modelled", "not modelled"] == [
+        c["verdict"] for c in cells
+    ]
+    assert cells == told(capsys, *words)["result"]["cells"]
+    assert 0 == main(["attack", *words])
+    assert "SUCCEEDS      SUCCEEDS      stopped" in capsys.readouterr().out
+
+
+def test_sweep_runs_every_point(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = told(capsys, "sweep", "replay", "--seeds", "2", "--mode", "none", "--jobs", "1")["result"][
+        "cases"
+    ]
+    assert [1, 2] == [case["seed"] for case in cases]
