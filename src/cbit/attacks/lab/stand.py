@@ -1,6 +1,6 @@
 """The trusted side: manufactures machines, starts victims, and holds the power that only the lab has.
 
-Paper: DESIGN.md "How memory works" (positive controls).
+Paper: sev-api.md §7 (what a launch is); attacks.md §3.
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ _MODULES: Final = {"list": "listing", "run": "single", "matrix": "matrix", "swee
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verbs."""
-    parser.epilog = (
-        "examples:\n  cbit attack list\n  cbit attack run severed\n  cbit attack matrix"
-    )
+    parser.epilog = "examples:\n  cbit attack list\n  cbit attack run severed\n  cbit attack matrix"
     verbs: Any = parser.add_subparsers(metavar="VERB", required=True, dest="verb")
     for name in VERBS:
         module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
