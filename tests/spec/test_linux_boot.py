@@ -70,6 +70,20 @@ def test_the_registers_are_those_of_the_32_bit_boot_protocol() -> None:
     assert 0xFFFF_FFFF == entry.cs.limit == entry.data.limit
 
 
+def test_the_save_area_holds_these_registers_and_otherwise_those_of_reset() -> None:
+    entry = an_image().entry
+    area = entry.save_area()
+    assert (entry.rip, entry.rsi, entry.cr0, entry.rflags) == (area.rip, area.rsi, area.cr0, area.rflags)
+    assert [entry.data] * 5 == [area.ds, area.es, area.ss, area.fs, area.gs]
+    assert (entry.cs, entry.gdtr) == (area.cs, area.gdtr)
+    assert (0xFFFF0FF0, 0x400, 0x0007040600070406) == (
+        area.dr6,
+        area.dr7,
+        area.g_pat,
+    )  # launch-inputs.md §6.1
+    assert area.rax == area.rbx == area.rbp == area.rdi == area.rsp == area.cr3 == area.cr4 == 0
+
+
 def test_the_segments_are_those_of_the_table_in_memory() -> None:
     # What is in the cached registers and what a reload would fetch must agree.
     image = an_image()

@@ -17,7 +17,7 @@ from cbit.cli.parser import Parser
 from cbit.crypto.session import TransportKeys
 from cbit.owner import files
 from cbit.owner.explain import Measurement
-from cbit.owner.measure import Launch, Mode
+from cbit.owner.measure import DirectLaunch, Launch, Mode
 from cbit.owner.receipt import CheckedReceipt, SessionRecord
 from cbit.owner.session import Measuring
 from cbit.owner.validate.launch import OLDEST_API, Minimum
@@ -35,6 +35,7 @@ DESCRIPTION: Final = (
 EXAMPLE: Final = (
     "examples:\n"
     "  cbit owner measure --mode sev --firmware OVMF.fd\n"
+    "  cbit owner measure --mode sev --kernel vmlinuz --initrd initrd.img --append quiet --memory 256M\n"
     "  cbit owner measure --mode snp --firmware OVMF.fd --vcpus 4 --vcpu-type EPYC-Milan --toml want.toml\n"
     "  cbit owner measure --mode sev --firmware OVMF.fd --tk launch/tmp_tk.bin \\\n"
     "      --launch-receipt launch.json --min-api 1.51 --min-build 3 --receipt checked.json\n"
@@ -85,6 +86,8 @@ def run(args: Namespace) -> Outcome:
     launch = launch_of(args)
     _refuse_odd_words(args)
     if args.explain:
+        if isinstance(launch, DirectLaunch):
+            raise ValueError("--explain searches among launches of a firmware image: there is none here")
         return explain_launch(args, launch, _reported(args))
     if args.tk is not None:
         return _check(args, launch)
@@ -129,7 +132,7 @@ def _lines(args: Namespace, result: dict[str, Any]) -> Iterator[str]:
         yield f"wrote {args.toml}"
 
 
-def _check(args: Namespace, launch: Launch) -> Outcome:
+def _check(args: Namespace, launch: Launch | DirectLaunch) -> Outcome:
     report, keys = _report(args), transport_keys(args.tk)
     measuring = _measuring(args, keys)
     if (wanted := _mode_of(measuring.policy)) is not args.mode:

@@ -15,7 +15,7 @@ from cbit.cli.owner import measure_output
 from cbit.cli.owner.measure_inputs import LARGEST
 from cbit.cli.parser import Parser
 from cbit.owner.explain import Digest, Explanation, File, Measurement, explain
-from cbit.owner.measure import Launch, Mode
+from cbit.owner.measure import DirectLaunch, Launch, Mode
 from cbit.owner.verify.files import read_limited
 
 _SIBLINGS: Final = frozenset({".fd", ".bin", ".rom"})
@@ -60,7 +60,7 @@ def digest_value(text: str) -> bytes:
     raise argparse.ArgumentTypeError("a digest has 32 bytes (SEV, SEV-ES) or 48 (SNP), in hex or base64")
 
 
-def check_size(launch: Launch, value: bytes) -> None:
+def check_size(launch: Launch | DirectLaunch, value: bytes) -> None:
     """Refuse a digest that belongs to another mode.
 
     Raises:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from cbit.cli.parser import Parser
-from cbit.owner.measure import Image, Kernel, Launch, Mode
+from cbit.cli.sizes import size
+from cbit.owner.measure import DirectLaunch, Image, Kernel, Launch, Mode
 from cbit.owner.verify.files import read_limited
 from cbit.owner.vmsa import Hypervisor, Variant, Vcpus, features_of
 from cbit.spec.cpu_signature import CPUS, signature_of
+from cbit.spec.linux_boot import DEFAULT_MEMORY
 
 LARGEST: Final = 1 << 32  # bytes of a kernel or initrd
 LARGEST_FIRMWARE: Final = 1 << 28
@@ -36,13 +38,29 @@ def add_image(parser: Parser) -> None:
     """Declare the files."""
     image = parser.add_argument_group("the image, from your own copies")
     image.add_argument(
-        "--firmware", type=Path, required=True, metavar="F", help="the firmware image, pflash unit 0"
+        "--firmware",
+        type=Path,
+        metavar="F",
+        help="the firmware image, pflash unit 0; without it the kernel is booted directly (sev only)",
     )
     image.add_argument(
-        "--kernel", type=Path, metavar="K", help="a kernel that is loaded directly, with kernel hashes"
+        "--kernel",
+        type=Path,
+        metavar="K",
+        help="a kernel that is loaded directly, with kernel hashes if there is firmware",
     )
     image.add_argument("--initrd", type=Path, metavar="I", help="its initrd")
-    image.add_argument("--append", metavar="S", help="its command line, exactly")
+    image.add_argument(
+        "--append",
+        metavar="S",
+        help="its command line, exactly; of a direct boot, what `cbit run` is told to append",
+    )
+    image.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="guest memory of a direct boot, which decides its layout (default: 256M)",
+    )
 
 
 def add_vcpu(parser: Any) -> None:
@@ -103,12 +121,16 @@ def vcpus_of(args: Namespace, *, count: int = 1) -> Vcpus:
     )
 
 
-def launch_of(args: Namespace) -> Launch:
+def launch_of(args: Namespace) -> Launch | DirectLaunch:
     """Read the files and describe the launch.
 
     Raises:
         ValueError: arguments that do not go together.
     """
+    if args.firmware is None and (args.kernel is None or args.mode is not Mode.SEV):
+        raise ValueError("--firmware is wanted; only --mode sev with a --kernel boots without it")
+    if args.firmware is not None and args.memory is not None:
+        raise ValueError("--memory belongs to a direct boot: with --firmware no layout is measured")
     if args.kernel is None and (args.initrd is not None or args.append is not None):
         raise ValueError("--initrd and --append belong to a --kernel")
     kernel = None
@@ -120,6 +142,8 @@ def launch_of(args: Namespace) -> Launch:
             kernel_name=args.kernel.name,
             initrd_name=args.initrd.name if args.initrd else "",
         )
+    if args.firmware is None and kernel is not None:
+        return DirectLaunch(kernel=kernel, memory_size=args.memory or DEFAULT_MEMORY)
     return Launch(
         mode=args.mode,
         image=Image(read_limited(args.firmware, limit=LARGEST_FIRMWARE), args.firmware.name),

@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from cbit import __version__
-from cbit.owner.measure import SECTION, Launch, Mode
+from cbit.owner.measure import SECTION, DirectLaunch, Launch, Mode
 from cbit.owner.vmsa import CONVENTIONS, Variant
 from cbit.spec.cpu_signature import name_of
 
 
-def as_json(launch: Launch, digest: bytes | None) -> dict[str, Any]:
+def as_json(launch: Launch | DirectLaunch, digest: bytes | None) -> dict[str, Any]:
     """Give what programs read; the digest is None where no launch has one."""
-    area = launch.image.table.secret_area
+    area = launch.secret_area
     return {
         "mode": launch.mode.value,
         "digest": digest and digest.hex(),
         "digest_base64": digest and base64.b64encode(digest).decode(),
         "inputs": [asdict(step.input) | {"place": step.place} for step in launch.steps()],
-        "kernel_hashes": launch.kernel is not None,
+        "kernel_hashes": launch.kernel_hashes,
         "secret_area": asdict(area) if area else None,
         "vcpus": vcpus_json(launch),
         "lacks": launch.lacks(),
     }
 
 
-def vcpus_json(launch: Launch) -> dict[str, Any] | None:
+def vcpus_json(launch: Launch | DirectLaunch) -> dict[str, Any] | None:
     """Describe the vCPUs; None where they are not measured."""
     vcpus = launch.vcpus
     if vcpus is None or launch.mode is Mode.SEV:

@@ -4,6 +4,7 @@
 
     SEV     SHA-256( image ‖ [kernel-hash table] )
     SEV-ES  SHA-256( image ‖ [kernel-hash table] ‖ VMSA of each vCPU )
+    direct  SHA-256( all that a Linux starts from ), plain SEV without firmware: DirectLaunch
     SNP     SHA-384 over a chain of pages: image, metadata sections, VMSA of each vCPU
 
 A launch that no host can make is refused instead of measured: its number would match nothing, for ever.
@@ -11,6 +12,7 @@ A launch that no host can make is refused instead of measured: its number would 
 Paper: launch-inputs.md §1–§3, §5–§7.
 """
 
+from cbit.owner.measure.direct import DirectLaunch
 from cbit.owner.measure.image import Image
 from cbit.owner.measure.inputs import Expectation, Input, Kernel, Mode
 from cbit.owner.measure.launch import SECTION, Launch, Step, expect, expect_sev
@@ -18,6 +20,7 @@ from cbit.owner.measure.sev import launch_digest
 
 __all__ = (
     "SECTION",
+    "DirectLaunch",
     "Expectation",
     "Image",
     "Input",

@@ -15,6 +15,7 @@ from cbit.owner.measure.image import Image
 from cbit.owner.measure.inputs import Expectation, Input, Kernel, Mode
 from cbit.owner.vmsa import BOOT_EIP, CONVENTIONS, Variant, Vcpus
 from cbit.spec.address import PAGE
+from cbit.spec.firmware_table import Area
 from cbit.spec.snp_launch import VMSA_GPA, PageType
 from cbit.spec.vmsa import NO_FEATURES, SevFeatures
 
@@ -44,6 +45,20 @@ class Launch:
     image: Image
     kernel: Kernel | None = None
     vcpus: Vcpus | None = None
+
+    @property
+    def kernel_hashes(self) -> bool:
+        """Whether a table of hashes stands for a kernel."""
+        return self.kernel is not None
+
+    @property
+    def secret_area(self) -> Area:
+        """Where the image wants its secrets.
+
+        Raises:
+            WireError: the image's table is malformed.
+        """
+        return self.image.table.secret_area
 
     def unusable(self) -> list[str]:
         """Say why no host can launch this; empty if one can.
@@ -117,7 +132,7 @@ class Launch:
         """
         digest = self.digest()
         inputs = tuple(step.input for step in self.steps())
-        return Expectation(self.mode, digest, inputs, self.image.table.secret_area)
+        return Expectation(self.mode, digest, inputs, self.secret_area)
 
     def steps(self) -> tuple[Step, ...]:
         """Describe every input with its place, in the order of the computation.

@@ -27,4 +27,4 @@ def command_line(append: str = "") -> str:
     """
     if bad := {"\x00", "\n", "\r"} & set(append):
         raise Unbootable(f"the command line holds {min(bad)!r}: it is one line of text")
-    return " ".join((*DEFAULTS, append)).strip()
+    return " ".join((*DEFAULTS, append) if append else DEFAULTS)  # nothing is trimmed: each byte is measured

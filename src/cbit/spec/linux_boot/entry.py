@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cbit.spec.vmsa import EMPTY, Segment
+from cbit.spec.vmsa import EMPTY, Segment, Vmsa
 
 _CODE: Final = Segment(selector=0x10, attributes=0xC9B, limit=0xFFFF_FFFF)
 _DATA: Final = Segment(selector=0x18, attributes=0xC93, limit=0xFFFF_FFFF)
+_RESET_DR6, _RESET_DR7, _RESET_PAT = 0xFFFF_0FF0, 0x400, 0x0007_0406_0007_0406
 _TASK: Final = Segment(attributes=0x8B, limit=0x67)
 
 #: The table itself, as descriptors.
@@ -57,3 +58,27 @@ class EntryState:
     cr4: int = 0
     rflags: int = 0x2
     efer: int = 0
+
+    def save_area(self) -> Vmsa:
+        """Write it as the save area of a virtual CPU; debug registers and memory types are those of reset."""
+        return Vmsa(
+            cs=self.cs,
+            ds=self.data,
+            es=self.data,
+            ss=self.data,
+            fs=self.data,
+            gs=self.data,
+            tr=self.tr,
+            gdtr=self.gdtr,
+            idtr=self.idtr,
+            ldtr=self.ldtr,
+            cr0=self.cr0,
+            cr4=self.cr4,
+            efer=self.efer,
+            rflags=self.rflags,
+            rip=self.rip,
+            rsi=self.rsi,
+            dr6=_RESET_DR6,
+            dr7=_RESET_DR7,
+            g_pat=_RESET_PAT,
+        )
