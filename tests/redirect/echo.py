@@ -94,3 +94,28 @@ class Echo:
         _, asked, answer, _ = struct.unpack("<BxxxxxxxQQQ", memory.read(argument, 32))
         memory.write(answer, bytes(32) + memory.read(asked, 64) + bytes(3904))
         return 0
+
+
+class Behind:
+    """What stands behind a supplied KVM: it writes down what happens; a machine answers with its number."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._count = 0
+
+    def open(self, client: Client, *, writable: bool) -> int:
+        self._count += 1
+        self.lines.append(f"{self._count}: open")
+        return self._count
+
+    def ioctl(self, handle: int, request: int, argument: int, memory: Memory) -> int:
+        if request == KVM_MEMORY_ENCRYPT_OP:
+            return 100 + handle
+        self.lines.append(f"{handle}: {request:#x} {argument}")
+        return -errno.EBUSY if argument == BUSY else 0
+
+    def close(self, handle: int) -> None:
+        self.lines.append(f"{handle}: close")
+
+
+BUSY = 5  #: a processor of this number is refused by the device behind

@@ -1,6 +1,6 @@
 """A launcher around the echo device, as a process of its own: signals, adoption and its exit belong to it.
 
-    run.py [--mechanism M] [--nobody] [--kernel-vm] [--report FILE] -- PROGRAM ARGUMENTS
+    run.py [--mechanism M] [--nobody] [--kernel-vm | --supplied-kvm] [--report FILE] -- PROGRAM ARGUMENTS
 
 The report says what the device saw, what the trace said, and how many descriptors were open before and after.
 """
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cbit.redirect.errors import RedirectError
-from cbit.redirect.files import KVM_VM, SEV, SEV_GUEST, sev_files
+from cbit.redirect.files import KVM_VM, SEV, SEV_GUEST, Kvm, sev_files
+from cbit.redirect.kvm import SuppliedKvm
 from cbit.redirect.launcher import Mechanism, start
 from cbit.trace import Event, Trace
-from redirect.echo import Echo
+from redirect.echo import Behind, Echo
 
 NOBODY = 65534
 
@@ -37,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mechanism", type=Mechanism)
     parser.add_argument("--nobody", action="store_true")
     parser.add_argument("--kernel-vm", action="store_true")
+    parser.add_argument("--supplied-kvm", action="store_true")
     parser.add_argument("--report", type=Path)
     parser.add_argument("program", nargs="+")
     return parser.parse_args()
@@ -47,11 +49,17 @@ def main() -> int:
     report: Any = os.open(args.report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) if args.report else None
     if args.nobody:
         become_nobody()
-    files = sev_files(vm=args.kernel_vm, guest=True)
+    kvm = Kvm.HOST if args.kernel_vm else Kvm.SUPPLIED if args.supplied_kvm else Kvm.NONE
+    files = sev_files(kvm=kvm, guest=True)
     device = Echo()
-    devices = {SEV: device, SEV_GUEST: device} | ({KVM_VM: device} if args.kernel_vm else {})
+    behind = Behind()
     events: list[Event] = []
     trace = Trace()
+    devices: dict[str, Any] = {SEV: device, SEV_GUEST: device}
+    if args.kernel_vm:
+        devices[KVM_VM] = device
+    if args.supplied_kvm:
+        devices |= SuppliedKvm(behind, trace).devices
     before = len(os.listdir("/proc/self/fd"))
     with trace.watched_by(events.append):
         try:
@@ -70,6 +78,8 @@ def main() -> int:
             "closed": device.closed,
             "opened_by": device.opened_by,
             "descriptors": [before, len(os.listdir("/proc/self/fd"))],
+            "behind": behind.lines,
+            "reasons": [f"{event.what}: {event.why}" for event in events if event.part == "driver"],
             "ioctl_events": sum(event.what == "ioctl" for event in events),
         }
         os.write(report, json.dumps(seen).encode())

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from cbit.redirect import bpf, opens
 from cbit.redirect.bpf import ALLOW, NOTIFY, Rule, assemble, disassemble, instructions
 from cbit.redirect.door import filter_program
-from cbit.redirect.files import SEV_ISSUE_CMD, sev_files
+from cbit.redirect.files import SEV_ISSUE_CMD, Kvm, sev_files
 from cbit.redirect.linux import ARCHITECTURE, AT_EMPTY_PATH, Call
 
 I386 = 0x40000003
 X32 = 0x40000000
-FILES = sev_files(vm=True, guest=True)
+FILES = sev_files(kvm=Kvm.HOST, guest=True)
 
 
 def decide(program: bytes, number: int, *arguments: int, architecture: int = ARCHITECTURE) -> int:

@@ -11,12 +11,12 @@ import pytest
 
 from cbit.redirect.clients import Clients, Descriptors
 from cbit.redirect.device import Client, Memory
-from cbit.redirect.files import SEV, SEV_GUEST, DeviceFile, Files, ForeignDescriptor
+from cbit.redirect.files import SEV, SEV_GUEST, DescriptorKind, DeviceFile, Files
 
 TIMER = "anon_inode:[eventfd]"
 FILES = Files(
     (DeviceFile(SEV, (1,)), DeviceFile(SEV_GUEST, (2,), stand_in="/dev/zero")),
-    foreign=(ForeignDescriptor(TIMER, (3,)),),
+    foreign=(DescriptorKind(TIMER, (3,)),),
 )
 
 

@@ -7,12 +7,18 @@ from collections.abc import Callable
 import pytest
 
 from cbit.redirect.files import (
+    KVM,
+    KVM_REQUESTS,
+    KVM_VCPU,
     KVM_VM,
     SEV,
     SEV_GUEST,
     SEV_ISSUE_CMD,
+    VCPU_REQUESTS,
+    VM_REQUESTS,
     DeviceFile,
     Files,
+    Kvm,
     TextFile,
     gaps,
     nearest,
@@ -30,10 +36,17 @@ def test_a_host_shows_the_device_and_the_parameters() -> None:
 
 
 def test_what_is_switched_on_says_so() -> None:
-    files = sev_files(es=True, snp=True, vm=True, guest=True)
+    files = sev_files(es=True, snp=True, kvm=Kvm.HOST, guest=True)
     assert (SEV, SEV_GUEST, KVM_VM) == files.served
     assert {b"Y\n"} == {text.content for text in files.texts}
-    assert 7 == len(files.requests)
+    assert 8 == len(files.requests)
+
+
+def test_a_supplied_kvm_has_a_device_and_gives_the_rest_out() -> None:
+    files = sev_files(kvm=Kvm.SUPPLIED)
+    assert (SEV, KVM, KVM_VM, KVM_VCPU) == files.served
+    assert {*KVM_REQUESTS, *VM_REQUESTS, *VCPU_REQUESTS, SEV_ISSUE_CMD} == set(files.requests)
+    assert not files.foreign
 
 
 @pytest.mark.parametrize(

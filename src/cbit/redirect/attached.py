@@ -191,7 +191,9 @@ class Attached:
         self.commands += 1
         self.reasons.clear()
         try:
-            result = opened.device.ioctl(opened.handle, request, argument, memory)
+            answer = opened.device.ioctl(opened.handle, request, argument, memory)
+            assert isinstance(answer, int), "a served device gives nothing out: launchers do"
+            result = answer
         except Broken:
             raise
         except OSError as error:

@@ -32,7 +32,10 @@ class Descriptors:
         for device in files.devices:
             there = os.stat(device.stand_in)
             self._names[there.st_dev, there.st_ino] = device.path
-        self._links = frozenset(kind.link for kind in files.foreign)
+        self._given: dict[tuple[int, int], Any] = {}
+        self._kinds_given = frozenset(kind.link for kind in files.given)
+        self._foreign = frozenset(kind.link for kind in files.foreign)
+        self._links = self._foreign | {kind.link for kind in files.observed}
 
     def name(self, process: int, thread: int, number: int) -> str | None:
         """Return the served path or link, None if it is neither.
@@ -64,7 +67,30 @@ class Descriptors:
 
     def is_foreign(self, name: str) -> bool:
         """Tell a link, which has a handle for each descriptor number, from a path."""
-        return name in self._links
+        return name in self._foreign
+
+    def is_given(self, name: str) -> bool:
+        """Tell a descriptor that we gave out: its handle is its own, whoever has it."""
+        return name in self._kinds_given
+
+    def give(self, descriptor: int, link: str, handle: Any) -> tuple[int, int]:
+        """Know a descriptor, about to be given out, by its inode from now on; returns that."""
+        there = os.fstat(descriptor)
+        inode = there.st_dev, there.st_ino
+        self._names[inode], self._given[inode] = link, handle
+        return inode
+
+    def forget(self, inode: tuple[int, int]) -> None:
+        """Nobody has it any more."""
+        del self._names[inode], self._given[inode]
+
+    def given(self, process: int, thread: int, number: int) -> Any:
+        """Return the handle behind a descriptor that we gave out; raises ESRCH."""
+        try:
+            there = os.stat(f"/proc/{process}/task/{thread}/fd/{number}")
+            return self._given[there.st_dev, there.st_ino]
+        except (FileNotFoundError, KeyError):
+            raise OSError(errno.ESRCH, f"no descriptor {number} any more") from None
 
 
 class Session:
@@ -91,7 +117,7 @@ class Clients:
         self._failed = failed
         self._sessions: dict[int, Session] = {}
         self._process_of: dict[int, int] = {}
-        self._thread = 0  # the one being served: its view of descriptors counts
+        self._process = self._thread = 0  # the one being served: its view of descriptors counts
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -101,6 +127,7 @@ class Clients:
         self._thread = thread
         process = self._process_of.get(thread)
         if process is not None:
+            self._process = process
             try:
                 return self._sessions[process], self._descriptors.name(process, thread, number)
             except OSError as error:
@@ -109,10 +136,13 @@ class Clients:
         # New to us, or the number has passed to a thread of another process.
         session = self._session(_process_of(thread))
         self._remember(session, thread)
+        self._process = session.client.pid
         return session, self._descriptors.name(session.client.pid, thread, number)
 
     def handle(self, session: Session, name: str, number: int) -> Any:
         """Return the session's handle on a device, opened if need be; raises what the device raises."""
+        if self._descriptors.is_given(name):
+            return self._descriptors.given(session.client.pid, self._thread, number)
         writable = self._descriptors.is_writable(session.client.pid, self._thread, number)
         key = (name, number if self._descriptors.is_foreign(name) else _NO_NUMBER, writable)
         if key not in session.handles:
@@ -130,22 +160,41 @@ class Clients:
         for thread in session.threads:
             self._process_of.pop(thread, None)
         for (name, _, _), handle in reversed(session.handles.items()):
-            try:
-                self._devices[name].close(handle)
-            except Exception as error:  # the other handles are to be closed all the same
-                self._failed(error)
+            self._close(name, handle)
         os.close(pidfd)
+
+    def sweep(self, session: Session) -> None:
+        """Close the handles of foreign descriptors that a process does not have any more.
+
+        A number that is closed and given out again is another object, and nothing tells but this, asked
+        before the kernel makes the next one.
+        """
+        process = session.client.pid
+        for key in [key for key in session.handles if self._descriptors.is_foreign(key[0])]:
+            try:
+                there = self._descriptors.name(process, self._thread, key[1])
+            except OSError:
+                there = None
+            if there != key[0]:
+                self._close(key[0], session.handles.pop(key))
 
     def close(self) -> None:
         """End all clients."""
         for pidfd in self.pidfds():
             self.ended(pidfd)
 
+    def _close(self, name: str, handle: Any) -> None:
+        try:
+            self._devices[name].close(handle)
+        except Exception as error:  # the other handles are to be closed all the same
+            self._failed(error)
+
     def _session(self, process: int) -> Session:
         if process not in self._sessions:
 
             def name_of(number: int) -> str | None:
-                return self._descriptors.name(process, self._thread, number)
+                # Of whoever is being served: a virtual machine may be another process's by now.
+                return self._descriptors.name(self._process, self._thread, number)
 
             self._sessions[process] = Session(Client(process, name_of), os.pidfd_open(process))
         return self._sessions[process]

@@ -7,7 +7,8 @@ after another, from the thread that serves; a device needs no lock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from cbit.redirect.process_memory import Buffer
 
@@ -52,6 +53,22 @@ class Client:
         return self._name_of(descriptor)
 
 
+@dataclass(frozen=True, slots=True)
+class Give:
+    """What a command returns instead of a number: a new descriptor for the caller.
+
+    Attributes:
+        link: which kind of descriptor (one of ``Files.given``): whose device answers requests on it.
+        handle: that device's, for the new object; its ``close`` is called when nobody has the descriptor any
+            more, or the object that it was asked of is closed.
+        size: bytes that can be mapped; 0 for a descriptor that is only for requests.
+    """
+
+    link: str
+    handle: Any
+    size: int = 0
+
+
 class Device(Protocol[Handle]):
     """Answers the ioctl requests on one file, or on one kind of foreign descriptor."""
 
@@ -73,8 +90,8 @@ class Device(Protocol[Handle]):
         """
         ...
 
-    def ioctl(self, handle: Handle, request: int, argument: int, memory: Memory) -> int:
-        """Run one command exactly once and return 0 (or a positive result), or -errno.
+    def ioctl(self, handle: Handle, request: int, argument: int, memory: Memory) -> int | Give:
+        """Run one command exactly once and return 0 (or a positive result, or a descriptor), or -errno.
 
         Args:
             handle: what ``open`` returned.

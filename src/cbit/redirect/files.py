@@ -11,9 +11,17 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 SEV_ISSUE_CMD: Final = 0xC0105300
+KVM_GET_API_VERSION: Final = 0xAE00
+KVM_CREATE_VM: Final = 0xAE01
+KVM_CHECK_EXTENSION: Final = 0xAE03
+KVM_GET_VCPU_MMAP_SIZE: Final = 0xAE04
+KVM_CREATE_VCPU: Final = 0xAE41
+KVM_SET_USER_MEMORY_REGION: Final = 0x4020AE46
+KVM_RUN: Final = 0xAE80
 KVM_MEMORY_ENCRYPT_OP: Final = 0xC008AEBA
 KVM_MEMORY_ENCRYPT_REG_REGION: Final = 0x8010AEBB
 KVM_MEMORY_ENCRYPT_UNREG_REGION: Final = 0x8010AEBC
@@ -23,8 +31,25 @@ SNP_GET_EXT_REPORT: Final = 0xC0205302
 
 SEV: Final = "/dev/sev"
 SEV_GUEST: Final = "/dev/sev-guest"
+KVM: Final = "/dev/kvm"
 KVM_VM: Final = "anon_inode:kvm-vm"
+KVM_VCPU: Final = "anon_inode:kvm-vcpu"
 PARAMETERS: Final = "/sys/module/kvm_amd/parameters"
+
+ENCRYPTION_REQUESTS: Final = (
+    KVM_MEMORY_ENCRYPT_OP,
+    KVM_MEMORY_ENCRYPT_REG_REGION,
+    KVM_MEMORY_ENCRYPT_UNREG_REGION,
+)
+#: What the supplied KVM answers, by kind of descriptor.
+KVM_REQUESTS: Final = (KVM_GET_API_VERSION, KVM_CREATE_VM, KVM_CHECK_EXTENSION, KVM_GET_VCPU_MMAP_SIZE)
+VM_REQUESTS: Final = (
+    KVM_CHECK_EXTENSION,
+    KVM_CREATE_VCPU,
+    KVM_SET_USER_MEMORY_REGION,
+    *ENCRYPTION_REQUESTS,
+)
+VCPU_REQUESTS: Final = (KVM_RUN,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +77,11 @@ class TextFile:
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignDescriptor:
-    """A kind of descriptor that the kernel itself gives out, and some requests on it.
+class DescriptorKind:
+    """A kind of descriptor that has no path, and some requests on it.
 
     Attributes:
-        link: what /proc/PID/fd shows for it.
+        link: what /proc/PID/fd shows for it, or would.
         requests: the request numbers, low 32 bits.
     """
 
@@ -66,11 +91,21 @@ class ForeignDescriptor:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Everything that a program finds beside what is really there."""
+    """Everything that a program finds beside what is really there.
+
+    Attributes:
+        devices: device files.
+        texts: files that can be read.
+        foreign: descriptors of the kernel's own on which some requests are answered.
+        given: descriptors that devices give out (``device.Give``).
+        observed: descriptors of the kernel's own, and requests that it answers after we have seen them pass.
+    """
 
     devices: tuple[DeviceFile, ...]
     texts: tuple[TextFile, ...] = ()
-    foreign: tuple[ForeignDescriptor, ...] = ()
+    foreign: tuple[DescriptorKind, ...] = ()
+    given: tuple[DescriptorKind, ...] = ()
+    observed: tuple[DescriptorKind, ...] = ()
 
     def __post_init__(self) -> None:
         paths = self.paths
@@ -89,13 +124,15 @@ class Files:
     @property
     def requests(self) -> tuple[int, ...]:
         """Every request number that is answered."""
-        lists = [*(one.requests for one in self.devices), *(kind.requests for kind in self.foreign)]
+        kinds = (*self.foreign, *self.given, *self.observed)
+        lists = [*(one.requests for one in self.devices), *(kind.requests for kind in kinds)]
         return tuple(sorted({request for requests in lists for request in requests}))
 
     @property
     def served(self) -> tuple[str, ...]:
         """The paths and links that need a ``Device`` behind them."""
-        return (*(device.path for device in self.devices), *(kind.link for kind in self.foreign))
+        links = (kind.link for kind in (*self.foreign, *self.given))
+        return (*(device.path for device in self.devices), *links)
 
     def missing_directories(self) -> dict[str, str]:
         """Map each directory that is not there, but must seem to be, to the nearest one that is."""
@@ -118,13 +155,23 @@ def gaps(path: str, there: str) -> Iterator[str]:
         directory = posixpath.dirname(directory)
 
 
-def sev_files(*, es: bool = False, snp: bool = False, vm: bool = False, guest: bool = False) -> Files:
+class Kvm(StrEnum):
+    """Whose virtual machines a program gets."""
+
+    HOST = (
+        "host"  #: the kernel's own: their memory-encryption requests are answered, all else is the kernel's
+    )
+    SUPPLIED = "supplied"  #: ours, where there is no /dev/kvm: they can be launched, and do not run
+    NONE = "none"  #: nobody's
+
+
+def sev_files(*, es: bool = False, snp: bool = False, kvm: Kvm = Kvm.NONE, guest: bool = False) -> Files:
     """Return what a host with the driver shows.
 
     Args:
         es: the parameter sev_es says Y.
         snp: the parameter sev_snp says Y.
-        vm: answer the memory-encryption requests on the descriptors of real KVM virtual machines.
+        kvm: whose virtual machines.
         guest: show /dev/sev-guest too, as inside an SNP guest.
     """
     devices = [DeviceFile(SEV, (SEV_ISSUE_CMD,))]
@@ -132,7 +179,16 @@ def sev_files(*, es: bool = False, snp: bool = False, vm: bool = False, guest: b
         requests = (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT)
         devices.append(DeviceFile(SEV_GUEST, requests, stand_in="/dev/zero"))
     says = {"sev": True, "sev_es": es, "sev_snp": snp}
-    texts = [TextFile(f"{PARAMETERS}/{name}", b"Y\n" if on else b"N\n") for name, on in says.items()]
-    regions = (KVM_MEMORY_ENCRYPT_REG_REGION, KVM_MEMORY_ENCRYPT_UNREG_REGION)
-    foreign = (ForeignDescriptor(KVM_VM, (KVM_MEMORY_ENCRYPT_OP, *regions)),) if vm else ()
-    return Files(tuple(devices), tuple(texts), foreign)
+    texts = tuple(TextFile(f"{PARAMETERS}/{name}", b"Y\n" if on else b"N\n") for name, on in says.items())
+    if kvm is Kvm.HOST:
+        return Files(
+            tuple(devices),
+            texts,
+            foreign=(DescriptorKind(KVM_VM, ENCRYPTION_REQUESTS),),
+            observed=(DescriptorKind(KVM, (KVM_CREATE_VM,)),),
+        )
+    if kvm is Kvm.SUPPLIED:
+        devices.append(DeviceFile(KVM, KVM_REQUESTS, stand_in="/dev/urandom"))
+        given = (DescriptorKind(KVM_VM, VM_REQUESTS), DescriptorKind(KVM_VCPU, VCPU_REQUESTS))
+        return Files(tuple(devices), texts, given=given)
+    return Files(tuple(devices), texts)

@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from cbit.redirect.clients import AnyDevice, Clients, Descriptors
+from cbit.redirect.device import Give
 from cbit.redirect.files import Files
+from cbit.redirect.given import GivenOut
 from cbit.redirect.linux import Call
 from cbit.redirect.opens import CALLS, OpenAnswers
 from cbit.redirect.process_memory import ProcessMemory
@@ -37,10 +39,13 @@ class Server:
         self._listener = listener
         self._devices = devices
         self._requests = {one.path: one.requests for one in files.devices}
-        self._requests |= {kind.link: kind.requests for kind in files.foreign}
+        self._requests |= {kind.link: kind.requests for kind in (*files.foreign, *files.given)}
+        self._observed = {kind.link: kind.requests for kind in files.observed}
         self._trace = trace
         self._memory = ProcessMemory(listener)
-        self._clients = Clients(devices, Descriptors(files), self._failed)
+        descriptors = Descriptors(files)
+        self._clients = Clients(devices, descriptors, self._failed)
+        self._given = GivenOut(devices, descriptors, self, self._failed)
         self._opens = OpenAnswers(files, listener)
         self._poll = select.epoll()  # its cost does not grow with the number of clients
         self._watched: dict[int, Callable[[], None]] = {}
@@ -64,7 +69,8 @@ class Server:
             for descriptor, event in self._poll.poll():
                 if descriptor == listening:
                     calls = event
-                else:  # before the next call: a process number may pass to another process
+                elif descriptor in self._watched:  # not one that an earlier event ended
+                    # Before the next call: a process number may pass to another process.
                     self._watched[descriptor]()
             if calls & select.EPOLLIN:
                 call = self._listener.receive()
@@ -75,6 +81,7 @@ class Server:
 
     def close(self) -> None:
         """Close every handle and descriptor; the listener is its owner's."""
+        self._given.close()
         self._clients.close()
         self._opens.close()
         self._poll.close()
@@ -83,7 +90,7 @@ class Server:
         """Answer one call; whatever happens, there is an answer, and the server lives."""
         try:
             if call.number == Call.IOCTL:
-                self._listener.answer(call.id, self._ioctl(call))
+                self._ioctl(call)
             elif call.number in CALLS:
                 self._opens.serve(call, self._memory.of(id_=call.id, tid=call.tid))
             else:
@@ -94,25 +101,37 @@ class Server:
             self._failed(error)
             self._listener.answer(call.id, -errno.EIO)
 
-    def _ioctl(self, call: Notification) -> int:
+    def _ioctl(self, call: Notification) -> None:
         number, request, argument = call.arguments[:3]
+        request &= _LOW
         known = len(self._clients)
         session, name = self._clients.named(call.tid, _descriptor(number))
         if len(self._clients) != known:
             pidfd = session.pidfd
             self.watch(pidfd, lambda: self._ended(pidfd))
-        if name is None or request & _LOW not in self._requests[name]:
-            return -errno.ENOTTY
+        if request in self._observed.get(name or "", ()):
+            self._clients.sweep(session)
+            self._listener.let_pass(call.id)
+            return
+        if name is None or request not in self._requests.get(name, ()):
+            self._listener.answer(call.id, -errno.ENOTTY)
+            return
         why = ""
+        handle = None
+        result: int | Give
         try:
             handle = self._clients.handle(session, name, _descriptor(number))
             memory = self._memory.of(id_=call.id, tid=call.tid)
-            result = self._devices[name].ioctl(handle, request & _LOW, argument, memory)
+            result = self._devices[name].ioctl(handle, request, argument, memory)
         except OSError as error:
             result, why = -(error.errno or errno.EIO), error.strerror or ""
+        shown = result if isinstance(result, int) else result.link
         pid = session.client.pid
-        self._trace.emit(PART, "ioctl", why, file=name, request=request & _LOW, client=pid, result=result)
-        return result
+        self._trace.emit(PART, "ioctl", why, file=name, request=request, client=pid, result=shown)
+        if isinstance(result, int):
+            self._listener.answer(call.id, result)
+        else:
+            self._given.give(self._listener, call.id, result, handle)
 
     def _ended(self, pidfd: int) -> None:
         self.forget(pidfd)
