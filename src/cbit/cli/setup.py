@@ -9,6 +9,7 @@ from pathlib import Path
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
 
+AMD_KEY_ID = "amd-key-id"
 HELP = "manufacture a chip and its certificates"
 EXAMPLE = """example:
   cbit setup --state ./machine --profile milan
@@ -23,6 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", default="milan", help="naples, rome, milan (default) or genoa")
 
+    parser.add_argument(
+        "--compat",
+        choices=[AMD_KEY_ID],
+        help="amd-key-id: the root carries the key id of AMD's, for clients that insist on it",
+    )
+
 
 def run(args: argparse.Namespace) -> Outcome:
     """Make root, chip, images and certificates, then start once so that the platform has its own keys."""
@@ -30,13 +37,14 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.cli.progress import progress
     from cbit.crypto.amd_cert import pin
     from cbit.crypto.entropy import SystemEntropy
-    from cbit.machine.manufacture import make_root, manufacture
+    from cbit.machine.manufacture import AMD_KEY_IDS, ARK_KEY_ID, make_root, manufacture
     from cbit.machine.profiles import profile
     from cbit.machine.state_folder import erase_state
 
     chosen = profile(args.profile)
     with progress(f"making a {chosen.root_bits}-bit root", quiet=args.json):
-        root = make_root(chosen.root_bits)
+        key_id = AMD_KEY_IDS[chosen.name] if args.compat == AMD_KEY_ID else ARK_KEY_ID
+        root = make_root(chosen.root_bits, ark_key_id=key_id)
     manufacture(args.state, chosen, entropy=SystemEntropy(), root=root)
     try:
         with progress("first start: the platform makes its own keys", quiet=args.json):
@@ -52,6 +60,8 @@ def run(args: argparse.Namespace) -> Outcome:
         "chip_id": chip_id.hex(),
         "root_pin": pin(root.ark),
         "root": "SIMULATED",
+        "root_key_id": root.ark.header.key_id.hex(),
+        "compat": [args.compat] if args.compat else [],
         "certs": sorted(file.name for file in (args.state / "certs").iterdir()),
     }
     return Outcome(True, result, lines=lambda: _lines(result))
@@ -80,4 +90,6 @@ def _lines(result: dict[str, object]) -> Iterator[str]:
     yield f"state     {result['state']}"
     yield f"chip id   {str(result['chip_id'])[:32]}…"
     yield f"root      SIMULATED (not AMD's), pin {str(result['root_pin'])[:16]}…"
+    if result["compat"]:
+        yield "compat    the root's key id is that of AMD's root, its key is not: trust it by its file alone"
     yield f"next      cbit owner verify {result['state']}/certs --trust {result['state']}/certs/ark.cert"

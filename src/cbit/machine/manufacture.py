@@ -1,6 +1,7 @@
 """The emulated vendor: makes a root, a chip with its fuses, signed images and the CEK certificate.
 
-The root is visibly not AMD's: its key ids spell SIMULATED, and no owner tool trusts it unless told to.
+The root is visibly not AMD's: its key ids spell SIMULATED, and no owner tool trusts it unless told to.  On
+request its ARK carries the key *id* of AMD's; the key is ours all the same, and its mark in cbit.json stays.
 
 Paper: sev-crypto.md §3, §5 (who signs whom); DESIGN.md "Safety of an emulator".
 """
@@ -8,8 +9,10 @@ Paper: sev-crypto.md §3, §5 (who signs whom); DESIGN.md "Safety of an emulator
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -32,6 +35,18 @@ ASK_KEY_ID: Final = b"cbit SIMULATED S"
 CEK_CERT_API: Final = ApiVersion(0, 14)  #: what AMD's key server writes on all three real generations
 SVN: Final = 1
 
+#: What some clients insist on: the key ids of AMD's own roots.  A key id proves nothing, and these are put on
+#: keys of ours only when they are asked for (``Root.borrowed_id``).
+AMD_KEY_IDS: Final[Mapping[str, bytes]] = MappingProxyType(
+    {
+        "naples": bytes.fromhex("1bb987c359494606b174945601c9ea5b"),
+        "rome": bytes.fromhex("e6002122fb58419399d15fee7b131351"),
+        "milan": bytes.fromhex("94c38e4177d0479292a7ae671d083fb6"),
+        "genoa": bytes.fromhex("9f9d4a8fe761456599f6946c4c010f3a"),
+    }
+)
+_MARK: Final = "SIMULATED: made by cbit, not AMD's"
+
 
 @dataclass(frozen=True, slots=True)
 class Root:
@@ -42,16 +57,26 @@ class Root:
     ark_key: rsa.RSAPrivateKey = field(repr=False)
     ask_key: rsa.RSAPrivateKey = field(repr=False)
 
+    @property
+    def borrowed_id(self) -> bool:
+        """Whether the ARK carries a key id that is not ours."""
+        return self.ark.header.key_id != ARK_KEY_ID
 
-def make_root(bits: int) -> Root:
-    """Generate ARK and ASK (a second or two for 4096 bits)."""
+
+def make_root(bits: int, *, ark_key_id: bytes = ARK_KEY_ID) -> Root:
+    """Generate ARK and ASK (a second or two for 4096 bits).
+
+    Args:
+        bits: of the RSA keys.
+        ark_key_id: another key id than the one that spells SIMULATED, for clients that insist on one.
+    """
     ark_key = rsa.generate_private_key(65537, bits)
     ask_key = rsa.generate_private_key(65537, bits)
     ark = amd_cert.issue(
-        key=ark_key.public_key(), usage=Usage.ARK, key_id=ARK_KEY_ID, signer=ark_key, signer_key_id=ARK_KEY_ID
+        key=ark_key.public_key(), usage=Usage.ARK, key_id=ark_key_id, signer=ark_key, signer_key_id=ark_key_id
     )
     ask = amd_cert.issue(
-        key=ask_key.public_key(), usage=Usage.ASK, key_id=ASK_KEY_ID, signer=ark_key, signer_key_id=ARK_KEY_ID
+        key=ask_key.public_key(), usage=Usage.ASK, key_id=ASK_KEY_ID, signer=ark_key, signer_key_id=ark_key_id
     )
     return Root(ark, ask, ark_key, ask_key)
 
@@ -74,7 +99,13 @@ def manufacture(
     cek = sev_cert.build(
         usage=Usage.CEK, algo=Algo.ECDSA_SHA256, key=fuses.cek().public_key(), api=CEK_CERT_API
     )
-    description = {"format": FORMAT, "profile": profile.name, "root": "SIMULATED: made by cbit, not AMD's"}
+    mark = f"{_MARK}; its key id is that of AMD's root" if root.borrowed_id else _MARK
+    description = {
+        "format": FORMAT,
+        "profile": profile.name,
+        "root": mark,
+        "chip_id": fuses.chip_id().hex(),  # public: what its certificate is filed under at the vendor
+    }
     write_state(
         path,
         {
