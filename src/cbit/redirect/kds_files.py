@@ -91,7 +91,10 @@ class Published:
 
     def answer(self, target: str) -> Reply:
         """Answer the target of a request: a path, with a query or without."""
-        path = urlsplit(target).path
+        try:
+            path = urlsplit(target).path
+        except ValueError:
+            return _says(400, "that is no address")
         if match := _CEK.fullmatch(path):
             return self._cek(match[1])
         if match := _ASK_ARK.fullmatch(path):
