@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import sys
+import types
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -130,10 +132,10 @@ class Wire:
 
     def __init_subclass__(cls, *, size: int) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
-        hints = typing.get_type_hints(cls)
+        kinds = _kinds(cls)
         fields = sorted(
             (
-                Field(f.name, f.metadata["offset"], f.metadata["size"], hints[f.name], f.metadata["dir"])
+                Field(f.name, f.metadata["offset"], f.metadata["size"], kinds[f.name], f.metadata["dir"])
                 for f in dataclasses.fields(cls)  # type: ignore[arg-type]
             ),
             key=lambda field: field.offset,
@@ -209,6 +211,14 @@ class Wire:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{n}={_show(getattr(self, n))}' for n in self.FIELDS)})"
+
+
+def _kinds(cls: type[Wire]) -> dict[str, Any]:
+    """Return the type of each field; a structure has many fields of few types, and each is looked up once."""
+    named = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # made one just now
+    once = types.SimpleNamespace(__annotations__={str(kind): kind for kind in named.values()})
+    found = typing.get_type_hints(once, vars(sys.modules[cls.__module__]))
+    return {name: found[str(kind)] for name, kind in named.items()}
 
 
 def _show(value: object) -> str:

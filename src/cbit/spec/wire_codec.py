@@ -76,12 +76,12 @@ class Codec:
         self.gaps = _gaps(fields, size)
         form = {start: f"{end - start}x" for start, end in self.gaps}
         numbers = [field for field in fields if issubclass(field.kind, int) and field.size in _NUMBERS]
+        names = {field.name for field in numbers}
         for field in fields:
-            form[field.offset] = _NUMBERS[field.size] if field in numbers else f"{field.size}s"
+            form[field.offset] = _NUMBERS[field.size] if field.name in names else f"{field.size}s"
         self._struct = struct.Struct("<" + "".join(form[offset] for offset in sorted(form)))
-        plain = [field for field in fields if field.kind is bytes or field in numbers]
-        self._encoded = tuple(field for field in fields if field not in plain)
-        self._decoded = tuple(f for f in fields if f not in plain)
+        self._encoded = tuple(f for f in fields if f.kind is not bytes and f.name not in names)
+        self._decoded = self._encoded
         self._known = tuple((f.name, _members(f.kind)) for f in numbers if issubclass(f.kind, Enum))
         # What is of exactly the declared type needs one comparison; the rest is asked of its field.
         self._limits = tuple((f.name, f.kind, 1 << 8 * f.size) for f in fields if issubclass(f.kind, int))
