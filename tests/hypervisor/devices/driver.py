@@ -48,7 +48,7 @@ class Driver:
         self.base = config_read(desk, slot, 0x10, 4) & ~3
         config_write(desk, slot, 4, 2, 5)  # I/O and bus master
         self.tail: dict[int, int] = {}
-        self.rings = (slot - 1) << 16  # every function has its own
+        self.rings = (slot - 1) % 4 << 16  # a few functions side by side
 
     def _capabilities(self) -> list[tuple[int, tuple[int, int, int]]]:
         """Walk the list: (type, (window, offset, length))."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cbit.hypervisor.devices.chipset import Chipset
 from cbit.hypervisor.devices.disk import Disk
+from cbit.hypervisor.devices.virtio.console import Channel
 from cbit.hypervisor.vm import NoSuchMemory
 from cbit.trace import SILENT, Trace
 
@@ -61,13 +62,24 @@ class Desk:
     """A chipset, what is around it, and OUT and IN in few words."""
 
     def __init__(
-        self, *, trace: Trace = SILENT, disks: Sequence[Disk] = (), memory: Memory | None = None
+        self,
+        *,
+        trace: Trace = SILENT,
+        disks: Sequence[Disk] = (),
+        channel: Channel | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.clock = Clock()
         self.line = Line()
         self.memory = memory or Memory()
         self.chipset = Chipset(
-            self.clock, console=self.line, epoch=EPOCH, trace=trace, disks=disks, dma=self.memory
+            self.clock,
+            console=self.line,
+            epoch=EPOCH,
+            trace=trace,
+            disks=disks,
+            channel=channel,
+            dma=self.memory,
         )
 
     def out(self, port: int, *values: int) -> None:

@@ -28,10 +28,12 @@ from cbit.hypervisor.devices.power import Power, PowerControl
 from cbit.hypervisor.devices.rtc import Rtc
 from cbit.hypervisor.devices.serial import Console, Serial
 from cbit.hypervisor.devices.virtio.block import Block
+from cbit.hypervisor.devices.virtio.console import RECEIVE, Channel, VirtioConsole
 from cbit.hypervisor.devices.virtio.function import VirtioFunction
 from cbit.hypervisor.devices.virtio.queue import Dma
 from cbit.trace import SILENT, Trace
 
+CHANNEL_SLOT: Final = 31
 POLL_NS: Final = 1_000_000  # how often the console is asked for input, in guest time
 _POST: Final = 0x80  # a power-on code, or a delay
 
@@ -46,12 +48,13 @@ class Chipset:
         console: the other end of the serial line.
         epoch: seconds since 1970 when the guest is powered on.
         disks: virtio disks; the first is /dev/vda of a Linux guest.
-        dma: how devices reach guest memory; only a machine without disks can do without.
+        channel: the other end of a virtio console (/dev/hvc0 of a Linux guest); None: it has none.
+        dma: how devices reach guest memory; a machine without virtio devices can do without.
         trace: who watches.
 
     Attributes:
         interrupts: the interrupt controllers.
-        pci: the bus, with the disks in the slots from 1 on.
+        pci: the bus: disks in the slots from 1 on, the virtio console in the last.
         ports: the table of ports, with a count of accesses that nobody answered.
         power: power management.
     """
@@ -63,11 +66,14 @@ class Chipset:
         console: Console,
         epoch: int,
         disks: Sequence[Disk] = (),
+        channel: Channel | None = None,
         dma: Dma | None = None,
         trace: Trace = SILENT,
     ) -> None:
-        if disks and dma is None:
-            raise ValueError("a disk reaches guest memory by DMA: give the chipset a way")
+        if (disks or channel) and dma is None:
+            raise ValueError("virtio devices reach guest memory by DMA: give the chipset a way")
+        if len(disks) >= CHANNEL_SLOT:
+            raise ValueError(f"{len(disks)} disks: {CHANNEL_SLOT - 1} at most")
         self._clock = clock
         self.ports = Ports(trace)
         self.interrupts = Interrupts()
@@ -80,6 +86,11 @@ class Chipset:
         if dma is not None:
             for slot, disk in enumerate(disks, 1):
                 functions[slot] = VirtioFunction(Block(disk, f"cbit-disk-{slot}"), dma, trace)
+        self._channel: tuple[VirtioConsole, VirtioFunction] | None = None
+        if dma is not None and channel is not None:
+            console_device = VirtioConsole(channel)
+            functions[CHANNEL_SLOT] = function = VirtioFunction(console_device, dma, trace)
+            self._channel = console_device, function
         self.pci = PciBus(functions, interrupts=self.interrupts, trace=trace)
         for device in (self.interrupts, self.serial, self.pit, self.rtc, self.power, self.pci):
             device.attach(self.ports)
@@ -101,11 +112,15 @@ class Chipset:
                 timer.advance()
         if now >= self._next_poll:
             self._next_poll = now + POLL_NS
-            self.serial.poll()
+            self.poll()
 
     def poll(self) -> None:
-        """Fetch what was typed, whatever the time."""
+        """Fetch what was typed or sent, whatever the time."""
         self.serial.poll()
+        if self._channel is not None:
+            device, function = self._channel
+            if device.fetch():
+                function.notify(RECEIVE)
 
     def next_event_ns(self) -> int | None:
         """When the next timer will raise a line; None: no timer is set."""
