@@ -11,7 +11,6 @@ Source: PCI Local Bus Specification 3.0, chapters 3.2.2.3 and 6.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntFlag
 from typing import Final
 
 from cbit.hypervisor.devices.pic import Interrupts
@@ -30,12 +29,9 @@ _INTERRUPT_STATUS: Final = 1 << 3
 _IO_SPACE: Final = 1
 
 
-class Command(IntFlag):
-    """The command register's bits that do something here."""
-
-    IO = 1 << 0
-    BUS_MASTER = 1 << 2
-    INTX_DISABLE = 1 << 10
+COMMAND_IO: Final = 1 << 0
+COMMAND_BUS_MASTER: Final = 1 << 2
+COMMAND_INTX_DISABLE: Final = 1 << 10
 
 
 class Function:
@@ -72,7 +68,7 @@ class Function:
         self._put(_CLASS, 3, class_code)
         self._put(_SUBSYSTEM_VENDOR, 2, subsystem[0])
         self._put(_SUBSYSTEM, 2, subsystem[1])
-        self._put(_COMMAND, 2, 0, writable=Command.IO | Command.BUS_MASTER | Command.INTX_DISABLE)
+        self._put(_COMMAND, 2, 0, writable=COMMAND_IO | COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE)
         self._has_window = window
         if window:
             self._put(_BAR0, 4, _IO_SPACE, writable=~(WINDOW - 1) & 0xFFFF_FFFF)
@@ -95,7 +91,7 @@ class Function:
 
     def _put(self, at: int, size: int, value: int, *, writable: int = 0) -> None:
         self.config[at : at + size] = value.to_bytes(size, "little")
-        self._writable[at : at + size] = int(writable).to_bytes(size, "little")
+        self._writable[at : at + size] = writable.to_bytes(size, "little")
 
     def make_writable(self, at: int, size: int) -> None:
         """Let software write to bytes of configuration space."""
@@ -111,15 +107,15 @@ class Function:
             self.config[_LINE] = pci_line(slot)
 
     @property
-    def command(self) -> Command:
+    def command(self) -> int:
         """The command register."""
-        return Command(int.from_bytes(self.config[_COMMAND : _COMMAND + 2], "little"))
+        return int.from_bytes(self.config[_COMMAND : _COMMAND + 2], "little")
 
     @property
     def window(self) -> range | None:
         """The ports at which it answers now."""
         base = int.from_bytes(self.config[_BAR0 : _BAR0 + 4], "little") & ~(WINDOW - 1)
-        if not self._has_window or not self.command & Command.IO or not 0 < base <= ALL_PORTS - WINDOW:
+        if not self._has_window or not self.command & COMMAND_IO or not 0 < base <= ALL_PORTS - WINDOW:
             return None
         return range(base, base + WINDOW)
 
@@ -129,7 +125,7 @@ class Function:
 
     def drive_wire(self) -> None:
         """Let INTA# follow what the function wants and what the command register permits."""
-        self.wire.drive(high=self.interrupt() and not self.command & Command.INTX_DISABLE)
+        self.wire.drive(high=self.interrupt() and not self.command & COMMAND_INTX_DISABLE)
 
     def read_config(self, at: int, size: int) -> int:
         """Read configuration space inside one double word."""

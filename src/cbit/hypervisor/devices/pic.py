@@ -62,12 +62,14 @@ class Chip:
             self._lines &= ~bit
             self._edges &= ~bit  # the input must stay high until it is acknowledged
 
+    def is_high(self, line: int) -> bool:
+        """Whether an input is driven high."""
+        return bool(self._lines >> line & 1)
+
     def request(self) -> int | None:
         """The input that would be served now, if there is one that nothing hides."""
-        if not self._ready or self._step:
-            return None
-        requests = self.irr & ~self.imr
-        if not requests:
+        requests = (self._lines & self.elcr | self._edges & ~self.elcr) & ~self.imr
+        if not requests or not self._ready or self._step:
             return None
         hiding = self.isr
         if self._special_mask:
@@ -214,8 +216,10 @@ class Interrupts:
 
     def pulse(self, line: int) -> None:
         """Let a line fall, if it is high, and rise: one edge."""
-        self.set_line(line, high=False)
-        self.set_line(line, high=True)
+        chip = self.first if line < 8 else self.second
+        chip.set_line(line & 7, high=False)
+        chip.set_line(line & 7, high=True)
+        self._settle()
 
     def acknowledge(self) -> int:
         """What the processor's INTA cycles read: the vector."""
@@ -230,8 +234,10 @@ class Interrupts:
         return vector
 
     def _settle(self) -> None:
-        self.first.set_line(CASCADE, high=self.second.request() is not None)
-        self.pending = self.first.request() is not None
+        first, inner = self.first, self.second.request() is not None
+        if inner is not first.is_high(CASCADE):
+            first.set_line(CASCADE, high=inner)
+        self.pending = first.request() is not None
 
     def _read(self, read: ReadByte) -> ReadByte:
         def settled() -> int:

@@ -9,7 +9,7 @@ Source: ACPI specification 6.4, chapter 4 (fixed hardware); Intel 82371SB (0xCF9
 
 from __future__ import annotations
 
-from enum import Enum, IntFlag
+from enum import Enum
 from typing import Final
 
 from cbit.hypervisor.devices.clock import GuestClock, ticks, when
@@ -33,16 +33,11 @@ class Power(Enum):
     RESET = "reset"
 
 
-class Pm1(IntFlag):
-    """PM1 status and enable."""
-
-    TIMER = 1 << 0
-    GLOBAL_LOCK = 1 << 5  # nobody else takes the lock: never set
-    POWER_BUTTON = 1 << 8
-    RTC = 1 << 10  # the clock wakes nobody: never set
-
-
-_ENABLES: Final = Pm1.TIMER | Pm1.GLOBAL_LOCK | Pm1.POWER_BUTTON | Pm1.RTC
+_TIMER: Final = 1 << 0  # PM1 status and enable
+_GLOBAL_LOCK: Final = 1 << 5  # nobody else takes the lock: never set
+_POWER_BUTTON: Final = 1 << 8
+_RTC: Final = 1 << 10  # the clock wakes nobody: never set
+_ENABLES: Final = _TIMER | _GLOBAL_LOCK | _POWER_BUTTON | _RTC
 
 
 class PowerControl:
@@ -84,7 +79,7 @@ class PowerControl:
 
     def press_button(self) -> None:
         """Press the power button: the guest's operating system may shut down."""
-        self._status |= Pm1.POWER_BUTTON
+        self._status |= _POWER_BUTTON
         self._settle()
 
     def request(self, event: Power, how: str) -> None:
@@ -101,11 +96,13 @@ class PowerControl:
         half = self._ticks // _HALF
         if half != self._half:
             self._half = half
-            self._status |= Pm1.TIMER
-        self.due_ns = when((half + 1) * _HALF, PM_TIMER_HZ) if self._enable & Pm1.TIMER else None
+            self._status |= _TIMER
+        self.due_ns = when((half + 1) * _HALF, PM_TIMER_HZ) if self._enable & _TIMER else None
         self._interrupts.set_line(SCI, high=bool(self._status & self._enable))
 
     def _read(self, port: int, size: int) -> int:
+        if port == PM_TIMER and size == 4:
+            return self._ticks & (1 << _TIMER_BITS) - 1
         self._settle()
         registers = (
             self._status

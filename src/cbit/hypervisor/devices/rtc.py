@@ -11,7 +11,6 @@ Source: Motorola MC146818A data sheet; the century's place: ACPI, which has the 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from enum import IntFlag
 from typing import Final
 
 from cbit.hypervisor.devices.clock import NS, GuestClock
@@ -30,16 +29,12 @@ _ANY: Final = 0xC0  # an alarm byte from here on matches everything
 _FIRST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class B(IntFlag):
-    """Register B."""
-
-    HOURS_24 = 1 << 1
-    BINARY = 1 << 2
-    SQUARE_WAVE = 1 << 3
-    UPDATE_INTERRUPT = 1 << 4
-    ALARM_INTERRUPT = 1 << 5
-    PERIODIC_INTERRUPT = 1 << 6
-    SET = 1 << 7
+_HOURS_24: Final = 1 << 1  # register B
+_BINARY: Final = 1 << 2
+_UPDATE: Final = 1 << 4  # enables in B, flags in C
+_ALARMED: Final = 1 << 5
+_PERIODIC: Final = 1 << 6
+_SET: Final = 1 << 7
 
 
 class Rtc:
@@ -63,7 +58,7 @@ class Rtc:
         self._index = 0
         self._cmos = bytearray(128)
         self._cmos[_A] = _DIVIDER | 6
-        self._cmos[_B] = B.HOURS_24
+        self._cmos[_B] = _HOURS_24
         self._flags = 0
         self._frozen: dict[int, int] | None = None  # the time registers while SET holds them
         self._checked_ns = clock.ns  # flags are known up to here
@@ -88,7 +83,7 @@ class Rtc:
         if index in _TIME:
             return self._registers()[index]
         if index == _A:
-            updating = self._clock.ns % NS >= NS - _UIP_NS and not self._cmos[_B] & B.SET
+            updating = self._clock.ns % NS >= NS - _UIP_NS and not self._cmos[_B] & _SET
             return self._cmos[_A] | (_UIP if updating else 0)
         if index == _C:
             return self._read_flags()
@@ -158,32 +153,32 @@ class Rtc:
 
     def _write_b(self, value: int) -> None:
         self._catch_up()
-        if value & B.SET and self._frozen is None:
+        if value & _SET and self._frozen is None:
             self._frozen = self._registers()
-            value &= ~B.UPDATE_INTERRUPT  # the data sheet: SET clears it
+            value &= ~_UPDATE  # the data sheet: SET clears it
         self._cmos[_B] = value
-        if not value & B.SET and self._frozen is not None:
+        if not value & _SET and self._frozen is not None:
             registers, self._frozen = self._frozen, None
             self._adopt(registers)
         self._settle()
 
     def _encode(self, value: int) -> int:
-        return value if self._cmos[_B] & B.BINARY else value // 10 << 4 | value % 10
+        return value if self._cmos[_B] & _BINARY else value // 10 << 4 | value % 10
 
     def _decode(self, value: int) -> int:
-        if self._cmos[_B] & B.BINARY:
+        if self._cmos[_B] & _BINARY:
             return value
         if value & 0xF > 9:
             raise ValueError(f"{value:#x} is not decimal")
         return (value >> 4) * 10 + (value & 0xF)
 
     def _encode_hour(self, hour: int) -> int:
-        if self._cmos[_B] & B.HOURS_24:
+        if self._cmos[_B] & _HOURS_24:
             return self._encode(hour)
         return self._encode((hour - 1) % 12 + 1) | (0x80 if hour >= 12 else 0)
 
     def _decode_hour(self, value: int) -> int:
-        if self._cmos[_B] & B.HOURS_24:
+        if self._cmos[_B] & _HOURS_24:
             return self._decode(value)
         return self._decode(value & 0x7F) % 12 + (12 if value & 0x80 else 0)
 
@@ -203,12 +198,12 @@ class Rtc:
         self._checked_ns = now
         period = self._period_ns()
         if period is not None and now // period > then // period:
-            self._flags |= B.PERIODIC_INTERRUPT
+            self._flags |= _PERIODIC
         if self._frozen is None and now // NS > then // NS:
-            self._flags |= B.UPDATE_INTERRUPT
+            self._flags |= _UPDATE
             alarm = self._next_alarm(then // NS)
             if alarm is not None and alarm <= now // NS:
-                self._flags |= B.ALARM_INTERRUPT
+                self._flags |= _ALARMED
         self._settle()
 
     def _next_alarm(self, after: int) -> int | None:
@@ -245,11 +240,11 @@ class Rtc:
         now, enabled = self._clock.ns, self._cmos[_B]
         due: list[int] = []
         period = self._period_ns()
-        if enabled & B.PERIODIC_INTERRUPT and period is not None:
+        if enabled & _PERIODIC and period is not None:
             due.append((now // period + 1) * period)
-        if enabled & B.UPDATE_INTERRUPT and self._frozen is None:
+        if enabled & _UPDATE and self._frozen is None:
             due.append((now // NS + 1) * NS)
-        if enabled & B.ALARM_INTERRUPT and self._frozen is None:
+        if enabled & _ALARMED and self._frozen is None:
             alarm = self._next_alarm(now // NS)
             if alarm is not None:
                 due.append(alarm * NS)

@@ -13,7 +13,6 @@ Not modelled: modem lines that change, errors on the line, the pace of the line.
 from __future__ import annotations
 
 from collections import deque
-from enum import IntFlag
 from typing import Final, Protocol
 
 from cbit.hypervisor.devices.pic import Interrupts
@@ -36,35 +35,21 @@ class Console(Protocol):
         ...
 
 
-class Ier(IntFlag):
-    """Which interrupts are enabled."""
+# Plain numbers, not flags: what a guest prints goes through here, character by character.
+_RECEIVED_ENABLE: Final = 1 << 0  # IER
+_THR_EMPTY_ENABLE: Final = 1 << 1
+_LINE_STATUS_ENABLE: Final = 1 << 2
+_MODEM_STATUS_ENABLE: Final = 1 << 3
+_DATA_READY: Final = 1 << 0  # LSR
+_OVERRUN: Final = 1 << 1
+_TRANSMITTER_EMPTY: Final = 1 << 5 | 1 << 6  # holding register, and shift register
+_DTR: Final = 1 << 0  # MCR
+_RTS: Final = 1 << 1
+_OUT1: Final = 1 << 2
+_OUT2: Final = 1 << 3  # in a PC: connects the interrupt to its line
+_LOOP: Final = 1 << 4
 
-    RECEIVED = 1 << 0
-    THR_EMPTY = 1 << 1
-    LINE_STATUS = 1 << 2
-    MODEM_STATUS = 1 << 3
-
-
-class Lsr(IntFlag):
-    """Line status."""
-
-    DATA_READY = 1 << 0
-    OVERRUN = 1 << 1
-    THR_EMPTY = 1 << 5
-    EMPTY = 1 << 6
-
-
-class Mcr(IntFlag):
-    """Modem control."""
-
-    DTR = 1 << 0
-    RTS = 1 << 1
-    OUT1 = 1 << 2
-    OUT2 = 1 << 3  # in a PC: connects the interrupt to its line
-    LOOP = 1 << 4
-
-
-_NOTHING: Final = 0x01
+_NOTHING: Final = 0x01  # causes in IIR
 _THR_EMPTY: Final = 0x02
 _RECEIVED: Final = 0x04
 _LINE_STATUS: Final = 0x06
@@ -137,7 +122,7 @@ class Serial:
 
     def _fill(self) -> None:
         """Let the line deliver what fits; the sender waits with the rest (as if RTS stopped it)."""
-        if self._mcr & Mcr.LOOP:
+        if self._mcr & _LOOP:
             return  # the receiver listens to the transmitter alone
         room = (FIFO_SIZE if self._fifo else 1) - len(self._received)
         if room > 0 and self._waiting:
@@ -147,20 +132,22 @@ class Serial:
 
     def _cause(self) -> int:
         """IIR's cause, in the chip's order of priority."""
-        if self._ier & Ier.LINE_STATUS and self._overrun:
+        if not self._ier:
+            return _NOTHING
+        if self._ier & _LINE_STATUS_ENABLE and self._overrun:
             return _LINE_STATUS
-        if self._ier & Ier.RECEIVED and self._received:
+        if self._ier & _RECEIVED_ENABLE and self._received:
             # MODEL CHOICE: the line has been idle for four characters as soon as nothing more was typed.
             full = not self._fifo or len(self._received) >= self._trigger
             return _RECEIVED if full else _TIMEOUT
-        if self._ier & Ier.THR_EMPTY and self._thr_was_emptied:
+        if self._ier & _THR_EMPTY_ENABLE and self._thr_was_emptied:
             return _THR_EMPTY
-        if self._ier & Ier.MODEM_STATUS and self._modem_changes:
+        if self._ier & _MODEM_STATUS_ENABLE and self._modem_changes:
             return _MODEM_STATUS
         return _NOTHING
 
     def _settle(self) -> None:
-        high = bool(self._mcr & Mcr.OUT2) and not self._mcr & Mcr.LOOP and self._cause() != _NOTHING
+        high = bool(self._mcr & _OUT2) and not self._mcr & _LOOP and self._cause() != _NOTHING
         if high is not self._line:
             self._line = high
             self._interrupts.set_line(SERIAL_LINE, high=high)
@@ -178,20 +165,24 @@ class Serial:
         if self._lcr & _DLAB:
             self._divisor = self._divisor & 0xFF00 | value
             return
-        if self._mcr & Mcr.LOOP:
+        if self._mcr & _LOOP:
             self._loop(value)
         else:
             self.sent += 1
             self._console.write(value)
-        if self._ier & Ier.THR_EMPTY:
-            self._thr_was_emptied = False  # a write ends the request; the byte leaves, and there is a new one
-            self._settle()
+        again = self._thr_was_emptied
         self._thr_was_emptied = True
-        self._settle()
+        if self._ier & _THR_EMPTY_ENABLE:
+            if again and self._line and self._cause() == _THR_EMPTY:
+                self._interrupts.pulse(SERIAL_LINE)  # the write ended the request; the byte left: a new one
+            else:
+                self._settle()
+        elif self._mcr & _LOOP:
+            self._settle()
 
     def _loop(self, value: int) -> None:
         if len(self._received) >= (FIFO_SIZE if self._fifo else 1):
-            self._overrun = Lsr.OVERRUN
+            self._overrun = _OVERRUN
         else:
             self._received.append(value)
 
@@ -202,7 +193,7 @@ class Serial:
         if self._lcr & _DLAB:
             self._divisor = self._divisor & 0x00FF | value << 8
             return
-        if value & ~self._ier & Ier.THR_EMPTY:
+        if value & ~self._ier & _THR_EMPTY_ENABLE:
             self._thr_was_emptied = True
         self._ier = value & 0x0F
         self._settle()
@@ -234,19 +225,19 @@ class Serial:
         self._settle()
 
     def _read_lsr(self) -> int:
-        status = Lsr.THR_EMPTY.value | Lsr.EMPTY.value | self._overrun
+        status = _TRANSMITTER_EMPTY | self._overrun
         if self._received:
-            status |= 1
+            status |= _DATA_READY
         if self._overrun:
             self._overrun = 0
             self._settle()
         return status
 
     def _read_msr_lines(self) -> int:
-        if not self._mcr & Mcr.LOOP:
+        if not self._mcr & _LOOP:
             return _CONNECTED
         mcr = self._mcr
-        return (mcr & Mcr.RTS) << 3 | (mcr & Mcr.DTR) << 5 | (mcr & Mcr.OUT1) << 4 | (mcr & Mcr.OUT2) << 4
+        return (mcr & _RTS) << 3 | (mcr & _DTR) << 5 | (mcr & _OUT1) << 4 | (mcr & _OUT2) << 4
 
     def _read_msr(self) -> int:
         status = self._read_msr_lines() | self._modem_changes

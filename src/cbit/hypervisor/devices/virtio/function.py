@@ -191,7 +191,7 @@ class VirtioFunction(pci.Function):
         alive = self.status & Status.DRIVER_OK and not self.status & Status.NEEDS_RESET
         if not alive or index >= len(self._queues) or not self._queues[index].enabled:
             return
-        if not self.command & pci.Command.BUS_MASTER:
+        if not self.command & pci.COMMAND_BUS_MASTER:
             return  # the bus does not let it read memory
         queue = self._queues[index]
         try:
