@@ -12,6 +12,8 @@ and one Python namespace.  A console block is a shell transcript:
     <!-- not run: takes an hour -->    listed as skipped, with the reason
     <!-- needs: vol; pipx install volatility3 -->   run where the program is installed, else listed as skipped
 
+    <!-- the page needs: cc; apt install gcc -->    as above, for all blocks of a page
+
 `make`, `git` and `cd` lines are listed as skipped: they are what the reader does around cbit.
 """
 
@@ -51,6 +53,7 @@ UNCHECKED: Final = frozenset(  # a shell example under a name that nothing would
     }
 )
 TIMEOUT_S: Final = 100
+_PAGE = re.compile(r"<!--\s*the page needs:\s*(\S+);\s*(.*?)\s*-->")
 _MARKER = re.compile(r"<!--\s*(exit|not run|needs):\s*(.*?)\s*-->", re.DOTALL)
 
 
@@ -146,6 +149,14 @@ def blocks(page: str, text: str, *, first_line: int = 1) -> list[Block]:
         if token.type != "html_block" and token.nesting != 1:
             markers = {}
     return found
+
+
+def why_page_skipped(text: str) -> str | None:
+    """Say why nothing of a page runs here; None if it does."""
+    for program, install in _PAGE.findall(text):
+        if shutil.which(program) is None:
+            return f"{program} is not here: {install}"
+    return None
 
 
 def matches(expected: str, actual: str) -> bool:

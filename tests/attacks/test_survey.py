@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from attacks.stage import SECRET, Scene
 from cbit.attacks import survey as survey_module
-from cbit.attacks.adversaries import AGAINST_MEMORY, Adversary, ColdBoot, Loot, Stage
+from cbit.attacks.adversaries import AGAINST_MEMORY, Adversary, ColdBoot, Loot, Stage, against
 from cbit.attacks.power import Power
 from cbit.attacks.survey import (
     CHANGED_IMAGE,
@@ -63,7 +63,9 @@ def test_every_cell_says_what_was_used_what_was_read_and_how_it_went(scene: Scen
 
 
 def test_every_power_is_used_by_somebody() -> None:
-    used = {power for adversary in AGAINST_MEMORY for power in adversary.powers} | {Power.CARRY_LAUNCH}
+    used = {power for adversary in against(executes=True) for power in adversary.powers} | {
+        Power.CARRY_LAUNCH
+    }
     assert used <= set(Power)
 
 
@@ -109,7 +111,7 @@ def test_a_verdict_depends_on_the_bytes_alone(scene: Scene, monkeypatch: pytest.
     """Whoever tampers with the loot changes the verdict: nothing else is looked at."""
     planted = Adversary("planted", (Power.DMA,), lambda stage: Loot(b"x" + SECRET + b"x", "planted"))
     robbed = Adversary("robbed", (Power.DMA,), lambda stage: Loot(SECRET[:-1] + b"\x00", "one byte off"))
-    monkeypatch.setattr(survey_module, "AGAINST_MEMORY", (planted, robbed))
+    monkeypatch.setattr(survey_module, "against", lambda *, executes: (planted, robbed))
     cells = [c for c in survey(scene.new_host, scene.arrival()) if c.adversary in {"planted", "robbed"}]
     assert [True, False] * 3 == [cell.got_secret for cell in cells]
     assert [30, 28] * 3 == [cell.bytes_read for cell in cells]

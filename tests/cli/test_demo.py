@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import io
 import json
@@ -25,11 +26,13 @@ from cbit.crypto import ec
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.key import Key
 from cbit.guest import generated_firmware
+from cbit.guest.builtin import image as builtin
 from cbit.hypervisor.host import Protection
 from cbit.machine import state_folder
 from cbit.machine.manufacture import Root, make_root
 from cbit.spec import firmware_table
 from cbit.spec.address import MIB
+from cpu.engine.conftest import missing
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "generated.fd"
     path.write_bytes(generated_firmware.generate())
     return path
+
+
+REGISTERS = "hypervisor that reads registers at exits"
 
 
 def demo(*words: str | Path) -> list[str]:
@@ -50,6 +56,18 @@ def told(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, d
     return code, json.loads(out)
 
 
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The story with the built-in guest, told once, as data."""
+    if why := missing():
+        pytest.skip(why)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main([*demo("--seed", "5"), "--json"]) == 0
+    result: dict[str, Any] = json.loads(out.getvalue())["result"]
+    return result
+
+
 def facts(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name != "seconds"}
 
@@ -57,7 +75,7 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
 # ---- data
 
 
-def test_json_is_one_object_with_nine_acts_and_27_cells(
+def test_json_is_one_object_with_nine_acts_and_a_cell_for_every_attempt(
     image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found = told(capsys, "--firmware", image, "--seed", "5")
@@ -65,7 +83,9 @@ def test_json_is_one_object_with_nine_acts_and_27_cells(
     assert ["cbit", "command", "ok", "reasons", "result"] == list(found)
     assert (found["command"], found["ok"], found["reasons"]) == ("demo", True, [])
     result = found["result"]
-    assert ["profile", "firmware", "acts", "adversaries", "seconds"] == list(result)
+    assert ["profile", "execution", "firmware", "acts", "adversaries", "seconds"] == list(result)
+    executes = not missing()
+    assert executes is result["execution"]["executes"]
     assert result["firmware"] == {
         "name": str(image),
         "origin": "named on the command line",
@@ -77,14 +97,16 @@ def test_json_is_one_object_with_nine_acts_and_27_cells(
         assert act["items"]
         assert act["who_sees"]
     cells = result["adversaries"]
-    wanted = {(name, str(protection)) for name in adversaries() for protection in Protection}
-    assert len(cells) == 27
+    wanted = {(name, str(protection)) for name in adversaries(executes=executes) for protection in Protection}
+    assert len(cells) == (30 if executes else 27)
     assert wanted == {(cell["adversary"], cell["protection"]) for cell in cells}
     for cell in cells:
         assert ["adversary", "protection", "powers", "got_secret", "bytes_read", "note"] == list(cell)
         assert set(cell["powers"]) <= set(Power)
-    assert sum(cell["got_secret"] for cell in cells) == 9 + 6
-    assert not any(cell["got_secret"] for cell in cells if cell["protection"] == "sev")
+    assert [cell["adversary"] for cell in cells if cell["got_secret"] and cell["protection"] == "sev"] == (
+        [REGISTERS] if executes else []
+    )
+    assert sum(cell["got_secret"] for cell in cells) == 9 + 6 + (3 if executes else 0)
     assert {"set_up", "story"} == set(result["seconds"])
 
 
@@ -99,6 +121,7 @@ def test_what_is_claimed_is_what_the_items_show(image: Path, capsys: pytest.Capt
         "an organisation signs the PEK and takes ownership",
         "owner computes the same HMAC and compares",
         "control: the same search, through the guest's key",
+        *([] if missing() else ["A and B, each under its own ASID again"]),
         "DEACTIVATE",
         "WBINVD on all cores, DF_FLUSH",
         "ACTIVATE with ASID 5 now",
@@ -141,7 +164,115 @@ def test_every_profile_tells_it(
     found = json.loads(capsys.readouterr().out)
     assert code == 0
     assert found["result"]["profile"] == profile
-    assert sum(cell["got_secret"] for cell in found["result"]["adversaries"]) == 15
+    assert sum(cell["got_secret"] for cell in found["result"]["adversaries"]) == (15 if missing() else 18)
+
+
+# ---- the guest that executes
+
+
+def _acts(story: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    return {act["act"]: act["items"] for act in story["acts"]}
+
+
+def _attempts(items: list[dict[str, Any]]) -> dict[str, tuple[bool, str]]:
+    return {item["attempt"]: (item["succeeded"], item["answer"]) for item in items if "attempt" in item}
+
+
+def _values(items: list[dict[str, Any]], name: str) -> list[str]:
+    return [item["value"] for item in items if item.get("fact") == name]
+
+
+def test_the_guest_computes_does_dma_and_opens_its_message(story: dict[str, Any]) -> None:
+    items = _acts(story)[7]
+    assert [
+        "I run in 64-bit mode. My memory is encrypted: SEV, C-bit 39.",
+        "primes below 100000: 9592",
+        "the device gave me: block 7 of your disk",
+        "Good-bye.",
+    ] == _values(items, "the guest prints")
+    shown = {item["bytes"]: bytes.fromhex(item["hex"]) for item in items if "bytes" in item}
+    text = b"primes below 100000: 9592".ljust(32, b"\0")
+    private, shared = "DRAM: its result, written to a private page", "DRAM: the same, written with C=0"
+    assert text == shown[shared] == shown["a device takes the result from the shared page"]
+    assert text != shown[private] == shown["a device takes the result from the private page"]
+    tried = _attempts(items)
+    assert [True, False, False, True] == [succeeded for succeeded, _ in tried.values()]
+    assert "the message says: Meet me where the third lamp burns." in [answer for _, answer in tried.values()]
+    exits = dict(part.split() for part in _values(items, "exits")[0].split(", "))
+    assert {"CPUID", "MSR", "IOIO", "HLT", "INTR"} == set(exits)
+
+
+def test_guests_side_by_side_each_do_their_own_work(story: dict[str, Any]) -> None:
+    items = _acts(story)[8]
+    said = [item["value"] for item in items if " prints, after " in item.get("fact", "")]
+    assert [f"primes below {n}" for n in (100000, 150000, 200000, 250000)] == [
+        line.partition(":")[0] for line in said
+    ]
+    turns = [int(item["fact"].split()[-2]) for item in items if " prints, after " in item.get("fact", "")]
+    assert turns == sorted(turns)
+    assert turns[0] > 10
+    for name in "ABCD":
+        assert [f"the message says: {name}, the lamp is lit."] == _values(items, f"{name} opens its message")
+    shown = {item["bytes"]: bytes.fromhex(item["hex"]) for item in items if "bytes" in item}
+    cells = shown["DRAM: what A computed"]
+    assert b"primes below 250000: 22044".ljust(32, b"\0") == shown["DRAM: what D computed"]
+    assert (
+        b"primes below 100000: 9592".ljust(32, b"\0")
+        == shown["A's page mapped into a guest that shares A's key: it reads"]
+    )
+    assert cells == shown["A's page mapped into a guest without encryption: it reads"]
+    assert shown["A's page mapped into a guest with another key: it reads"] not in (cells, bytes(32))
+    tried = _attempts(items)
+    assert not tried["hypervisor hands A's message to B"][0]
+    assert "POLICY_FAILURE" in tried["a guest asks for B's key"][1]
+    spoofed, how = tried["hypervisor runs B under A's ASID"]
+    assert not spoofed
+    assert "#VMEXIT" in how or "said nothing" in how
+    assert (True, "both as before") == tried["A and B, each under its own ASID again"]
+
+
+def test_the_adversaries_met_guests_that_ran(story: dict[str, Any]) -> None:
+    notes = {(cell["adversary"], cell["protection"]): cell["note"] for cell in story["adversaries"]}
+    assert "its program became garbage" in notes["hypervisor with a spoofed ASID", "sev"]
+    assert "its program ran and handed out" in notes["other guest, victim's page mapped in", "sev"]
+    assert "times, registers read each time" in notes[REGISTERS, "sev"]
+
+
+def test_an_executed_story_repeats_with_its_seed(
+    story: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = told(capsys, "--seed", "5")
+    assert code == 0
+    assert facts(story) == facts(found["result"])
+
+
+def test_a_person_is_told_of_it_too(story: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(demo("--seed", "5")) == 0
+    out, _ = capsys.readouterr()
+    assert "7. Run: the guest executes, in memory that only it can read" in out
+    assert out.count("SECRET READ") == 18
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_without_an_engine_the_story_says_so_in_one_sentence_and_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not this computer's engine: the guest is launched, the reference walker looks through its eyes."""
+    monkeypatch.setenv("CC", "no-such-cc")
+    builtin.image.cache_clear()
+    monkeypatch.setattr(firmware, "PLACES", ())
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    code, found = told(capsys)
+    result = found["result"]
+    assert code == 0
+    assert not result["execution"]["executes"]
+    assert result["execution"]["why_not"].startswith("no C compiler: no-such-cc is not there")
+    acts = {act["act"]: act for act in result["acts"]}
+    assert "not executed" in acts[7]["title"]
+    assert "no C compiler" in acts[7]["who_sees"]
+    assert len(result["adversaries"]) == 27
+    assert REGISTERS not in {cell["adversary"] for cell in result["adversaries"]}
+    assert sum(cell["got_secret"] for cell in result["adversaries"]) == 15
 
 
 # ---- secrets
@@ -176,6 +307,7 @@ def test_nothing_secret_is_in_any_output(
     for words in (
         demo("--firmware", image, "--seed", "5"),
         [*demo("--firmware", image, "--seed", "5"), "--json"],
+        [*demo("--seed", "5"), "--json"],
     ):
         assert main(words) == 0
         out, err = capsys.readouterr()
@@ -204,10 +336,10 @@ def test_a_person_gets_the_same_acts_and_the_table(image: Path, capsys: pytest.C
     assert "manufacturing a naples machine" in err
     for number in range(1, 10):
         assert f"\n{number}. " in out
-    assert out.count("SECRET READ") == 15
+    assert out.count("SECRET READ") == (15 if missing() else 18)
     assert "The same as data: cbit demo --json" in out
     assert "SIMULATED" in out
-    assert "nothing executes in this version" in out
+    assert "this image is not executed" in out
     assert max(map(len, out.splitlines())) <= 120
     assert "\x1b" not in out
 

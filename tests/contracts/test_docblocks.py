@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cbit
-from docblocks import BadExample, Block, Reader, blocks, matches
+from docblocks import BadExample, Block, Reader, blocks, matches, why_page_skipped
 
 
 @pytest.fixture
@@ -131,3 +131,10 @@ def test_an_example_that_nothing_would_run_is_refused(language: str) -> None:
 def test_a_transcript_without_a_command_is_refused() -> None:
     with pytest.raises(BadExample, match="begins with a"):
         Block("page.md", 1, "console", "cbit demo\n").commands()
+
+
+def test_a_page_that_needs_a_program_is_skipped_without_it() -> None:
+    assert why_page_skipped("text") is None
+    assert why_page_skipped("<!-- the page needs: sh; it is everywhere -->") is None
+    missing = "<!-- the page needs: no-such-program; apt install it -->"
+    assert why_page_skipped(missing) == "no-such-program is not here: apt install it"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cbit
-from docblocks import BadExample, Block, Reader, blocks
+from docblocks import BadExample, Block, Reader, blocks, why_page_skipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +48,8 @@ PAGES = [page for page in documents() if has_examples(page)]
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_reader_who_follows_the_page_gets_what_it_says(page: str, tmp_path: Path) -> None:
+    if why := why_page_skipped((ROOT / page).read_text(encoding="utf-8")):
+        pytest.skip(f"{page}: {why}")
     examples = blocks_of(page)
     if uses_cbit(examples) and ((cli := importlib.util.find_spec("cbit.cli")) is None or cli.origin is None):
         pytest.skip("the command line (cbit.cli) is not there yet")

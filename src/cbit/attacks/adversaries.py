@@ -16,9 +16,12 @@ from cbit.attacks.helper_guest import HelperGuest
 from cbit.attacks.power import Power
 from cbit.attacks.victim import Victim
 from cbit.hypervisor.host import Host, Protection
+from cbit.hypervisor.small_guest import Turn
 from cbit.machine.board import Machine
 from cbit.memory.dma import DmaPort
 from cbit.spec.address import PAGE, Spa
+
+MOST_REGISTERS: Final = 1 << 22  #: bytes of registers that an adversary keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +145,25 @@ def _help_by_a_guest(stage: Stage, *, asid: int | None) -> Loot:
     """Try a helper that is protected as the victim is, and one that is not: the host runs what it likes."""
     at, data, notes = stage.secret_at, b"", []
     for protection in dict.fromkeys((stage.protection, Protection.NONE)):
-        with HelperGuest.start(stage.host, protection, onto=Spa(at & -PAGE)) as helper:
+        executes = stage.victim.guest is not None
+        with HelperGuest.start(stage.host, protection, onto=Spa(at & -PAGE), executes=executes) as helper:
             got, note = helper.run(at % PAGE, len(stage.victim.secret), asid=asid)
         data += got
         notes.append(f"helper ({protection}): {note}")
     return Loot(data, "; ".join(notes))
+
+
+def registers_at_exits(stage: Stage) -> Loot:
+    """Interrupt the guest after every block of its code while it uses its secret, and read its registers."""
+    victim, guest = stage.victim, stage.victim.guest
+    assert guest is not None, "a guest that does not execute has no registers"
+    assert victim.letter is not None
+    asked, seen = victim.deliver(victim.letter.sealed), bytearray()
+    while asked.status is None and guest.turn(1) is not Turn.ENDED and len(seen) < MOST_REGISTERS:
+        seen += guest.registers
+    return Loot(
+        bytes(seen), f"interrupted {len(seen) // len(guest.registers)} times, registers read each time"
+    )
 
 
 def cold_boot(stage: Stage) -> Loot:
@@ -166,7 +183,7 @@ class Adversary:
 
 _GUEST: Final = (Power.RUN_GUEST, Power.EDIT_NESTED_TABLES)
 
-#: Adversaries that meet a launched guest; the last one ends the machine.
+#: Adversaries that meet a launched guest, executing or not; the last one ends the machine.
 AGAINST_MEMORY: Final = (
     Adversary("bus probe", (Power.TAP_BUS,), bus_probe),
     Adversary("device, C-bit not driven", (Power.DMA,), device_without_c_bit),
@@ -176,3 +193,12 @@ AGAINST_MEMORY: Final = (
     Adversary("hypervisor with a spoofed ASID", (*_GUEST, Power.EDIT_VMCB), spoofed_asid),
     Adversary("cold boot", (Power.CUT_POWER,), cold_boot),
 )
+
+_REGISTERS: Final = Adversary(
+    "hypervisor that reads registers at exits", (Power.STEP, Power.USE_REGISTERS), registers_at_exits
+)
+
+
+def against(*, executes: bool) -> tuple[Adversary, ...]:
+    """List the adversaries that meet a launched guest; a guest that executes has registers, too."""
+    return (*AGAINST_MEMORY[:-1], _REGISTERS, AGAINST_MEMORY[-1]) if executes else AGAINST_MEMORY

@@ -1,5 +1,6 @@
 """A guest of the adversary's own: one page of code, and a window onto a page of the host's choice.
 
+It executes, or a reference model of its page walks does what its program would.
 The CPU fetches the program before it obeys it.  Under another ASID the bytes that arrive in its decoder are
 garbage, so no load happens: the victim's key is in the machine, and the helper cannot make use of it.
 
@@ -14,15 +15,18 @@ from typing import Final, Self
 
 from cbit.cpu.faults import Fault, VmExit
 from cbit.cpu.guest_view import GuestView
+from cbit.guest.builtin.image import helper
+from cbit.guest.builtin.interface import HELPER, WINDOW, flat_state
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.launch import SevGuest
+from cbit.hypervisor.small_guest import SmallGuest, Turn
 from cbit.hypervisor.vcpu import Vcpu
 from cbit.hypervisor.vm import Vm
-from cbit.spec.address import PAGE, Gpa, Gva, Spa
+from cbit.spec.address import PAGE, Gva, Spa
 from cbit.spec.policy import Policy
 
-CODE: Final = Gpa(0x1000)
-WINDOW: Final = Gpa(0x100000)
+CODE: Final = HELPER
+PATIENCE: Final = 100_000  #: blocks of its code; under another ASID's key it may well not end by itself
 PROGRAM: Final = b"\xa1" + WINDOW.to_bytes(4, "little") + b"\xf4"  # mov eax, [WINDOW]; hlt
 
 
@@ -33,32 +37,53 @@ class HelperGuest:
     Attributes:
         vm: its memory.
         sev: its firmware context, with SEV.
+        executes: whether its program executes.
     """
 
     vm: Vm
     sev: SevGuest | None
+    executes: bool = False
 
     @classmethod
-    def start(cls, host: Host, protection: Protection, *, onto: Spa) -> HelperGuest:
+    def start(
+        cls,
+        host: Host,
+        protection: Protection,
+        *,
+        onto: Spa,
+        executes: bool = False,
+        policy: Policy = Policy.NODBG,
+        share_with: SevGuest | None = None,
+    ) -> HelperGuest:
         """Start the helper with its window onto one page of system memory.
 
+        Args:
+            host: where.
+            protection: how it is protected itself.
+            onto: what its window shows.
+            executes: whether its program executes.
+            policy: its policy, with SEV.
+            share_with: a guest whose memory key it gets, its policy permitting.
+
         Raises:
+            NoEngine: it should execute, and this computer cannot.
+            FirmwareError: the key is not shared.
             NoAsid, OutOfMemory: the host has no room for another guest; nothing is left behind.
         """
         vm, sev = Vm(host, protection), None
         try:
             vm.add_memory(CODE, PAGE)
-            vm.load(CODE, PROGRAM)
+            vm.load(CODE, helper() if executes else PROGRAM)
             vm.tables.map(WINDOW, range(onto, onto + PAGE, PAGE), c=vm.c)
             if protection is Protection.SEV:
-                sev = SevGuest.start(vm, policy=int(Policy.NODBG))
+                sev = SevGuest.start(vm, policy=int(policy), share_with=share_with)
                 sev.update(CODE, PAGE)
                 sev.measure()
                 sev.finish()
         except BaseException:
             cls(vm, sev).end()
             raise
-        return cls(vm, sev)
+        return cls(vm, sev, executes)
 
     def run(self, offset: int, length: int, *, asid: int | None = None) -> tuple[bytes, str]:
         """Run the program under the guest's own ASID, or under another that its VMCB names.
@@ -66,6 +91,22 @@ class HelperGuest:
         Returns:
             Every byte that came out of it, and how it went.
         """
+        return self._execute(offset, length, asid) if self.executes else self._walk(offset, length, asid)
+
+    def _execute(self, offset: int, length: int, asid: int | None) -> tuple[bytes, str]:
+        """Execute the program; what it hands out is its answers, and its registers when it ends."""
+        guest = SmallGuest(self.vm, flat_state(CODE), asid=asid)
+        said = guest.requests.listen(offset, -(-length // 4))
+        try:
+            turn = guest.turn(PATIENCE)
+        except VmExit as refusal:
+            return b"", f"{type(refusal).__name__}: {refusal}"
+        if said.status is not None:
+            return said.data, f"its program ran and handed out {len(said.data)} bytes"
+        how = guest.stopped if turn is Turn.ENDED else f"after {PATIENCE} blocks {turn.value}"
+        return said.data + guest.registers, f"its program became garbage: {how}"
+
+    def _walk(self, offset: int, length: int, asid: int | None) -> tuple[bytes, str]:
         vcpu = Vcpu(self.vm, asid=asid)
         try:
             with vcpu.run() as view:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cbit.attacks.adversaries import AGAINST_MEMORY, Loot, Stage
+from cbit.attacks.adversaries import Loot, Stage, against
 from cbit.attacks.power import Power
 from cbit.attacks.victim import Arrival, Courier, start
 from cbit.driver.errors import FirmwareError
@@ -35,7 +35,7 @@ class Cell:
         adversary: who tried.
         protection: against what.
         powers: what the attempt made use of.
-        got_secret: whether the victim's secret is in the bytes obtained.
+        got_secret: whether a secret of the victim's is in the bytes obtained.
         bytes_read: how many bytes that were.
         note: how it went.
     """
@@ -54,9 +54,13 @@ CHANGED_IMAGE: Final = "hypervisor that changed one byte of the image"
 CHANGED_POLICY: Final = "hypervisor that changed the policy"
 
 
-def adversaries() -> list[str]:
-    """Names of the rows, in the table's order."""
-    return [*(adversary.name for adversary in AGAINST_MEMORY), CHANGED_IMAGE, CHANGED_POLICY]
+def adversaries(*, executes: bool = False) -> list[str]:
+    """Names of the rows, in the table's order.
+
+    Args:
+        executes: whether the victims execute.
+    """
+    return [*(adversary.name for adversary in against(executes=executes)), CHANGED_IMAGE, CHANGED_POLICY]
 
 
 def survey(new_host: NewHost, arrival: Arrival) -> Iterator[Cell]:
@@ -82,12 +86,12 @@ def survey(new_host: NewHost, arrival: Arrival) -> Iterator[Cell]:
 
 def _against_memory(host: Host, protection: Protection, arrival: Arrival) -> Iterator[Cell]:
     victim = start(host, protection, arrival, Courier())
-    if victim.use_secret() != arrival.secret:
+    if victim.use_secret() != victim.proof:
         raise NoControl(f"{protection}: the guest does not read the secret that it was given")
     stage = Stage(host, protection, victim)
-    for adversary in AGAINST_MEMORY:
+    for adversary in against(executes=arrival.executes):
         loot = adversary.attempt(stage)
-        yield _judge(adversary.name, protection, adversary.powers, loot, arrival.secret)
+        yield _judge(adversary.name, protection, adversary.powers, loot, victim.secrets)
 
 
 def _against_launch(name: str, host: Host, protection: Protection, altered: Arrival) -> Cell:
@@ -100,13 +104,14 @@ def _against_launch(name: str, host: Host, protection: Protection, altered: Arri
         note = str(refusal)
     host.machine.power_off()
     loot = Loot(courier.everything(), note)
-    return _judge(name, protection, (Power.CARRY_LAUNCH,), loot, altered.secret)
+    return _judge(name, protection, (Power.CARRY_LAUNCH,), loot, (altered.secret,))
 
 
 def _judge(
-    adversary: str, protection: Protection, powers: tuple[Power, ...], loot: Loot, secret: bytes
+    adversary: str, protection: Protection, powers: tuple[Power, ...], loot: Loot, secrets: tuple[bytes, ...]
 ) -> Cell:
-    return Cell(adversary, protection, powers, secret in loot.data, len(loot.data), loot.note)
+    got = any(secret in loot.data for secret in secrets)
+    return Cell(adversary, protection, powers, got, len(loot.data), loot.note)
 
 
 def flip_one_bit(image: bytes) -> bytes:

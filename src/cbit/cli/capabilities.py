@@ -62,12 +62,25 @@ def run(args: argparse.Namespace) -> Outcome:
         "commands": [name for name, module, _ in COMMANDS if importlib.util.find_spec(module)],
         "owner": True,
         "machine": machine,
-        "executes_guests": False,
+        "executes_guests": machine and _executes_guests(),
         "guest_modes": ["none", "sme", "sev"] if machine else [],
         "profiles": _profiles() if machine else {},
         "firmware_commands": _firmware_commands() if machine else [],
     }
     return Outcome(True, result, lines=lambda: _lines(result))
+
+
+def _executes_guests() -> bool:
+    """Whether what guests execute with is here; it is not compiled for the question."""
+    from cbit.cpu.engine.build import has_compiler
+    from cbit.cpu.engine.errors import NoEngine
+    from cbit.cpu.engine.library import check_platform
+
+    try:
+        check_platform()
+    except NoEngine:
+        return False
+    return has_compiler() and importlib.util.find_spec("unicorn") is not None
 
 
 def _profiles() -> dict[str, object]:

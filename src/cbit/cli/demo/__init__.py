@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--firmware",
         type=Path,
         metavar="F",
-        help="guest firmware image (default: an OVMF if one is to be had)",
+        help="guest firmware image, launched and not executed (default: cbit's built-in guest)",
     )
     parser.add_argument(
         "--secret-gpa",
@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> Outcome:
         raise NotModelled("guests are not executed yet: --linux comes with the CPU engine")
     require_machine()
     from cbit.attacks.survey import survey
-    from cbit.attacks.victim import Arrival
     from cbit.cli.demo.story import ACTS
 
     with ExitStack() as stack:
@@ -77,15 +76,15 @@ def run(args: argparse.Namespace) -> Outcome:
             told.append(act(world))
             stage.act(told[-1])
         world.machine.power_off()
-        arrival = Arrival(world.tenant, world.secret, world.place, world.entropy)
         cells: list[Cell] = []
-        for cell in survey(world.new_host, arrival):
+        for cell in survey(world.new_host, world.arrival()):
             cells.append(cell)
             stage.attempt(cell)
         stage.survey(cells)
         image = world.image
         result: dict[str, Any] = {
             "profile": args.profile,
+            "execution": {"executes": world.executes, "why_not": world.no_engine},
             "firmware": {"name": image.name, "origin": image.origin, "size": len(image.data)},
             "acts": [act.as_json() for act in told],
             "adversaries": [asdict(cell) for cell in cells],
@@ -95,30 +94,34 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[World, float]:
+    from cbit.attacks.victim import secret_table
+    from cbit.cli.demo.execution import why_not_executing
     from cbit.cli.demo.firmware import find, secret_place
     from cbit.cli.demo.world import World
     from cbit.cli.progress import progress
     from cbit.crypto.entropy import SeededEntropy, SystemEntropy
+    from cbit.crypto.key import Key
+    from cbit.guest.builtin.sealed import KEY_BYTES
     from cbit.machine.manufacture import make_root, manufacture
     from cbit.machine.profiles import profile
     from cbit.machine.state_folder import StateFolder
-    from cbit.owner import secret as secrets
-    from cbit.spec.secret_table import DISK_PASSPHRASE
 
     begun = time.monotonic()
     chosen = profile(args.profile)
     entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
-    with progress("looking for guest firmware", quiet=args.json):
-        image = find(args.firmware)
+    with progress("looking for a guest, and for what executes it", quiet=args.json):
+        no_engine = why_not_executing()
+        image = find(args.firmware, executes=not no_engine)
     secret = b"disk passphrase " + entropy.draw(12).hex().encode()
-    length = len(secrets.table_of([(DISK_PASSPHRASE, secret)]))
+    message_key = Key(entropy.draw(KEY_BYTES))
+    length = len(secret_table(secret, message_key))
     place = secret_place(image.data, named=args.secret_gpa, length=length)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbit-demo-"))) / "machine"
     doing = f"manufacturing a {chosen.name} machine with a {chosen.root_bits}-bit root"
     with progress(doing, quiet=args.json):
         manufacture(folder, chosen, entropy=entropy, root=make_root(chosen.root_bits))
     state = stack.enter_context(StateFolder(folder))
-    return World(state, image, secret, place, entropy), time.monotonic() - begun
+    return World(state, image, secret, place, message_key, no_engine, entropy), time.monotonic() - begun
 
 
 class _Stage:

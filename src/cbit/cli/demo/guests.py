@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from cbit.cli.demo import side_by_side
 from cbit.cli.demo.act import Act
 from cbit.cli.demo.world import PLAIN_PAGE, World
 from cbit.driver.errors import FirmwareError
@@ -22,6 +23,8 @@ WINDOW: Final = Gpa(0x110000)
 
 def many_guests(world: World) -> Act:
     """Own key each; a shared key where the policy permits; an unencrypted guest beside them."""
+    if world.executes:
+        return side_by_side.many_guests(world)
     act = Act(8, "Many guests: each ASID reads what its own key opens")
     host = world.host
     guest_a, guest_b = _small_guest(host, Policy(0)), _small_guest(host, Policy.NOKS)

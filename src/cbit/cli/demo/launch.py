@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cbit.attacks.survey import flip_one_bit
-from cbit.attacks.victim import DATA_AT, RAM_BASE, RAM_SIZE
+from cbit.attacks.victim import DATA_AT, RAM_BASE, RAM_SIZE, secret_table
+from cbit.cli.demo import running
 from cbit.cli.demo.act import Act, Picture
 from cbit.cli.demo.world import World
 from cbit.cli.page_map import RANDOM, entropies
@@ -13,13 +14,11 @@ from cbit.hypervisor.host import Protection
 from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.vcpu import Vcpu
 from cbit.hypervisor.vm import TOP, Vm, firmware_start
-from cbit.owner import secret as secrets
 from cbit.owner.measure import expect_sev
 from cbit.spec import firmware_table
 from cbit.spec.address import BLOCK, MIB, PAGE, Gpa, Gva, Spa
 from cbit.spec.errors import BadMeasurement
 from cbit.spec.key_id import guest as guest_key_id
-from cbit.spec.secret_table import DISK_PASSPHRASE
 
 
 def launch(world: World) -> Act:
@@ -85,7 +84,7 @@ def receipt(world: World) -> Act:
     except BadMeasurement as refusal:
         act.attempt("the same with one bit of the image changed", succeeded=False, answer=refusal)
     act.fact("where the secret goes", _area(world))
-    plaintext = secrets.table_of([(DISK_PASSPHRASE, world.secret)])
+    plaintext = secret_table(world.secret, world.message_key)
     header, payload = world.trusted.seal(plaintext, entropy=world.entropy)
     try:
         guest.inject(world.place, header, flip_one_bit(payload))
@@ -125,8 +124,13 @@ def _area(world: World) -> str:
 
 
 def run_guest(world: World) -> Act:
-    """What the guest's CPU would see: this version walks and decrypts, and executes nothing."""
-    act = Act(7, "Run: the guest's view of its memory (nothing executes in this version)")
+    """Let the guest execute, if it is the built-in one and this computer can."""
+    return running.run_guest(world) if world.image_executes else _view(world)
+
+
+def _view(world: World) -> Act:
+    """What the guest's CPU would see: a reference model walks and decrypts."""
+    act = Act(7, "Run: the guest's view of its memory (this image is not executed)")
     image, start = world.image.data, firmware_start(world.image.data)
     look = _readable(image)
     with Vcpu(world.guest.vm).run() as view:
@@ -136,5 +140,6 @@ def run_guest(world: World) -> Act:
     act.show("the guest reads its image", text)
     act.show("its CPU fetches at the reset vector", fetched)
     act.fact("are these the image's last 16 bytes?", "yes" if fetched == image[-16:] else "no")
-    act.who_sees = "The image was launched, not executed: execution of guests comes with the CPU engine."
+    why = world.no_engine or "the demo executes its own guest only"
+    act.who_sees = f"The image was launched, not executed: {why}."
     return act

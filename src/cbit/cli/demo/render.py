@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cbit.attacks.survey import Cell, adversaries
+from cbit.attacks.survey import Cell
 from cbit.cli.demo.act import Act, Attempt, Bytes, Fact, Item, Picture
 from cbit.cli.page_map import RANDOM, rows
 from cbit.hypervisor.host import Protection
@@ -72,6 +72,7 @@ def _picture(console: Console, picture: Picture) -> None:
 
 def show_survey(console: Console, cells: Iterable[Cell]) -> None:
     """Print the table of what each adversary got."""
+    cells = list(cells)
     by_place = {(cell.adversary, cell.protection): cell for cell in cells}
     table = Table(title="Is the secret in the bytes that each adversary got?", title_justify="left")
     table.add_column("adversary")
@@ -79,7 +80,7 @@ def show_survey(console: Console, cells: Iterable[Cell]) -> None:
         table.add_column(_HEADLINES[protection], justify="center")
     if console.width >= _WIDE:
         table.add_column("what it can do", style="dim")
-    for name in adversaries():
+    for name in dict.fromkeys(cell.adversary for cell in cells):
         row = [by_place[name, protection] for protection in Protection]
         powers = [Text(", ".join(row[0].powers))] if console.width >= _WIDE else []
         table.add_row(name, *map(_cell, row), *powers)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cbit.attacks.tenant import Tenant
+from cbit.attacks.victim import Arrival
 from cbit.cli.demo.firmware import Image
 from cbit.crypto.entropy import Entropy
+from cbit.crypto.key import Key
+from cbit.guest.builtin import image as builtin
 from cbit.hypervisor.host import Host
 from cbit.hypervisor.launch import SevGuest
 from cbit.machine.board import Machine, Options
@@ -28,6 +31,8 @@ class World:
         image: the guest firmware.
         secret: what the guest owner wants in its guest and nowhere else.
         place: where in the guest's memory it goes.
+        message_key: what opens the owner's messages to a guest that executes.
+        no_engine: why guests do not execute on this computer; empty if they do.
         entropy: everybody's randomness.
     """
 
@@ -35,6 +40,8 @@ class World:
     image: Image
     secret: bytes
     place: Gpa
+    message_key: Key
+    no_engine: str
     entropy: Entropy
     machine: Machine = field(init=False)
     host: Host = field(init=False)
@@ -42,6 +49,32 @@ class World:
     session: Measuring = field(init=False)
     trusted: Trusted = field(init=False)
     guest: SevGuest = field(init=False)
+
+    @property
+    def executes(self) -> bool:
+        """Whether guests execute here: those with the built-in guest's image."""
+        return not self.no_engine
+
+    @property
+    def image_executes(self) -> bool:
+        """Whether the launched image is one that executes here."""
+        return self.executes and self.image.data == builtin.image()
+
+    def arrival(self, *, policy: int | None = None) -> Arrival:
+        """Describe a guest of the same owner: the built-in one if it executes, else the launched image.
+
+        Args:
+            policy: another policy than the owner's usual one.
+        """
+        image = builtin.image() if self.executes else self.image.data
+        wanted = self.tenant.policy if policy is None else int(policy)
+        return Arrival(
+            replace(self.tenant, image=image, policy=wanted),
+            self.secret,
+            self.place,
+            self.entropy,
+            message_key=self.message_key if self.executes else None,
+        )
 
     def new_machine(self, memory: int = MEMORY) -> Machine:
         """Build the machine of the state folder, powered off."""

@@ -1,6 +1,6 @@
-"""Compile the native stubs, once per source and compiler, into a cache inside the virtual environment.
+"""Compile native sources, once per source and compiler, into a cache inside the virtual environment.
 
-``python -m cbit.cpu.engine.build`` does it ahead of time and prints where the result is.
+``python -m cbit.cpu.engine.build`` does it for the stubs ahead of time and prints where the result is.
 """
 
 from __future__ import annotations
@@ -44,29 +44,40 @@ def compiled(
     *,
     name: str,
     suffix: str = "",
+    included: Sequence[Path] = (),
     folder: Path | None = None,
     compiler: str | None = None,
 ) -> Path:
     """Return what a compiler makes of some sources; the same sources are compiled once.
 
     Args:
-        files: C sources and the headers that they include.
+        files: C and assembly sources, and headers that they include.
         flags: the compiler's options.
         name: what the result is called, before a hash of all that decides its contents.
         suffix: how its name ends.
+        included: sources of any kind that those include.
         folder: the cache; by default `cache_folder`.
         compiler: a command; by default the environment's CC, or cc.
 
     Raises:
         NoEngine: there is no such compiler, or it refuses the source; the message has its words.
     """
-    command = shlex.split(compiler or os.environ.get("CC") or "cc") or ["cc"]
-    source = [(path.name, path.read_bytes()) for path in files]
+    command = _command(compiler)
+    source = [(path.name, path.read_bytes()) for path in (*files, *included)]
     digest = hashlib.sha256(repr((source, command, tuple(flags))).encode()).hexdigest()[:16]
     result = (folder or cache_folder()) / f"{name}-{digest}{suffix}"
     if not result.is_file():
         _compile([*command, *flags], files, result)
     return result
+
+
+def has_compiler() -> bool:
+    """Whether there is a C compiler."""
+    return shutil.which(_command(None)[0]) is not None
+
+
+def _command(compiler: str | None) -> list[str]:
+    return shlex.split(compiler or os.environ.get("CC") or "cc") or ["cc"]
 
 
 def sources() -> list[Path]:
@@ -84,7 +95,7 @@ def _compile(command: list[str], sources: Sequence[Path], result: Path) -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
         made = Path(scratch) / result.name
-        files = [str(path) for path in sources if path.suffix == ".c"]
+        files = [str(path) for path in sources if path.suffix in (".c", ".S")]
         ended = subprocess.run(
             [*command, *files, "-o", str(made)], capture_output=True, text=True, check=False
         )

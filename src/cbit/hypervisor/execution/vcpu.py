@@ -31,8 +31,8 @@ INTERCEPTS: Final = _INTR | _INVD | _CPUID | _HLT | _IOIO | _MSR | _SHUTDOWN | _
 
 _AT_INTERCEPTS, _AT_TLB, _AT_VIRQ, _AT_SHADOW, _AT_EXIT = 0x00C, 0x05C, 0x060, 0x068, 0x070
 _AT_INTERRUPTED, _AT_EVENT, _AT_CLEAN, _AT_SAVE = 0x088, 0x0A8, 0x0C0, 0x400
-_AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RAX, _AT_CR2 = (
-    *(0x4D0, 0x548, 0x558, 0x570, 0x578, 0x5F8, 0x640),
+_AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RSP, _AT_RAX, _AT_CR2 = (
+    *(0x4D0, 0x548, 0x558, 0x570, 0x578, 0x5D8, 0x5F8, 0x640),
 )
 _SAVE_SIZE: Final = 0x300
 _V_IRQ: Final = 1 << 8 | 1 << 20  # pending, and TPR does not hold it back
@@ -175,6 +175,11 @@ class ExecutingVcpu:
     @rax.setter
     def rax(self, value: int) -> None:
         self._set_u64(_AT_RAX, value)
+
+    @property
+    def rsp(self) -> int:
+        """RSP, which is in the VMCB."""
+        return self._u64(_AT_RSP)
 
     @property
     def rflags(self) -> int:
