@@ -12,9 +12,9 @@ import pytest
 
 from cbit import __version__
 from cbit.cli import main
-from cpu.engine.conftest import missing
 from cbit.machine.profiles import PROFILES
 from cbit.secure_processor.dispatch import COMMANDS
+from cpu.engine.conftest import missing
 
 
 def capabilities(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_a_missing_compiler_is_named_with_what_to_install(tmp_path: Path) -> Non
 
 
 def test_a_compiler_that_refuses_is_quoted_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(NoEngine, match="cannot compile the stubs"):
+    with pytest.raises(NoEngine, match=r"cannot compile .*stubs\.c"):
         compiled_stubs(tmp_path, compiler="cc -fno-such-flag-at-all")
     assert [] == list(tmp_path.iterdir())
 
