@@ -337,6 +337,19 @@ class Core:
             self._side = self._host_side()
         return engine.run(Spa(vmcb), context, self._side, blocks=blocks)
 
+    def used_pages(self, asid: int) -> dict[int, bool]:
+        """Say which guest physical pages guests used here under an ASID, and whether with a key.
+
+        It is what the core was asked for when it last made the page accessible; nothing of a core that never
+        executed a guest.
+        """
+        return {} if self._engine is None else self._engine.used_pages(asid)
+
+    def forget_use(self, asid: int) -> None:
+        """Forget which pages an ASID used: its guest is gone."""
+        if self._engine is not None:
+            self._engine.forget_use(asid)
+
     def runs(self, guest: GuestView) -> bool:
         """Whether this turn of a guest is the one that the core is in; a reset ends it as #VMEXIT does."""
         return self._guest is guest

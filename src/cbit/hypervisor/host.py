@@ -115,6 +115,11 @@ class Host:
         """Let the next VMRUN of a VMCB flush its translations: its nested tables changed, or it is gone."""
         self.last_vmcb = {place: at for place, at in self.last_vmcb.items() if at != vmcb_at}
 
+    def forget_use(self, asid: int) -> None:
+        """Forget which pages an ASID's guest used: the guest is gone."""
+        for core in self.machine.cores:
+            core.forget_use(asid)
+
     def status(self) -> buffers.PlatformStatus:
         """Ask for the platform's status."""
         return self.ccp.call(Command.PLATFORM_STATUS, buffers.PlatformStatus())

@@ -154,6 +154,7 @@ class SevGuest:
         """DEACTIVATE and DECOMMISSION alone: the memory stays, for another launch (errors as ``end``)."""
         self.deactivate()
         self.vm.host.asids.give_back(self.asid)
+        self.vm.host.forget_use(self.asid)
         self.decommission()
         self.vm.asid = 0
 

@@ -142,6 +142,7 @@ class Vm:
         self.regions.clear()
         if self.asid and self.protection is not Protection.SEV:
             self.host.plain_asids.give_back(self.asid)
+            self.host.forget_use(self.asid)
         self.asid = 0
 
     def _change_hands(self) -> None:

@@ -182,6 +182,14 @@ class Engine:
         """Forget translations, as an instruction of the host or a reset asks for."""
         self._shadow.flush(control, asid=asid)
 
+    def used_pages(self, asid: int) -> dict[int, bool]:
+        """Say which guest physical pages an ASID used, and whether with a key when last made accessible."""
+        return self._shadow.used(asid)
+
+    def forget_use(self, asid: int) -> None:
+        """Forget which pages an ASID used."""
+        self._shadow.forget_use(asid)
+
     def new_context(self) -> Context:
         """Make the registers of a virtual CPU that are not in its VMCB."""
         return self._processor.new_context()

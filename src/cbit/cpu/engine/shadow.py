@@ -33,7 +33,7 @@ from cbit.memory.dram import anonymous
 from cbit.memory.lending import SlotLender
 from cbit.memory.pool import Slot
 from cbit.spec.address import LINE, PAGE, Spa
-from cbit.spec.key_id import KeyId
+from cbit.spec.key_id import UNENCRYPTED, KeyId
 
 _DIGESTS: Final = 8 * PAGE // LINE  # bytes of digests of one page
 _SEED_BYTES: Final = 9 * 8
@@ -71,6 +71,7 @@ class Space:
         nested: the hypervisor's tables, for the VMRUN that is under way.
         known: what was found there.
         leaves: by word of the tables, the slot that it maps.
+        used: by guest physical page, whether it was encrypted when it was last made accessible.
     """
 
     asid: int
@@ -81,6 +82,7 @@ class Space:
     nested: NestedTables
     known: Translations = field(default_factory=Translations)
     leaves: dict[int, Slot] = field(default_factory=dict)
+    used: dict[int, bool] = field(default_factory=dict)
 
     def key(self, *, private: bool, nested_c: bool) -> KeyId:
         """Look the key of an access up."""
@@ -175,6 +177,7 @@ class Shadow:
         leaf = space.known.find(space.nested, gpa, kind, guest_c=guest_c, table=table)
         key = space.key(private=private, nested_c=leaf.c)
         slot = self._lend(Spa(leaf.at(gpa) & -PAGE), key, write=write)
+        space.used[gpa // PAGE] = key != UNENCRYPTED
         may_store = slot in self._writable and leaf.writable and leaf.dirty
         value = POOL + slot | (OPEN if may_store else READ_ONLY)
         view = _C if space.sev and (guest_c or not has_c_bit) else 0
@@ -224,6 +227,20 @@ class Shadow:
         state.shots += 1
         state.shot_allows &= allowed
         self._tables.words[word] = value
+
+    def used(self, asid: int) -> dict[int, bool]:
+        """Say which guest physical pages an ASID used, and whether with a key when last made accessible."""
+        found: dict[int, bool] = {}
+        for (owner, _), space in self._spaces.items():
+            if owner == asid:
+                found |= space.used
+        return found
+
+    def forget_use(self, asid: int) -> None:
+        """Forget which pages an ASID used: it belongs to somebody else from now on."""
+        for (owner, _), space in self._spaces.items():
+            if owner == asid:
+                space.used.clear()
 
     # --- slots of the cache
 
