@@ -86,6 +86,8 @@ class At:
     NESTED: Final = 0x090
     NCR3: Final = 0x0B0
     CLEAN: Final = 0x0C0
+    EFER: Final = 0x4D0
+    CR4: Final = 0x548
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,13 @@ class Exit:
     code: int
     info_1: int
     info_2: int
+
+
+def tables_of(vmcb: bytes | memoryview) -> tuple[int, int, int, int]:
+    """Control registers that decide how linear addresses are translated: EFER, CR4, CR3, CR0."""
+    (efer,) = struct.unpack_from("<Q", vmcb, At.EFER)
+    cr4, cr3, cr0 = struct.unpack_from("<3Q", vmcb, At.CR4)
+    return efer, cr4, cr3, cr0
 
 
 class ControlBlock:
@@ -121,6 +130,11 @@ class ControlBlock:
     def checked_fields(self) -> bytes:
         """Everything that decides whether VMRUN accepts this VMCB, and how it begins."""
         return b"".join(self.bytes[part] for part in _CHECKED)
+
+    @property
+    def tables(self) -> tuple[int, int, int, int]:
+        """What decides how the guest's own translations are made (`tables_of`)."""
+        return tables_of(self.bytes)
 
     def require_modelled(self) -> None:
         """Refuse a guest that would need what this engine has not.

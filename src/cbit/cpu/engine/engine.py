@@ -10,7 +10,8 @@ Every exit that the hypervisor asked for, and every nested fault that its own ta
 with a real code in the real VMCB.  Faults by which the engine fetches pages stay between it and the cache.
 
 MODEL CHOICE: one run is VMLOAD, VMRUN, VMSAVE, as hypervisors do it.  A deadline is a physical interrupt that
-the guest cannot mask.  VMRUN begins with an empty first-level TLB; the translations of `Shadow` stay.
+the guest cannot mask.  QEMU's TLB is emptied where another ASID, or the same under other control registers,
+is entered; the translations of `Shadow` stay.
 Paper: memory-encryption.md §4.2, §6, §7, §8, §10.1.
 Not modelled: SEV-ES, guests that are hypervisors, decode assists, the guest's interrupt shadow across VMRUN.
 """
@@ -33,6 +34,7 @@ from cbit.cpu.engine.control_block import (
     ControlBlock,
     Exit,
     Intercept,
+    tables_of,
 )
 from cbit.cpu.engine.instructions import MAX_LENGTH, Instruction, Machine, Op, decode
 from cbit.cpu.engine.native import RANDOM_WORDS, Answer
@@ -145,6 +147,7 @@ class Engine:
         self._maps: dict[int, bytes] = {}
         self._turn: _Turn | None = None
         self._host: HostSide | None = None
+        self._left: tuple[Space | int, ...] | None = None  # who left last, with which tables
         self._good: dict[
             bytes, _Checked
         ] = {}  # VMCBs accepted on this host, by `ControlBlock.checked_fields`
@@ -213,6 +216,12 @@ class Engine:
         turn.block.copy_to(self._processor.vmcb, root=roots.root)
         self._load_maps(turn)
         state.root, state.root_without_c_bit = roots.root, roots.root_without_c_bit
+        state.c_bit = 1 << C_BIT if turn.space.sev else 0
+        goes_on = (turn.space, *turn.block.tables) == self._left
+        state.keep_tlb = int(goes_on)
+        if not goes_on:
+            self._processor.flush_tlb()
+            self._left = None
         state.ours = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
         state.ud_is_ours = turn.block.exceptions & UD_INTERCEPT
         state.deadline = 0 if blocks is None else state.blocks + blocks
@@ -224,6 +233,7 @@ class Engine:
         if turn.error is not None:
             raise turn.error
         done = turn.block.save(self._processor.vmcb)
+        self._left = (turn.space, *tables_of(self._processor.vmcb))
         self.exits[done.code] = self.exits.get(done.code, 0) + 1
         self._trace.emit("cpu.engine", "#VMEXIT", code=done.code, asid=turn.space.asid)
         return done

@@ -69,6 +69,9 @@ class EngineState(ctypes.Structure):
         ("access", _U64),
         ("root", _U64),
         ("root_without_c_bit", _U64),
+        ("c_bit", _U64),
+        ("cr3", _U64),
+        ("keep_tlb", _U64),
         ("blocks", _U64),
         ("deadline", _U64),
         ("tsc_per_block", _U64),
@@ -97,7 +100,8 @@ _LAYOUT: Final = (
 #: Internal functions that the stubs call, in the order of ``struct functions``.
 _INTERNAL: Final = (
     *("cpu_vmexit", "x86_cpu_tlb_fill", "tlb_set_page_with_attrs", "tb_invalidate_phys_page_fast"),
-    *("cpu_x86_update_cr0", "cpu_x86_update_cr4", "tb_invalidate_phys_range", "tlb_flush"),
+    *("cpu_x86_update_cr0", "cpu_x86_update_cr3", "cpu_x86_update_cr4", "helper_read_crN"),
+    *("tb_invalidate_phys_range", "tlb_flush"),
     *("x86_cpu_do_interrupt", "do_interrupt_x86_hardirq", "do_vmexit", "helper_vmload", "helper_vmsave"),
     *("helper_read_eflags", "helper_write_eflags", "raise_exception"),
     *("cpu_restore_state", "cpu_ldub_code", "helper_check_iob", "helper_check_iow", "helper_check_iol"),

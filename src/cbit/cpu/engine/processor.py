@@ -28,7 +28,7 @@ from cbit.spec.address import PAGE
 
 POOL: Final = 1 << 38
 TABLES: Final = 2 << 38
-HOST: Final = 3 << 38
+HOST: Final = 1 << 47  # no guest has a linear address like this, so none meets its translations in the TLB
 CODE, VMCB, HSAVE, IOPM, MSRPM, HOST_SIZE = (HOST + PAGE * page for page in (0, 1, 2, 3, 6, 8))
 IOPM_SIZE: Final = 3 * PAGE
 MSRPM_SIZE: Final = 2 * PAGE

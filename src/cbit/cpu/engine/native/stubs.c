@@ -99,7 +99,9 @@ void cbit_leave(struct engine *e, uint32_t code, uint64_t info)
         *injection &= ~EVENT_VALID;
     e->event.under_way = 0;
     ENV(uint32_t, e, old_exception) = (uint32_t)-1;
+    e->keep_tlb = 1;                               /* VMRUN decides whether the guest finds it again */
     call.do_vmexit(e->env, code, info);
+    FIELD(uint64_t, e->vmcb, VMCB_CR3) = e->cr3;
     call.helper_vmsave(e->env, 2);                 /* rAX is again the host's: the VMCB's address */
     call.uc_emu_stop(e->uc);
 }
@@ -177,6 +179,7 @@ static void hook_block(void *uc, uint64_t address, uint32_t size, void *user)
     (void)address, (void)size;
     if (!in_guest(e))
         return;
+    e->keep_tlb = 0;
     if (e->deadline && e->blocks >= e->deadline)
         call.uc_emu_stop(uc);                      /* this block is not executed any more */
     else
@@ -281,6 +284,33 @@ void stub_cpu_x86_update_cr0(void *env, uint32_t value)
 {
     call.cpu_x86_update_cr0(env, value);
     choose_root(env);
+}
+
+/* Why: QEMU walks the top table through CR3's own C-bit, but the hardware's walk is private whatever it says.
+ * A kernel runs its decompressor on a CR3 without it; each TLB fill would then be a fault of the engine. */
+void stub_cpu_x86_update_cr3(void *env, uint64_t value)
+{
+    if (current && current->env == env && in_guest(current)) {
+        current->cr3 = value;
+        value |= current->c_bit;
+    }
+    call.cpu_x86_update_cr3(env, value);
+}
+
+/* Why: the guest reads CR3 as it wrote it. */
+uint64_t stub_helper_read_crN(void *env, int number)
+{
+    if (number == 3 && current && current->env == env && in_guest(current))
+        return current->cr3;
+    return call.helper_read_crN(env, number);
+}
+
+/* Why: QEMU has no ASIDs and flushes at every VMRUN and #VMEXIT.  A processor does not; where the same guest goes
+ * on under the same tables its translations stay. */
+void stub_tlb_flush(void *cs)
+{
+    if (!current || current->cs != cs || !current->keep_tlb)
+        call.tlb_flush(cs);
 }
 
 /* Why: as CR0: PAE is a bit of CR4. */

@@ -14,7 +14,7 @@ enum { INVALID_OPCODE = 6 };
 enum { EXIT_BASE = 0x100 };                        /* an exception number from here on is an exit code */
 enum { EXIT_EXCEPTION_UD = 0x46, EXIT_INTR = 0x60, EXIT_SHUTDOWN = 0x7F, EXIT_LAST_BIT = 0x9F, EXIT_NPF = 0x400 };
 enum { RESUME, RESTART, DELIVER, LEAVE };          /* what Python answers to an exit */
-enum { VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
+enum { VMCB_CR3 = 0x550, VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
 enum { VIRTUAL_INTERRUPT = 0x100 };                /* in CPUState.interrupt_request */
 enum { HF_CPL = 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
        HF_GUEST = 1 << 21 };
@@ -37,7 +37,9 @@ struct functions {
                                     int mmu, uint64_t size);
     void (*tb_invalidate_phys_page_fast)(void *uc, void *pages, uint64_t start, int length, uintptr_t from);
     void (*cpu_x86_update_cr0)(void *env, uint32_t value);
+    void (*cpu_x86_update_cr3)(void *env, uint64_t value);
     void (*cpu_x86_update_cr4)(void *env, uint32_t value);
+    uint64_t (*helper_read_crN)(void *env, int number);
     void (*tb_invalidate_phys_range)(void *uc, uint64_t start, uint64_t end);
     void (*tlb_flush)(void *cs);
     void (*x86_cpu_do_interrupt)(void *cs);
@@ -77,6 +79,9 @@ struct engine {
     uint64_t exit_info_1;                /* all 64 bits */
     uint64_t access;                     /* of the last TLB fill */
     uint64_t root, root_without_c_bit;   /* shadow tables for paging modes with and without a C-bit */
+    uint64_t c_bit;                      /* what a page-table walk adds to CR3; 0 without SEV */
+    uint64_t cr3;                        /* CR3 as the guest wrote it */
+    uint64_t keep_tlb;                   /* from #VMEXIT to the first block after VMRUN: the same guest again */
     uint64_t blocks, deadline;           /* executed in guest mode; stop at the latter (0: never) */
     uint64_t tsc_per_block;
     uint64_t restarts;                   /* blocks that a fault made begin again */
