@@ -87,6 +87,7 @@ class Core:
         self._msrs = MsrFile(self.features, self._trace)
         self._guest: GuestView | None = None
         self._side: HostSide | None = None
+        self._entered = -1  # the VMCB whose address was found to be one
         self._last_vmcb = LastVmcb()
         self.wbinvd_done = False
         tag = Tag(asid=0, core=self.index, mode=VmMode.PLAIN)
@@ -331,11 +332,11 @@ class Core:
             InvalidOpcode, GeneralProtection, VmexitInvalid, NotModelled: as `vmrun`.
             EngineFault: the engine failed.
         """
-        engine = self.engine
-        self._check_vmrun(self._host(), vmcb)
-        if self._side is None:
-            self._side = self._host_side()
-        return engine.run(Spa(vmcb), context, self._side, blocks=blocks)
+        if self._side is None or vmcb != self._entered:
+            self._check_vmrun(self._host(), vmcb)
+            self._side = self._side or self._host_side()
+            self._entered = vmcb
+        return self.engine.run(Spa(vmcb), context, self._side, blocks=blocks)
 
     def used_pages(self, asid: int) -> dict[int, bool]:
         """Say which guest physical pages guests used here under an ASID, and whether with a key.

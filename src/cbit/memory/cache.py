@@ -143,18 +143,27 @@ class Cache:
             self.snoop_write(spa, data, key_id)
             return
         self._controller.check(spa, length, key_id)
+        start = spa % PAGE
+        if start + length <= PAGE:
+            if length:
+                self._store(spa - start, start, data, key_id)
+            return
         done = 0
         for page, start, count in _split(spa, length):
-            # A store that covers the page needs nothing from DRAM.
-            copy = self._hold(page, key_id, fill=count != PAGE)
-            if self.coherent:
-                self._only_tag(page, key_id)  # engines may share clean copies of several tags
-            self._pool.put(copy.slot, start, data[done : done + count] if count != length else data)
-            if copy.borrower is not None:
-                copy.borrower.overwritten(copy.slot)
-            first, last = start // LINE, (start + count - 1) // LINE
-            copy.dirty |= ((2 << (last - first)) - 1) << first
+            self._store(page, start, data[done : done + count], key_id)
             done += count
+
+    def _store(self, page: int, start: int, data: Data, key_id: KeyId) -> None:
+        count = len(data)
+        # A store that covers the page needs nothing from DRAM.
+        copy = self._hold(page, key_id, fill=count != PAGE)
+        if self.coherent and len(self._by_page[page]) > 1:
+            self._only_tag(page, key_id)  # engines may share clean copies of several tags
+        self._pool.put(copy.slot, start, data)
+        if copy.borrower is not None:
+            copy.borrower.overwritten(copy.slot)
+        first, last = start // LINE, (start + count - 1) // LINE
+        copy.dirty |= ((2 << (last - first)) - 1) << first
 
     # ---- requests that are not cached: devices, and transfers of STREAM bytes or more
 
@@ -299,7 +308,7 @@ class Cache:
             copy.used = self._now
             self._copies.move_to_end(tag)
             return copy
-        if self.coherent and alone:
+        if self.coherent and alone and page in self._by_page:
             self._only_tag(page, key_id)
         if self._pool.full:
             self._make_room()

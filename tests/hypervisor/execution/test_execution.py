@@ -138,7 +138,7 @@ def test_guests_take_turns_and_the_clock_is_theirs_together(host: Host) -> None:
     run([room.monitor for room in rooms])
     assert [room.output() for room in rooms] == [b"a" * 12, b"b" * 12, b"c" * 12]
     assert all(room.exits.counts[0x60] >= 3 for room in rooms)  # each was interrupted for the others
-    assert rooms[0].monitor.clock.ns - start >= 3 * 12 * 200_000 * 25
+    assert rooms[0].monitor.clock.ns - start >= 3 * 12 * 200_000 * 10
     assert len({room.vcpu.vm.asid for room in rooms}) == 3
     for room in rooms:
         room.end()
@@ -219,7 +219,7 @@ def test_the_same_program_takes_the_same_time_again(host: Host) -> None:
         run([room.monitor])
         ends.append(room.monitor.clock.ns - start)
         room.end()
-    assert ends[0] == ends[1] > 3 * 200_000 * 25
+    assert ends[0] == ends[1] > 3 * 200_000 * 10
 
 
 def test_wbinvd_of_a_guest_counts_for_the_secure_processor(host: Host) -> None:

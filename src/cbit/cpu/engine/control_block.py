@@ -57,10 +57,13 @@ OF_HYPERVISORS: Final = (
 #: What the engine looks at first.  QEMU reports INVD as WBINVD.
 OURS: Final = OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR
 
+_OURS: Final = int(OURS)
+
 UD_INTERCEPT: Final = 1 << 6  # of the exception intercepts at 0x008
 SEV_STATUS: Final = 0xC001_0131
 _SEV_STATUS_BITS: Final = 2 * (0x2000 * 2 + (SEV_STATUS - 0xC001_0000))  # in the MSR permission map
-_SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0), slice(0x400, 0x700))  # what #VMEXIT writes
+_SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0))  # what #VMEXIT writes of the control area
+_CONTROL, _SAVE_AREA = slice(0x060, 0x0B0), slice(0x400, 0x700)
 #: Intercepts, ASID and TLB_CONTROL, enables, nCR3, EFER, CR4 … CR0, RFLAGS: everything that VMRUN looks at.
 _CHECKED: Final = tuple(
     slice(start, start + length)
@@ -152,17 +155,13 @@ class ControlBlock:
 
     def copy_to(self, page: memoryview, *, root: int) -> None:
         """Write QEMU's copy."""
-        copy = bytearray(self.bytes)
-        for form, at, value in (
-            ("Q", At.INTERCEPTS, self.intercepts | OURS),
-            ("Q", At.IOPM, IOPM),
-            ("Q", At.MSRPM, MSRPM),
-            ("B", At.TLB_CONTROL, 0),  # the engine flushes
-            ("Q", At.NESTED, 1),
-            ("Q", At.NCR3, root),
-        ):
-            struct.pack_into("<" + form, copy, at, value)
-        page[:] = copy
+        page[:] = self.bytes
+        pack = struct.pack_into
+        pack("<Q", page, At.INTERCEPTS, self.intercepts | _OURS)
+        pack("<2Q", page, At.IOPM, IOPM, MSRPM)
+        page[At.TLB_CONTROL] = 0  # the engine flushes
+        pack("<Q", page, At.NESTED, 1)
+        pack("<Q", page, At.NCR3, root)
 
     def permission_maps(self, mask: int) -> dict[int, bytes]:
         """Read the I/O and MSR permission maps; reading SEV_STATUS cannot be intercepted and is the engine's.
@@ -183,8 +182,11 @@ class ControlBlock:
 
     def save(self, page: memoryview) -> Exit:
         """Write what #VMEXIT changes to the machine's memory."""
+        control = bytearray(self.bytes[_CONTROL])  # in one store: what lies between goes back as it was
         for part in _SAVED:
-            self._port.write(Spa(self._spa + part.start), bytes(page[part]), self._key)
+            control[part.start - _CONTROL.start : part.stop - _CONTROL.start] = page[part]
+        self._port.write(Spa(self._spa + _CONTROL.start), control, self._key)
+        self._port.write(Spa(self._spa + _SAVE_AREA.start), bytes(page[_SAVE_AREA]), self._key)
         return Exit(*struct.unpack_from("<QQQ", page, At.EXIT_CODE))
 
     def refuse(self) -> None:

@@ -61,6 +61,7 @@ from cbit.crypto.entropy import Entropy
 from cbit.memory.lending import SlotLender
 from cbit.spec.address import PAGE, Spa
 from cbit.spec.errors import NotModelled
+from cbit.spec.key_id import UNENCRYPTED
 from cbit.trace import SILENT, Trace
 
 C_BIT: Final = VIEW_BITS  #: of guests that execute, whatever the profile: QEMU walks 40 address bits
@@ -69,6 +70,7 @@ _USER_CPL: Final = 3
 _LONG_CODE: Final = 1 << 15  # in the hidden flags
 _GP, _PF, _UD_VECTOR = 13, 14, 6
 _SPARE_TABLES: Final = 64
+_OURS: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
 _REMEMBERED: Final = 4096  # accepted VMCBs
 
 
@@ -147,6 +149,8 @@ class Engine:
         self._maps: dict[int, bytes] = {}
         self._turn: _Turn | None = None
         self._host: HostSide | None = None
+        self._at: tuple[Spa, HostSide] | None = None  # which VMCB, as its address was split last
+        self._where = (Spa(0), UNENCRYPTED)
         self._left: tuple[Space | int, ...] | None = None  # who left last, with which tables
         self._good: dict[
             bytes, _Checked
@@ -222,7 +226,7 @@ class Engine:
         if not goes_on:
             self._processor.flush_tlb()
             self._left = None
-        state.ours = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
+        state.ours = _OURS
         state.ud_is_ours = turn.block.exceptions & UD_INTERCEPT
         state.deadline = 0 if blocks is None else state.blocks + blocks
         self._turn = turn
@@ -241,9 +245,11 @@ class Engine:
     # --- VMRUN
 
     def _enter(self, vmcb_at: Spa, host: HostSide) -> _Turn:
-        spa, c = host.state.rules.split(vmcb_at)
-        key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
-        block = ControlBlock(host.port, Spa(spa), key)
+        if (vmcb_at, host) != self._at:
+            spa, c = host.state.rules.split(vmcb_at)
+            key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
+            self._at, self._where = (vmcb_at, host), (Spa(spa), key)
+        block = ControlBlock(host.port, *self._where)
         checked = self._check(block, host)
         self._shadow.flush(checked.tlb_control, asid=checked.asid)
         space = self._shadow.space(

@@ -35,7 +35,7 @@ MSRPM_SIZE: Final = 2 * PAGE
 
 REGISTERS: Final = 16
 RAX, RCX, RDX, RBX, RSP = range(5)
-TSC_PER_BLOCK: Final = 64  # MODEL CHOICE: how far the time-stamp counter goes in one block of guest code
+TSC_PER_BLOCK: Final = 32  # MODEL CHOICE: how far the time-stamp counter goes in one block of guest code
 
 INTR: Final = 0x60  #: exit code of a physical interrupt
 _EFER, _VM_HSAVE_PA = 0xC000_0080, 0xC001_0117

@@ -22,7 +22,7 @@ _MAX_EXTENDED: Final = 0x8000_0000
 _SIGNATURE: Final = (
     b"cbitcbitcbit"  # of leaf 4000_0000: nobody else's, so a guest expects no paravirtual interface
 )
-_SEV: Final = 1 << 1
+_SEV, _COHERENT = 1 << 1, 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,13 @@ class GuestCpuid:
         self._core = core
         self._sev = sev
         features = core.guest_features
-        self._c_bit: Final = features.c_bit if c_bit is None else c_bit
-        self._reduction: Final = features.address_reduction
-        self._guests: Final = features.guests
+        # Without the coherent bit a guest flushes every line of a page that it shares or takes back.
+        self._encryption: Final = Registers(
+            _SEV | (_COHERENT if features.coherent else 0),
+            (features.c_bit if c_bit is None else c_bit) | features.address_reduction << 6,
+            features.guests,
+            features.min_sev_no_es_asid,
+        )
 
     def __call__(self, leaf: int, subleaf: int) -> Registers:
         """Answer CPUID."""
@@ -89,7 +93,7 @@ class GuestCpuid:
         if leaf == ENCRYPTION:
             if not self._sev:
                 return Registers(0, 0, 0, 0)
-            return Registers(_SEV, self._c_bit | self._reduction << 6, self._guests, 1)
+            return self._encryption
         if leaf == HYPERVISOR:
             words = [int.from_bytes(_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8)]
             return Registers(HYPERVISOR, *words)

@@ -20,6 +20,7 @@ from cbit.hypervisor.execution.msrs import GuestMsrs, NoSuchMsr
 from cbit.hypervisor.execution.vcpu import ExecutingVcpu
 
 RCX, RDX, RBX = 1, 2, 3
+IOIO: Final = 0x7B
 _LOW: Final = 0xFFFF_FFFF
 _OSXSAVE_LEAF, _OSXSAVE_BIT, _OSXSAVE_CR4 = 0x1, 1 << 27, 1 << 18
 _PAGING: Final = 1 << 31
@@ -122,7 +123,9 @@ class Exits:
     def handle(self, done: Exit) -> Next:
         """Do what an exit asks for."""
         self.counts[done.code] = self.counts.get(done.code, 0) + 1
-        return self._handlers.get(done.code, self._unknown)(done)
+        then = self._handlers.get(done.code, self._unknown)(done)
+        self._vcpu.settle()
+        return then
 
     def _nothing(self, _done: Exit) -> Next:
         return Next.RUN

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
-from cbit.hypervisor.execution.clock import NS_PER_BLOCK, BlockClock
-from cbit.hypervisor.execution.exits import Exits, Next, Ports, Stop
+from cbit.hypervisor.execution.clock import NS_PER_BLOCK, PORT_NS, BlockClock
+from cbit.hypervisor.execution.exits import IOIO, Exits, Next, Ports, Stop
 from cbit.hypervisor.execution.vcpu import ExecutingVcpu
 
-SLICE: Final = 400_000  #: blocks (10 ms) after which another guest gets the core
+SLICE: Final = 1_000_000  #: blocks (10 ms) after which another guest gets the core
 _FOREVER_NS: Final = 1_000_000_000  # without any event in sight: look again after so long
 
 
@@ -97,6 +97,8 @@ class Monitor:
                 self._asleep = False
                 if vcpu.offer():
                     vcpu.inject(interrupts.acknowledge())
+            else:
+                vcpu.withdraw()
             if self._asleep:
                 return Progress.SLEEPS
             now = clock.ns
@@ -107,6 +109,8 @@ class Monitor:
             if end is not None:
                 until = min(until, end)
             done = vcpu.enter(blocks=clock.blocks_until(until))
+            if done.code == IOIO:
+                clock.take(PORT_NS)
             self._after(self.exits.handle(done))
         return Progress.ENDED
 

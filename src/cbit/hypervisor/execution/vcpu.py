@@ -35,6 +35,11 @@ _AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RSP, _AT_RAX, _AT_CR2 = (
     *(0x4D0, 0x548, 0x558, 0x570, 0x578, 0x5D8, 0x5F8, 0x640),
 )
 _SAVE_SIZE: Final = 0x300
+#: What is read and written together: (first byte, length) of the part that each field is in.
+_PARTS: Final = ((0x008, 0x010), (0x060, 0x050), (0x4D0, 0x008), (0x548, 0x018), (0x570, 0x090), (0x640, 0x008))
+_PART_OF: Final[Mapping[int, tuple[int, int]]] = {
+    at: (start, length) for start, length in _PARTS for at in range(start, start + length, 4)
+}
 _V_IRQ: Final = 1 << 8 | 1 << 20  # pending, and TPR does not hold it back
 _EVENT_VALID, _EVENT_ERROR = 1 << 31, 1 << 11
 _EXCEPTION: Final = 3 << 8
@@ -92,8 +97,9 @@ class ExecutingVcpu:
         for number, name in enumerate(_REGISTERS):
             self.context.registers[number] = getattr(start, name)
         self._asid = vm.asid if asid is None else asid
-        self._event = 0
         self._waits = False
+        self._fields: dict[int, bytearray] = {}  # parts of the VMCB read since the last exit
+        self._changed: set[int] = set()  # which of them were changed
 
     def _control_area(self, asid: int, *, sev: bool) -> bytes:
         area = bytearray(_AT_SAVE)
@@ -120,18 +126,26 @@ class ExecutingVcpu:
         last = self._host.last_vmcb
         place = (self.core, self._asid)
         mine = last.get(place) == self.vmcb_at
-        control = TlbControl.NOTHING if mine else TlbControl.THIS_ASID
-        self._page.write(_AT_TLB, bytes((control,)))
         if not mine:
+            self._page.write(_AT_TLB, bytes((TlbControl.THIS_ASID,)))
             self._page.write(_AT_CLEAN, b"\0\0\0\0")
+        self.settle()
         done = self._core.execute(self.vmcb_at, self.context, blocks=blocks)
         if not mine:
             last[place] = self.vmcb_at
+            self._page.write(_AT_TLB, bytes((TlbControl.NOTHING,)))
             self._page.write(_AT_CLEAN, _CLEAN_MAPS.to_bytes(4, "little"))
         interrupted = self._u64(_AT_INTERRUPTED)
         if interrupted & _EVENT_VALID:  # the exit came while an event was on its way: it must come again
             self._set_event(interrupted)
         return done
+
+    def settle(self) -> None:
+        """Write what was changed to the VMCB; what others write there is seen from now on."""
+        for start in self._changed:
+            self._page.write(start, bytes(self._fields[start]))
+        self._changed.clear()
+        self._fields.clear()
 
     # --- events
 
@@ -139,13 +153,21 @@ class ExecutingVcpu:
         """Say whether an external interrupt may be injected now; if not, ask for an exit when it may be."""
         flags, shadow = self._u64(_AT_RFLAGS), self._u64(_AT_SHADOW)
         open_ = bool(flags & _IF) and not shadow & 1 and not self._u64(_AT_EVENT) & _EVENT_VALID
-        if open_ is not self._waits:
-            return open_
-        self._waits = not open_
-        intercepts = self._u64(_AT_INTERCEPTS)
-        self._set_u64(_AT_INTERCEPTS, intercepts & ~_VINTR if open_ else intercepts | _VINTR)
-        self._set_u64(_AT_VIRQ, 0 if open_ else _V_IRQ)
+        if open_ is self._waits:
+            self._ask_for_window(wanted=not open_)
         return open_
+
+    def withdraw(self) -> None:
+        """Hear that no interrupt waits any more: a device has lowered its line."""
+        if self._waits:
+            self._ask_for_window(wanted=False)
+
+    def _ask_for_window(self, *, wanted: bool) -> None:
+        """Put a virtual interrupt that exits before it is taken, or take it back."""
+        self._waits = wanted
+        intercepts = self._u64(_AT_INTERCEPTS)
+        self._set_u64(_AT_INTERCEPTS, intercepts | _VINTR if wanted else intercepts & ~_VINTR)
+        self._set_u64(_AT_VIRQ, _V_IRQ if wanted else 0)
 
     def inject(self, vector: int) -> None:
         """Inject an external interrupt; `offer` has said that it may be."""
@@ -227,6 +249,7 @@ class ExecutingVcpu:
 
     def save_area(self) -> Vmsa:
         """The registers as the hypervisor can read them: with plain SEV, all of them."""
+        self.settle()
         area = self._page.read(_AT_SAVE, _SAVE_SIZE)
         state = Vmsa.parse(area.ljust(Vmsa.SIZE, b"\0"), canonical=False)
         others = (name for name in _REGISTERS if name not in ("rax", "rsp"))
@@ -234,10 +257,21 @@ class ExecutingVcpu:
         return state.replace(**{name: self.context.registers[numbers[name]] for name in others})
 
     def _u64(self, at: int) -> int:
-        return int.from_bytes(self._page.read(at, 8), "little")
+        start, part = self._part(at)
+        return int.from_bytes(part[at - start : at - start + 8], "little")
 
     def _set_u64(self, at: int, value: int) -> None:
-        self._page.write(at, value.to_bytes(8, "little"))
+        start, part = self._part(at)
+        part[at - start : at - start + 8] = value.to_bytes(8, "little")
+        self._changed.add(start)
+
+    def _part(self, at: int) -> tuple[int, bytearray]:
+        """Read the part of the VMCB that holds a field, once between two exits: each access costs."""
+        start, length = _PART_OF[at]
+        part = self._fields.get(start)
+        if part is None:
+            part = self._fields[start] = bytearray(self._page.read(start, length))
+        return start, part
 
     def _set_event(self, value: int) -> None:
         self._set_u64(_AT_EVENT, value)
