@@ -63,5 +63,5 @@ def test_time_passes_while_nobody_executes() -> None:
     g.skip(2)
     g.context.registers[RBX] = g.register(RBX)
     assert HLT == g.run().code
-    assert 64 * 1_000_000 <= g.register(RBX) < 64 * 1_000_010
+    assert 32 * 1_000_000 <= g.register(RBX) < 32 * 1_000_010
     assert 0 == g.register(RDX) >> 32

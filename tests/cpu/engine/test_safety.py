@@ -97,7 +97,7 @@ def interrupt_without_a_tss() -> None:
 
 
 def hypervisors_instructions_at_the_engines_memory() -> None:
-    for address in (1 << 38, 2 << 38, 3 << 38, (3 << 38) + PAGE):
+    for address in (1 << 38, 2 << 38, 3 << 38, 1 << 47, (1 << 47) + PAGE):
         for source in ("vmsave rax", "vmload rax", "vmrun rax"):
             g = Guest()
             g.program(f"mov rax, {address}; {source}")

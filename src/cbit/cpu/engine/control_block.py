@@ -185,7 +185,7 @@ class ControlBlock:
         control = bytearray(self.bytes[_CONTROL])  # in one store: what lies between goes back as it was
         for part in _SAVED:
             control[part.start - _CONTROL.start : part.stop - _CONTROL.start] = page[part]
-        self._port.write(Spa(self._spa + _CONTROL.start), control, self._key)
+        self._port.write(Spa(self._spa + _CONTROL.start), bytes(control), self._key)
         self._port.write(Spa(self._spa + _SAVE_AREA.start), bytes(page[_SAVE_AREA]), self._key)
         return Exit(*struct.unpack_from("<QQQ", page, At.EXIT_CODE))
 

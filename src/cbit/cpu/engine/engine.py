@@ -407,7 +407,10 @@ class Engine:
     def _leave_with(self, fault: NestedPageFault) -> Answer:
         state = self._processor.state
         state.exit_code, state.exit_info_1 = int(ExitCode.NPF), fault.exit_info_1
-        struct.pack_into("<Q", self._processor.vmcb, At.EXIT_INFO_2, fault.exit_info_2)
+        address = fault.exit_info_2
+        if fault.exit_info_1 & PageFaultCode.TABLE and address & -PAGE == state.cr3 & -PAGE | state.c_bit:
+            address &= ~state.c_bit | state.cr3  # the engine's C-bit, unless the guest had set it too
+        struct.pack_into("<Q", self._processor.vmcb, At.EXIT_INFO_2, address)
         return Answer.LEAVE
 
     # --- the running guest

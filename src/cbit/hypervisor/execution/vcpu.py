@@ -36,7 +36,14 @@ _AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RSP, _AT_RAX, _AT_CR2 = (
 )
 _SAVE_SIZE: Final = 0x300
 #: What is read and written together: (first byte, length) of the part that each field is in.
-_PARTS: Final = ((0x008, 0x010), (0x060, 0x050), (0x4D0, 0x008), (0x548, 0x018), (0x570, 0x090), (0x640, 0x008))
+_PARTS: Final = (
+    (0x008, 0x010),
+    (0x060, 0x050),
+    (0x4D0, 0x008),
+    (0x548, 0x018),
+    (0x570, 0x090),
+    (0x640, 0x008),
+)
 _PART_OF: Final[Mapping[int, tuple[int, int]]] = {
     at: (start, length) for start, length in _PARTS for at in range(start, start + length, 4)
 }
