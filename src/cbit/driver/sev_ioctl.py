@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
 
 from cbit.driver.ccp import Ccp
+from cbit.driver.client_pages import CallerMemory
 from cbit.driver.errors import FirmwareError, MailboxTimeout
 from cbit.driver.sev_structs import (
     BLOB_MAX,
@@ -51,16 +52,10 @@ TMR_SIZE: Final = MIB
 ES: Final = 1 << 0
 
 
-class CallerMemory(Protocol):
-    """The memory of the program that issued a command; both raise EFAULT for what it does not have."""
+class ErrorField(Protocol):
+    """Where the status of each firmware command goes; the caller sees the last one."""
 
-    def read(self, address: int, length: int) -> bytes:
-        """Read exactly ``length`` bytes."""
-        ...
-
-    def write(self, address: int, data: bytes) -> None:
-        """Write all of ``data``."""
-        ...
+    error: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,26 +157,31 @@ class SevDevice:
 
     # ---- the firmware ----
 
-    def _call(self, request: _Request, command: int, buffer: AnyWire) -> AnyWire:
+    @property
+    def has_es(self) -> bool:
+        """Whether INIT switches ES on."""
+        return self._tmr is not None
+
+    def _call(self, request: ErrorField, command: int, buffer: AnyWire) -> AnyWire:
         after, refusal = self._attempt(request, command, buffer)
         if refusal is not None:
             raise refusal
         return after
 
     def _attempt(
-        self, request: _Request, command: int, buffer: AnyWire
+        self, request: ErrorField, command: int, buffer: AnyWire
     ) -> tuple[AnyWire, FirmwareError | None]:
         status, why, after = self._ccp.attempt(command, buffer)
         request.error = status
         return after, None if status == Status.SUCCESS else FirmwareError(command, status, why)
 
-    def _issue(self, request: _Request, command: int) -> None:
+    def _issue(self, request: ErrorField, command: int) -> None:
         self._call(request, command, _NO_BUFFER)
 
-    def _status(self, request: _Request) -> buffers.PlatformStatus:
+    def _status(self, request: ErrorField) -> buffers.PlatformStatus:
         return self._call(request, Command.PLATFORM_STATUS, buffers.PlatformStatus())
 
-    def _initialise_on_demand(self, request: _Request) -> None:
+    def initialise_on_demand(self, request: ErrorField) -> None:
         """INIT if the platform is UNINIT, once more if its store was damaged; then make all ASIDs clean."""
         if self._status(request).state != PlatformState.UNINIT:
             return
@@ -226,7 +226,7 @@ class SevDevice:
     def _pek_csr(self, request: _Request) -> None:
         asked = request.take(UserPekCsr)
         length = _room_for(asked.address, asked.length)
-        self._initialise_on_demand(request)
+        self.initialise_on_demand(request)
         after, refusal = self._attempt(
             request, Command.PEK_CSR, buffers.PekCsr(paddr=self._room, length=length)
         )
@@ -241,7 +241,7 @@ class SevDevice:
         asked = request.take(UserPdhCertExport)
         pdh_len = _room_for(asked.pdh_address, asked.pdh_len)
         chain_len = _room_for(asked.chain_address, asked.chain_len)
-        self._initialise_on_demand(request)
+        self.initialise_on_demand(request)
         buffer = buffers.PdhCertExport(
             pdh_paddr=self._room, pdh_len=pdh_len, certs_paddr=self._room + BLOB_MAX, certs_len=chain_len
         )
@@ -256,7 +256,7 @@ class SevDevice:
         asked = request.take(UserPekCertImport)
         self._bring(0, request, asked.pek_address, asked.pek_len)
         self._bring(BLOB_MAX, request, asked.oca_address, asked.oca_len)
-        self._initialise_on_demand(request)
+        self.initialise_on_demand(request)
         buffer = buffers.PekCertImport(
             pek_paddr=self._room,
             pek_len=asked.pek_len,
@@ -319,7 +319,7 @@ def _initialised(command: int) -> _Handler:
     """Let the firmware answer, the platform being initialised."""
 
     def handler(device: SevDevice, request: _Request) -> None:
-        device._initialise_on_demand(request)
+        device.initialise_on_demand(request)
         device._issue(request, command)
 
     return handler

@@ -44,6 +44,7 @@ class Host:
         ccp: the driver of the secure processor.
         frames: free system memory.
         asids: ASIDs for SEV guests without ES.
+        es_asids: ASIDs for SEV guests with ES.
         plain_asids: ASIDs for guests without SEV: tags in caches and TLBs, and no keys.
         last_vmcb: by core and ASID, the VMCB whose translations that core's TLB may hold.
     """
@@ -55,6 +56,7 @@ class Host:
         self._map = DirectMap(machine.cores, self.frames, memory_size=machine.memory_size)
         self.ccp = Ccp(machine, self.frames.take_page())
         self.asids = self._all_asids()
+        self.es_asids = self._all_es_asids()
         self.plain_asids = AsidPool(
             "guests without SEV",
             first=features.guests + 1,
@@ -76,6 +78,7 @@ class Host:
                 raise
             self.ccp.call(Command.INIT, buffers.Init())
         self.asids = self._all_asids()  # INIT makes all of them dirty, whatever was known before
+        self.es_asids = self._all_es_asids()
 
     def take_ownership(self, sign: Signs) -> None:
         """PEK_CSR and PEK_CERT_IMPORT: let an organisation own the platform.
@@ -180,3 +183,7 @@ class Host:
         return AsidPool(
             "guests without ES", first=features.min_sev_no_es_asid, last=features.guests, flush=self.flush
         )
+
+    def _all_es_asids(self) -> AsidPool:
+        last = self.machine.profile.features.min_sev_no_es_asid - 1
+        return AsidPool("guests with ES", first=1, last=last, flush=self.flush)
