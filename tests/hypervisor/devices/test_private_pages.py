@@ -1,4 +1,4 @@
-"""A virtio disk and a launched guest with SEV: what the driver shares moves as it is, what is private does not."""
+"""A virtio disk and a launched guest with SEV: what is shared moves as it is, what is private does not."""
 
 from __future__ import annotations
 
