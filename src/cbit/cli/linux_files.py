@@ -11,7 +11,9 @@ from cbit.cli.packages import NoPackage, depends_on, fetch
 #: A kernel for virtual machines: the meta-package that follows its newest version.
 KERNEL: Final = "linux-image-cloud-amd64"
 BUSYBOX: Final = "busybox-static"
-_INSTEAD: Final = "name the files yourself: --kernel VMLINUZ --initrd INITRD (any distribution's)"
+_INSTEAD: Final = (
+    "name the files yourself: --kernel VMLINUZ --modules /lib/modules/RELEASE --busybox FILE (a static one)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,20 @@ class LinuxFiles:
     modules: Path
     busybox: Path
     origin: str
+
+
+def linux_files(*, kernel: Path | None, modules: Path | None, busybox: Path | None) -> LinuxFiles:
+    """Take the files that are named, or fetch all three.
+
+    Raises:
+        ValueError: some are named, and not all.
+        NoPackage: as ``fetch_linux``.
+    """
+    if kernel is None and modules is None and busybox is None:
+        return fetch_linux()
+    if kernel is None or modules is None or busybox is None:
+        raise ValueError("--kernel, --modules and --busybox belong together: all three, or none")
+    return LinuxFiles(kernel, modules, busybox, "named on the command line")
 
 
 def fetch_linux(*, cache: Path | None = None) -> LinuxFiles:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
-from cbit.spec.errors import NotModelled
+from cbit.cli.sizes import size
+from cbit.spec.address import MIB
 
 if TYPE_CHECKING:
     from cbit.attacks.survey import Cell
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 HELP = "the whole story, from power-on to a sealed secret, on this machine"
 EXAMPLE = """examples:
   cbit demo
+  cbit demo --linux
   cbit demo --firmware OVMF.fd --secret-gpa 0x810000 --json"""
 
 
@@ -49,7 +51,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draw everything but the RSA root from a seed: the same story again, except for the seconds",
     )
-    parser.add_argument("--linux", action="store_true", help="boot a Linux guest: not modelled yet")
+    linux = parser.add_argument_group("with Linux as the guest")
+    linux.add_argument(
+        "--linux",
+        action="store_true",
+        help="boot Debian's kernel, fetched without root",
+    )
+    linux.add_argument("--kernel", type=Path, metavar="K", help="another kernel, with its --modules")
+    linux.add_argument("--modules", type=Path, metavar="DIR", help="its /lib/modules/RELEASE")
+    linux.add_argument("--busybox", type=Path, metavar="FILE", help="a static busybox for it")
+    linux.add_argument("--append", default="", metavar="S", help="append to its command line")
+    linux.add_argument(
+        "--memory", type=size, default=256 * MIB, metavar="SIZE", help="of the guest (default: 256M)"
+    )
 
 
 def _address(text: str) -> int:
@@ -61,9 +75,11 @@ def _address(text: str) -> int:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Manufacture a machine in a temporary folder and let it tell the story."""
-    if args.linux:
-        raise NotModelled("guests are not executed yet: --linux comes with the CPU engine")
     require_machine()
+    if args.linux:
+        from cbit.cli.demo import linux
+
+        return linux.run(args)
     from cbit.attacks.survey import survey
     from cbit.cli.demo.story import ACTS
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cbit.attacks.survey import Cell
 from cbit.cli.demo.act import Act, Attempt, Bytes, Fact, Item, Picture
+from cbit.cli.demo.forensics import Find
 from cbit.cli.page_map import RANDOM, rows
 from cbit.hypervisor.host import Protection
 
@@ -86,6 +87,28 @@ def show_survey(console: Console, cells: Iterable[Cell]) -> None:
         table.add_row(name, *map(_cell, row), *powers)
     console.print()
     console.print(table)
+
+
+def show_finds(console: Console, finds: Iterable[Find]) -> None:
+    """Print what each tool found in each dump."""
+    finds = list(finds)
+    by_place = {(find.tool, find.what, find.dump): find for find in finds}
+    dumps = list(dict.fromkeys(find.dump for find in finds))
+    table = Table(title="Is it in the dump of DRAM?", title_justify="left")
+    table.add_column("tool")
+    table.add_column("looks for")
+    for dump in dumps:
+        table.add_column(dump, justify="center")
+    for tool, what in dict.fromkeys((find.tool, find.what) for find in finds):
+        table.add_row(tool, what, *(_find(by_place[tool, what, dump]) for dump in dumps))
+    console.print()
+    console.print(table)
+
+
+def _find(find: Find) -> Text:
+    if find.found is None:
+        return Text(find.words, style="dim")
+    return Text(f"FOUND: {find.words}", style="bold red") if find.found else Text("no", style="green")
 
 
 def _cell(cell: Cell) -> Text:

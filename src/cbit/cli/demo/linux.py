@@ -1,0 +1,177 @@
+"""``cbit demo --linux``: the story with Linux as the guest, and tools let loose on its memory."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbit.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from cbit.cli.demo.act import Act
+    from cbit.cli.demo.forensics import Find
+    from cbit.cli.demo.linux_world import LinuxWorld, OwnersFiles
+    from cbit.crypto.entropy import Entropy
+
+SEARCH = 7  #: number of the last act
+SMALLEST = 128 << 20  #: bytes of guest memory: 64 MiB of them become bounce buffers
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Manufacture a machine, boot Linux in it twice, search what was in DRAM."""
+    from cbit.cli.demo.linux_story import surprises
+
+    with ExitStack() as stack:
+        world, stage, set_up = _set_up(args, stack)
+        begun = time.monotonic()
+        told = []
+        for act in _tell(world, stage):
+            told.append(act)
+            if act.number != SEARCH:  # that one is a table
+                stage.act(act)
+        result: dict[str, Any] = {
+            "profile": args.profile,
+            "linux": {"origin": world.files.origin, "memory_size": world.memory_size},
+            "acts": [act.as_json() for act in told],
+            "finds": [
+                {"tool": find.tool, "what": find.what, "dump": find.dump, "found": find.found}
+                for find in world.finds
+            ],
+            "absent": sorted({find.tool for find in world.finds if find.found is None}),
+            "seconds": {"set_up": round(set_up, 2), "story": round(time.monotonic() - begun, 2)},
+        }
+    reasons = tuple(surprises(world.finds))
+    return Outcome(not reasons, result, reasons, lines=lambda: _closing(result))
+
+
+def _tell(world: LinuxWorld, stage: Stage) -> Iterator[Act]:
+    from cbit.cli.demo import linux_story as story
+    from cbit.hypervisor.host import Protection
+    from cbit.hypervisor.linux_guest import LinuxGuest
+
+    yield story.the_owners_files(world)
+    host = world.new_host()
+    act, guest = story.launched(world, host)
+    yield act
+    stage.begins("the encrypted guest's console")
+    act = story.booted(world, guest, number=3, title="Linux boots, encrypted, and opens the disk")
+    act.who_sees = "Code, page cache, key schedule, password: in the SoC, and as ciphertext in DRAM."
+    yield act
+    yield story.dumped(world, host, guest, number=4, name=story.ENCRYPTED)
+    guest.end()
+    host.machine.power_off()
+
+    host = world.new_host()
+    image = world.files.image(world.memory_size, secret=world.files.secret)
+    guest = LinuxGuest(host, image, protection=Protection.NONE)
+    stage.begins("the unencrypted guest's console")
+    act = story.booted(world, guest, number=5, title="The same without encryption: the owner must trust")
+    act.who_sees = "The owner gave the key to the host; everything is in DRAM as it is."
+    yield act
+    yield story.dumped(world, host, guest, number=6, name=story.PLAIN)
+    guest.end()
+    host.machine.power_off()
+    stage.begins("searching the dumps")
+    searched = story.searched(world, number=SEARCH)
+    stage.finds(world.finds)
+    yield searched
+
+
+def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Stage, float]:
+    from cbit.cli.demo.linux_world import LinuxWorld
+    from cbit.cli.progress import progress
+    from cbit.crypto.entropy import SeededEntropy, SystemEntropy
+    from cbit.machine.manufacture import make_root, manufacture
+    from cbit.machine.profiles import profile
+    from cbit.machine.state_folder import StateFolder
+
+    begun = time.monotonic()
+    if args.memory < SMALLEST:
+        raise ValueError(f"--memory: {SMALLEST >> 20}M at least; Linux takes 64M for bounce buffers")
+    chosen = profile(args.profile)
+    entropy: Entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
+    with progress("fetching and building a Linux", quiet=args.json):
+        files = _files(args, entropy)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbit-demo-")))
+    doing = f"manufacturing a {chosen.name} machine with a {chosen.root_bits}-bit root"
+    with progress(doing, quiet=args.json):
+        manufacture(folder / "machine", chosen, entropy=entropy, root=make_root(chosen.root_bits))
+    state = stack.enter_context(StateFolder(folder / "machine"))
+    stage = Stage(quiet=args.json)
+    world = LinuxWorld(state, files, args.memory, folder, entropy, stage.line)
+    return world, stage, time.monotonic() - begun
+
+
+def _files(args: argparse.Namespace, entropy: Entropy) -> OwnersFiles:
+    from cbit.cli.demo.linux_world import COMMANDS, OwnersFiles
+    from cbit.cli.linux_files import linux_files
+    from cbit.guest.linux.unlock import unlock_program
+    from cbit.guest.linux.user_space import user_space
+
+    unlock = unlock_program()  # first: without a compiler nothing needs to be fetched
+    found = linux_files(kernel=args.kernel, modules=args.modules, busybox=args.busybox)
+    initrd = user_space(found.busybox.read_bytes(), modules=found.modules, unlock=unlock, commands=COMMANDS)
+    return OwnersFiles(
+        kernel=found.kernel.read_bytes(),
+        initrd=initrd,
+        append=args.append,
+        origin=found.origin,
+        password=b"password-" + entropy.draw(12).hex().encode(),
+        disk_key=entropy.draw(64),
+    )
+
+
+class Stage:
+    """Where the story is shown while it runs; nowhere with --json."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = None
+        if not quiet:
+            from rich.console import Console
+
+            self._console = Console(highlight=False)
+            if not self._console.is_terminal:
+                self._console.width = 120
+
+    def act(self, act: Act) -> None:
+        """Show an act."""
+        if self._console:
+            from cbit.cli.demo.render import show_act
+
+            show_act(self._console, act)
+
+    def finds(self, finds: list[Find]) -> None:
+        """Show what the tools found, dump beside dump."""
+        if self._console:
+            from cbit.cli.demo.render import show_finds
+
+            show_finds(self._console, finds)
+
+    def begins(self, what: str) -> None:
+        """Say what comes now."""
+        if self._console:
+            self._console.print(f"\n  ── {what}", style="dim", markup=False)
+
+    @property
+    def line(self) -> Callable[[str], None]:
+        """What shows a line of a guest's console."""
+        console = self._console
+        if console is None:
+            return lambda text: None
+        return lambda text: console.print(f"  │ {text}", style="dim", markup=False)
+
+
+def _closing(result: dict[str, Any]) -> Iterator[str]:
+    found = result["finds"]
+    for dump in dict.fromkeys(find["dump"] for find in found):
+        tried = [find for find in found if find["dump"] == dump and find["found"] is not None]
+        yield f"{dump}: {sum(find['found'] for find in tried)} of {len(tried)} searches found something"
+    if result["absent"]:
+        yield f"skipped, for they are not here or failed: {', '.join(result['absent'])}"
+    seconds = result["seconds"]
+    yield f"Set-up {seconds['set_up']} s, story {seconds['story']} s. As data: cbit demo --linux --json"
