@@ -447,7 +447,8 @@ def test_senseless_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "no profile 'zen9'" in refused(capsys, "--profile", "zen9")
     assert "'here' is no address" in refused(capsys, "--secret-gpa", "here")
     assert "--seed" in refused(capsys, "--seed", "x")
-    assert "not executed yet" in refused(capsys, "--linux")
+    assert "128M at least" in refused(capsys, "--linux", "--memory", "64M")
+    assert "belong together" in refused(capsys, "--linux", "--kernel", "K")
 
 
 # ---- where the image comes from

@@ -94,7 +94,7 @@ def test_elsewhere_the_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoPackage, match="Debian's or Ubuntu's tools, and apt-get is not here"):
         fetch("busybox-static", cache=tmp_path)
-    with pytest.raises(NoPackage, match="--kernel VMLINUZ --modules .* --busybox FILE"):
+    with pytest.raises(NoPackage, match=r"--kernel VMLINUZ --modules .* --busybox FILE"):
         fetch_linux(cache=tmp_path)
 
 
