@@ -1,4 +1,4 @@
-"""A guest that boots directly: launched, measured, given its secret, run; its kernel is a few instructions."""
+"""A guest that boots directly: launched, measured, given its secret, run; kernels here are short."""
 
 from __future__ import annotations
 
