@@ -34,7 +34,8 @@ def test_only_what_is_there_answers() -> None:
     desk = a_desk(disks=2)
     found = [slot for slot in range(32) if config_read(desk, slot, 0, 4) != ONES]
     assert [0, 1, 2] == found
-    for other in (1 << 31 | 1 << 16, 1 << 31 | 1 << 11 | 1 << 8, 1 << 11):  # a bus, a function, not enabled
+    # another bus, another function, a register past 256, not enabled
+    for other in (1 << 31 | 1 << 16, 1 << 31 | 1 << 11 | 1 << 8, 1 << 31 | 1 << 24 | 1 << 11, 1 << 11):
         desk.chipset.write(0xCF8, 4, other)
         assert ONES == desk.chipset.read(0xCFC, 4)
 

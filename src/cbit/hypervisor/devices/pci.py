@@ -215,7 +215,7 @@ class PciBus:
     def _found(self, port: int, size: int) -> tuple[Function, int] | None:
         """What an access to the data port means: (function, register)."""
         address, offset = self._address, port - PCI_CONFIG_DATA
-        if not address >> 31 or address >> 16 & 0xFF or address >> 8 & 7 or offset < 0 or offset + size > 4:
+        if not address >> 31 or address >> 16 & 0xFFF or address >> 8 & 7 or offset < 0 or offset + size > 4:
             return None
         function = self.functions.get(address >> 11 & 0x1F)
         return None if function is None else (function, (address & 0xFC) + offset)
@@ -228,7 +228,9 @@ class PciBus:
 
     def _write(self, port: int, size: int, value: int) -> None:
         if port == PCI_CONFIG_ADDRESS and size == 4:
-            self._address = value & 0x80FF_FFFC
+            self._address = (
+                value & 0x8FFF_FFFC
+            )  # 27..24: more of the register, on northbridges that extend it
             return
         found = self._found(port, size)
         if found is not None:

@@ -41,6 +41,7 @@ KEPT: Final[Mapping[int, int]] = MappingProxyType(
         0xC001_1029: 1 << 1,  # DE_CFG: LFENCE serialises
         0x10: 0,  # TSC: written by calibration, never moved
         0x1D9: 0,  # DEBUGCTL
+        0xC001_001F: 0,  # NB_CFG: Linux asks the northbridge for PCI's extended registers, and does not check
         0x49: 0,  # PRED_CMD
     }
 )

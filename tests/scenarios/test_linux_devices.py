@@ -1,0 +1,141 @@
+"""A stock kernel and the devices of its board: it finds them, uses its disk under SEV, powers off, resets."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import pytest
+
+from cbit.cli.linux_files import fetch_linux
+from cbit.cli.packages import NoPackage
+from cbit.cpu.engine.errors import NoEngine
+from cbit.guest.linux.user_space import user_space
+from cbit.hypervisor.devices.chipset import Chipset
+from cbit.hypervisor.devices.disk import MemoryDisk
+from cbit.hypervisor.devices.power import Power
+from cbit.hypervisor.execution.clock import BlockClock
+from cbit.hypervisor.execution.cpuid import GuestCpuid
+from cbit.hypervisor.execution.exits import Exits, Stop
+from cbit.hypervisor.execution.monitor import Monitor, run
+from cbit.hypervisor.execution.vcpu import ExecutingVcpu
+from cbit.hypervisor.guest_dma import GuestDma
+from cbit.hypervisor.host import Protection
+from cbit.hypervisor.launch import SevGuest
+from cbit.hypervisor.vm import Vm
+from cbit.spec.acpi import tables
+from cbit.spec.address import MIB, Gpa
+from cbit.spec.linux_boot import ACPI_BASE, boot_image, command_line
+from machine.worlds import host
+
+pytestmark = [pytest.mark.slow, pytest.mark.oracle, pytest.mark.timeout(600)]
+
+MEMORY = 192 * MIB
+SECTORS = b"".join(hashlib.sha256(bytes([i >> 8, i & 0xFF])).digest() * 16 for i in range(2048))
+WORDS = b"written by the guest"
+COMMANDS = f"""
+echo "size $(cat /sys/block/vda/size)"
+echo "serial $(cat /sys/block/vda/serial)"
+md5sum /dev/vda
+printf '{WORDS.decode()}' | dd of=/dev/vda bs=512 seek=7 conv=sync 2>/dev/null
+sync
+date -u +year=%Y
+cat /proc/interrupts
+"""
+
+
+@dataclass
+class Ended:
+    """What a run left behind."""
+
+    text: str
+    stop: Stop | Enum | None
+    disk: MemoryDisk
+    chipset: Chipset
+
+
+class Printer:
+    """A console that nobody types at."""
+
+    def __init__(self) -> None:
+        self.text = bytearray()
+
+    def write(self, byte: int) -> None:
+        self.text.append(byte)
+
+    def read(self) -> bytes:
+        return b""
+
+
+def boot(folder: Path, protection: Protection, last_words: str) -> Ended:
+    files = fetch_linux()
+    image = boot_image(
+        files.kernel.read_bytes(),
+        user_space(files.busybox.read_bytes(), modules=files.modules, commands=COMMANDS + last_words),
+        cmdline=command_line(),
+        memory_size=MEMORY,
+        acpi=tables(ACPI_BASE),
+    )
+    vm = Vm(host(folder, memory_size=MEMORY + 64 * MIB, cache_size=256 * MIB), protection)
+    vm.add_memory(Gpa(0), MEMORY)
+    for region in image.regions:
+        vm.load(region.gpa, region.data)
+    if protection is Protection.SEV:
+        guest = SevGuest.start(vm, policy=0)
+        for region in image.regions:
+            guest.update(region.gpa, len(region.data))
+        guest.measure_alone()
+        guest.finish()
+    vcpu = ExecutingVcpu(vm, image.entry.save_area())
+    machine, console, disk = vm.host.machine, Printer(), MemoryDisk(SECTORS)
+    clock, dma = BlockClock(machine.cores[0]), GuestDma(vm, machine.dma_port())
+    chipset = Chipset(clock, console=console, epoch=1_700_000_000, disks=[disk], dma=dma)
+    cpuid = GuestCpuid(machine.cores[0], sev=protection is Protection.SEV)
+    monitor = Monitor(vcpu, Exits(vcpu, cpuid=cpuid, ports=chipset), chipset, clock)
+    run([monitor], until=lambda: clock.ns > 60 * 10**9)
+    return Ended(console.text.decode(errors="replace").replace("\r", ""), monitor.stop, disk, chipset)
+
+
+@pytest.mark.parametrize(
+    ("protection", "last_words", "stop"),
+    [(Protection.SEV, "poweroff -f", Power.OFF), (Protection.NONE, "reboot -f", Power.RESET)],
+)
+def test_linux_uses_its_board(tmp_path: Path, protection: Protection, last_words: str, stop: Power) -> None:
+    try:
+        ended = boot(tmp_path, protection, last_words)
+    except (NoPackage, NoEngine) as error:
+        pytest.skip(str(error))
+    text = ended.text
+    assert stop is ended.stop, text
+    assert (protection is Protection.SEV) is ("Memory Encryption Features active: AMD SEV" in text)
+
+    for found in (
+        "ACPI: Using PIC for interrupt routing",
+        "PCI: Using configuration type 1 for base access",
+        "ttyS0 at I/O 0x3f8 (irq = 4, base_baud = 115200) is a 16550A",
+        "registered as rtc0",
+        "i8042: PNP: No PS/2 controller found.",
+        "year=2023",
+    ):
+        assert found in text
+    for wrong in (
+        "ACPI Error",
+        "ACPI Warning",
+        "ACPI BIOS Error",
+        "firmware bug",
+        "Call Trace",
+        "nobody cared",
+    ):
+        assert wrong.lower() not in text.lower()
+    lines = dict(re.findall(r"^ +(\d+): +(\d+) +XT-PIC", text, re.MULTILINE))
+    assert {"0", "2", "4", "8", "9", "11"} <= set(lines)
+    assert int(lines["0"]) > 10  # ticks
+    assert int(lines["11"]) > 1  # requests to the disk
+
+    assert f"size {len(SECTORS) // 512}\nserial cbit-disk-1\n" in text
+    assert f"{hashlib.md5(SECTORS).hexdigest()}  /dev/vda" in text
+    assert SECTORS[: 7 * 512] + WORDS.ljust(512, b"\0") + SECTORS[8 * 512 :] == ended.disk.data
+    assert 0 == ended.chipset.interrupts.spurious
