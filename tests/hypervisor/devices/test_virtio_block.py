@@ -460,6 +460,20 @@ def test_a_disk_is_whole_sectors(tmp_path: Path, size: int) -> None:
             make()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "refused"), [(0, 0, True), (0, 1, True), (1, 0, True), (1, 1, False)]
+)
+def test_one_machine_writes_or_several_read(tmp_path: Path, first: int, second: int, refused: bool) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(SECTORS)
+    disk = FileDisk(path, read_only=bool(first))
+    if refused:
+        with pytest.raises(BadDisk, match="another machine"):
+            FileDisk(path, read_only=bool(second))
+        disk.close()
+    FileDisk(path, read_only=bool(second)).close()
+
+
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.img", tmp_path):
         with pytest.raises(BadDisk, match=str(path)):

@@ -1,10 +1,12 @@
 """What holds a disk's sectors: a file, or memory.
 
-A file is written where it is, as the guest writes it; nothing keeps two machines from using one file.
+A file is written where it is, as the guest writes it.  While it is open it is locked: one machine
+writes, or several read.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Final, Protocol
@@ -74,7 +76,7 @@ class FileDisk:
     """A disk in a file, or on a block device.
 
     Raises:
-        BadDisk: it cannot be opened, or is not whole sectors.
+        BadDisk: it cannot be opened, is not whole sectors, or another machine uses it.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -84,10 +86,14 @@ class FileDisk:
         except OSError as error:
             raise BadDisk(f"{path}: {error.strerror}") from None
         try:
+            fcntl.flock(self._file, fcntl.LOCK_NB | (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX))
             self.size = _checked(os.lseek(self._file, 0, os.SEEK_END), str(path))
         except BadDisk:
             self.close()
             raise
+        except BlockingIOError:
+            self.close()
+            raise BadDisk(f"{path}: another machine uses this disk") from None
         except OSError as error:
             self.close()
             raise BadDisk(f"{path}: {error.strerror}") from None
