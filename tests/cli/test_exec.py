@@ -171,7 +171,6 @@ def test_a_program_that_is_not_there_or_is_none(any_way: None, made: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--cpuid", "--", "true"], "--cpuid is not modelled yet"),
         (["--socket", "s", "--", "true"], "s: No such file or directory; 'cbit serve --socket s'"),
         (["--socket", "s", "--state", "m", "--", "true"], "--state or --socket: a machine of its own"),
         ([], "name a program"),
@@ -186,6 +185,28 @@ def test_what_fails_before_the_program_is_125(
     assert (125, "") == (ended.returncode, ended.stdout)
     assert ended.stderr.startswith(f"cbit exec: {reason}")
     assert 1 == len(ended.stderr.splitlines())
+
+
+def test_cpuid_is_answered_or_said_to_be_impossible(any_way: None, made: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc is not here: apt install gcc libc6-dev")
+    source, program = tmp_path / "leaf.c", tmp_path / "leaf"
+    source.write_text(
+        "#include <cpuid.h>\n#include <stdio.h>\n"
+        "int main(void) { unsigned a, b, c, d; __cpuid_count(0x8000001f, 0, a, b, c, d);\n"
+        'printf("%u %u %u\\n", b & 63, b >> 6 & 63, c); return 0; }\n'
+    )
+    subprocess.run([compiler, "-o", program, source], check=True)
+    from cbit.redirect.tracer import why_not
+
+    ended = cbit("exec", "--state", made, "--cpuid", "--", program)
+    if why := why_not():
+        assert (125, "") == (ended.returncode, ended.stdout)
+        assert "needs a processor on which CPUID can be made to fault" in ended.stderr
+        assert f"ARCH_SET_CPUID): {why}" in ended.stderr
+    else:
+        assert (0, "47 5 15\n") == (ended.returncode, ended.stdout), ended.stderr
 
 
 def test_a_command_line_that_makes_no_sense_is_125(any_way: None) -> None:

@@ -65,13 +65,13 @@ def open_folder() -> Iterator[Path]:
         yield folder
 
 
-def compiled(folder: Path, name: str, *options: str) -> Path:
+def compiled(folder: Path, name: str, *options: str, source: Path = HERE / "client.c") -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("cc is not here: apt install gcc libc6-dev")
     program = folder / name
     if not program.exists():
-        words = [compiler, "-O1", "-Wall", "-pthread", *options, "-o", str(program), str(HERE / "client.c")]
+        words = [compiler, "-O1", "-Wall", "-pthread", *options, "-o", str(program), str(source)]
         ended = subprocess.run(words, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             pytest.skip(f"the client does not compile here: {ended.stderr.strip()[-300:]}")

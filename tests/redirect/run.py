@@ -15,14 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cbit.cpu.cpuid import Registers
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.files import KVM_VM, SEV, SEV_GUEST, Kvm, sev_files
 from cbit.redirect.kvm import SuppliedKvm
 from cbit.redirect.launcher import Mechanism, start
+from cbit.redirect.tracer import Tracer
 from cbit.trace import Event, Trace
 from redirect.echo import Behind, Echo
 
 NOBODY = 65534
+GETPPID = 110
 
 
 def become_nobody() -> None:
@@ -39,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nobody", action="store_true")
     parser.add_argument("--kernel-vm", action="store_true")
     parser.add_argument("--supplied-kvm", action="store_true")
+    parser.add_argument("--trace", action="store_true")
     parser.add_argument("--report", type=Path)
     parser.add_argument("program", nargs="+")
     return parser.parse_args()
@@ -60,10 +64,18 @@ def main() -> int:
         devices[KVM_VM] = device
     if args.supplied_kvm:
         devices |= SuppliedKvm(behind, trace).devices
+    # CLTS faults in every program, as CPUID does where it can be made to; getppid stands for arch_prctl.
+    tracer = None
+    if args.trace:
+        tracer = Tracer(
+            lambda a, c: Registers(a + 1, a + 2, c + 3, a + c),
+            instruction=b"\x0f\x06",
+            prepare=(GETPPID, 0, 0),
+        )
     before = len(os.listdir("/proc/self/fd"))
     with trace.watched_by(events.append):
         try:
-            with start(args.program, files, mechanism=args.mechanism, trace=trace) as target:
+            with start(args.program, files, mechanism=args.mechanism, tracer=tracer, trace=trace) as target:
                 mechanism, why = target.mechanism, target.why
                 ending = target.serve(devices)
         except RedirectError as error:
@@ -78,6 +90,9 @@ def main() -> int:
             "closed": device.closed,
             "opened_by": device.opened_by,
             "descriptors": [before, len(os.listdir("/proc/self/fd"))],
+            "answered": tracer.answered if tracer else 0,
+            "prepared": tracer.prepared if tracer else [],
+            "pid": os.getpid(),
             "behind": behind.lines,
             "reasons": [f"{event.what}: {event.why}" for event in events if event.part == "driver"],
             "ioctl_events": sum(event.what == "ioctl" for event in events),

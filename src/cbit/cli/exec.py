@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +22,7 @@ from cbit.cli.envelope import Outcome
 from cbit.spec.errors import CbitError, NotModelled
 
 if TYPE_CHECKING:
+    from cbit.cpu.cpuid import Registers
     from cbit.machine.state_folder import StateFolder
     from cbit.redirect.clients import AnyDevice
     from cbit.redirect.files import Files
@@ -43,7 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EXAMPLE
     parser.usage = (
-        "cbit exec [--state DIR | --socket PATH] [--mechanism namespace|opens] -- PROGRAM [ARGUMENT …]"
+        "cbit exec [--state DIR | --socket PATH] [--mechanism namespace|opens] [--cpuid]\n"
+        "                 -- PROGRAM [ARGUMENT …]"
     )
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="the machine; without it a new one is made for this run"
@@ -56,7 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--socket", type=Path, metavar="PATH", help="the machine that cbit serve serves there"
     )
-    parser.add_argument("--cpuid", action="store_true", help="answer CPUID too: not modelled yet")
+    parser.add_argument(
+        "--cpuid", action="store_true", help="answer CPUID 8000_001F too, where the processor allows it"
+    )
     parser.add_argument("program", nargs="*", metavar="PROGRAM", help="after --, with its arguments")
 
 
@@ -78,13 +82,20 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.cpuid:
-        raise NotModelled("--cpuid is not modelled yet")
     if args.state is not None and args.socket is not None:
         raise ValueError("--state or --socket: a machine of its own, or one that is served")
     if not args.program:
         raise ValueError("name a program: cbit exec [--state DIR] -- PROGRAM [ARGUMENT …]")
     require_machine()
+    if args.cpuid:
+        from cbit.redirect.tracer import why_not
+
+        if why := why_not():
+            raise NotModelled(
+                f"--cpuid needs a processor on which CPUID can be made to fault, and this one, or what "
+                f"emulates it, cannot (arch_prctl(ARCH_SET_CPUID): {why}); without it a program that "
+                f"executes CPUID finds the real answer"
+            )
 
 
 def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str, object]]:
@@ -101,9 +112,12 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
 
     trace = Trace()
     with ExitStack() as stack:
-        target = stack.enter_context(_started(args, sev_files()))
+        cpuid = _Cpuid() if args.cpuid else None
+        target = stack.enter_context(_started(args, sev_files(), cpuid))
         stack.enter_context(trace.watched_by(hear))
         profile, devices = stack.enter_context(_machine(args, trace))
+        if cpuid is not None:
+            cpuid.becomes(profile)
         ending = target.serve(devices)
         result: dict[str, object] = {
             "mechanism": str(target.mechanism),
@@ -111,6 +125,26 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
             "profile": profile,
         }
         return ending, result
+
+
+class _Cpuid:
+    """Answers CPUID as soon as it is known whose."""
+
+    def __init__(self) -> None:
+        from cbit.redirect.tracer import Tracer
+
+        self.tracer = Tracer(self._reply)
+        self._answer: Callable[[int, int], Registers]
+
+    def becomes(self, profile: str) -> None:
+        """Answer as this processor."""
+        from cbit.machine.profiles import PROFILES
+        from cbit.redirect.processor import Native, answers
+
+        self._answer = answers(PROFILES[profile].features, Native())
+
+    def _reply(self, leaf: int, subleaf: int) -> Registers:
+        return self._answer(leaf, subleaf)
 
 
 @contextmanager
@@ -131,7 +165,7 @@ def _machine(args: argparse.Namespace, trace: Trace) -> Iterator[tuple[str, Mapp
 
 
 @contextmanager
-def _started(args: argparse.Namespace, files: Files) -> Iterator[Target]:
+def _started(args: argparse.Namespace, files: Files, cpuid: _Cpuid | None) -> Iterator[Target]:
     """Fork the program; with --json its standard output becomes standard error, for ours is one object."""
     from cbit.redirect.launcher import Mechanism, start
 
@@ -139,7 +173,7 @@ def _started(args: argparse.Namespace, files: Files) -> Iterator[Target]:
         raise ValueError(f"--mechanism {args.mechanism}: it is one of {', '.join(Mechanism)}")
     mechanism = None if args.mechanism is None else Mechanism(args.mechanism)
     with _program_on_stderr(wanted=args.json):
-        target = start(args.program, files, mechanism=mechanism)
+        target = start(args.program, files, mechanism=mechanism, tracer=cpuid.tracer if cpuid else None)
     with target:
         yield target
 

@@ -34,6 +34,7 @@ from cbit.redirect.linux import PR_GET_CHILD_SUBREAPER, PR_SET_CHILD_SUBREAPER, 
 from cbit.redirect.seccomp import Listener
 from cbit.redirect.server import PART, Server
 from cbit.redirect.signals import SignalQueue, end_by
+from cbit.redirect.tracer import WAIT_ALL, Tracer
 from cbit.trace import SILENT, Trace
 
 _MESSAGE: Final = 65536
@@ -93,6 +94,7 @@ def start(
     *,
     mechanism: Mechanism | None = None,
     environment: Mapping[str, str] | None = None,
+    tracer: Tracer | None = None,
     trace: Trace = SILENT,
 ) -> Target:
     """Fork the process that will become the program, and put the files in its way.
@@ -102,6 +104,7 @@ def start(
         files: what it finds.
         mechanism: None to choose: a mount namespace where one is allowed, else answering opens.
         environment: its environment; None for this process's.
+        tracer: answers its CPUID instructions.
         trace: told which mechanism was chosen and why, and of every command.
 
     Raises:
@@ -118,12 +121,12 @@ def start(
     what = child.program(argv, os.environ if environment is None else environment)
     chosen, why = choose(features, mechanism)
     try:
-        target = Target(what, files, chosen, trace)
+        target = Target(what, files, chosen, trace, tracer)
     except NamespaceRefused as error:
         if mechanism is not None or not features.has(GIVE):
             raise
         chosen, why = Mechanism.OPENS, str(error)
-        target = Target(what, files, chosen, trace)
+        target = Target(what, files, chosen, trace, tracer)
     target.why = why
     trace.emit(PART, f"mechanism {chosen}", why, synchronous=target.wakes_synchronously)
     return target
@@ -139,9 +142,17 @@ class Target:
         wakes_synchronously: False on kernels where every command takes four times as long.
     """
 
-    def __init__(self, what: child.Program, files: Files, mechanism: Mechanism, trace: Trace) -> None:
+    def __init__(
+        self,
+        what: child.Program,
+        files: Files,
+        mechanism: Mechanism,
+        trace: Trace,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.mechanism, self.why = mechanism, ""
         self._what, self._files, self._trace = what, files, trace
+        self._tracer = tracer
         self._status: int | None = None
         self._over = False
         self._not_started: NotStarted | None = None
@@ -167,6 +178,8 @@ class Target:
         inside.close()
         try:
             self._listener = self._meet()
+            if tracer is not None:
+                tracer.seize(self.pid)
         except BaseException:
             self._end()
             raise
@@ -202,8 +215,8 @@ class Target:
             server.run(lambda: self._over)
         finally:
             server.close()
-        if self._status is None:
-            _, self._status = os.waitpid(self.pid, 0)
+        while self._status is None:
+            self._wait(self.pid, 0)
         if self._not_started:
             raise self._not_started
         code = os.waitstatus_to_exitcode(self._status)
@@ -241,19 +254,30 @@ class Target:
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if pid == self.pid:
-                    self._status = status
+            while self._wait(-1, os.WNOHANG):
+                pass
+
+    def _wait(self, whom: int, options: int) -> bool:
+        """Hear of one child: its end, or a stop of one that is traced; False if there is nothing to hear."""
+        pid, status = os.waitpid(whom, options | (WAIT_ALL if self._tracer else 0))
+        if pid and self._tracer is not None and os.WIFSTOPPED(status):
+            ended = self._tracer.stopped(pid, status)
+            if ended is None:
+                return True
+            status = ended
+        if pid == self.pid:
+            self._status = status
+        return pid != 0
 
     def _end(self) -> None:
         self._door.close()
         if self._status is None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.pid, signal.SIGKILL)
-                _, self._status = os.waitpid(self.pid, 0)
+                _, status = os.waitpid(self.pid, 0)
+                while os.WIFSTOPPED(status):  # of one that was traced; its end comes yet
+                    _, status = os.waitpid(self.pid, 0)
+                self._status = status
         self._signals.close()
         prctl(PR_SET_CHILD_SUBREAPER, self._reaper_before)
 

@@ -26,6 +26,7 @@ class Call(IntEnum):
     IOCTL = 16
     ACCESS = 21
     READLINK = 89
+    ARCH_PRCTL = 158
     OPENAT = 257
     NEWFSTATAT = 262
     READLINKAT = 267
