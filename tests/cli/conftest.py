@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from redirect.conftest import WAYS, Way, insist, reasons
+from redirect.conftest import WAYS, Way, insist, open_folder, reasons
 
 MECHANISMS = WAYS[::2]
+__all__ = ["open_folder"]  # a fixture that is theirs too
 
 
 @pytest.fixture(scope="session")

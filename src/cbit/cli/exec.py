@@ -23,9 +23,10 @@ from cbit.spec.errors import CbitError, NotModelled
 
 if TYPE_CHECKING:
     from cbit.cpu.cpuid import Registers
+    from cbit.driver.client_pages import MemoryRule
     from cbit.machine.state_folder import StateFolder
     from cbit.redirect.clients import AnyDevice
-    from cbit.redirect.files import Files
+    from cbit.redirect.files import Files, Kvm
     from cbit.redirect.launcher import Ending, Target
     from cbit.trace import Event, Trace
 
@@ -57,6 +58,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--socket", type=Path, metavar="PATH", help="the machine that cbit serve serves there"
+    )
+    parser.add_argument(
+        "--kvm",
+        metavar="K",
+        help="host (the kernel's virtual machines), supplied (cbit's own: they launch and do not run) or "
+        "none; default: host where /dev/kvm can be opened, else supplied",
+    )
+    parser.add_argument(
+        "--guest-memory",
+        metavar="M",
+        help="what a virtual machine's pages hold once they are encrypted: encrypted (default of a supplied "
+        "KVM) or plain (default of the host's, whose processor has no AES engine)",
     )
     parser.add_argument(
         "--cpuid", action="store_true", help="answer CPUID 8000_001F too, where the processor allows it"
@@ -112,10 +125,12 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
 
     trace = Trace()
     with ExitStack() as stack:
+        kvm, rule = _mode(args)
         cpuid = _Cpuid() if args.cpuid else None
-        target = stack.enter_context(_started(args, sev_files(), cpuid))
+        files = sev_files(es=True, kvm=kvm)
+        target = stack.enter_context(_started(args, files, cpuid))
         stack.enter_context(trace.watched_by(hear))
-        profile, devices = stack.enter_context(_machine(args, trace))
+        profile, devices = stack.enter_context(_machine(args, kvm, rule, trace))
         if cpuid is not None:
             cpuid.becomes(profile)
         ending = target.serve(devices)
@@ -123,6 +138,8 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
             "mechanism": str(target.mechanism),
             "why": target.why,
             "profile": profile,
+            "kvm": str(kvm),
+            "guest_memory": str(rule),
         }
         return ending, result
 
@@ -147,21 +164,48 @@ class _Cpuid:
         return self._answer(leaf, subleaf)
 
 
+def _mode(args: argparse.Namespace) -> tuple[Kvm, MemoryRule]:
+    """Say whose virtual machines the program gets, and what their pages hold."""
+    from cbit.driver.client_pages import MemoryRule
+    from cbit.redirect.files import KVM, Kvm
+
+    if args.kvm not in (None, *Kvm):
+        raise ValueError(f"--kvm {args.kvm}: it is one of {', '.join(Kvm)}")
+    if args.guest_memory not in (None, *MemoryRule):
+        raise ValueError(f"--guest-memory {args.guest_memory}: it is one of {', '.join(MemoryRule)}")
+    kvm = Kvm(args.kvm or ("host" if os.access(KVM, os.R_OK | os.W_OK) else "supplied"))
+    return kvm, MemoryRule(args.guest_memory or ("plain" if kvm is Kvm.HOST else "encrypted"))
+
+
 @contextmanager
-def _machine(args: argparse.Namespace, trace: Trace) -> Iterator[tuple[str, Mapping[str, AnyDevice]]]:
+def _machine(
+    args: argparse.Namespace, kvm: Kvm, rule: MemoryRule, trace: Trace
+) -> Iterator[tuple[str, Mapping[str, AnyDevice]]]:
     """Give the profile's name and the devices of a served machine, or of one of our own."""
-    from cbit.redirect.files import SEV
+    from cbit.redirect.files import KVM_VM, SEV, Kvm
+    from cbit.redirect.kvm import SuppliedKvm
 
-    if args.socket is not None:
-        from cbit.redirect.remote import RemoteMachine
+    with ExitStack() as stack:
+        if args.socket is not None:
+            from cbit.redirect.remote import RemoteMachine
 
-        with RemoteMachine(args.socket, (SEV,), clock=time.monotonic, trace=trace) as remote:
-            yield str(remote.answer["profile"]), remote.devices
-        return
-    from cbit.redirect.backend import Backend
+            wanted = (SEV, KVM_VM)
+            options = {"guest_memory": str(rule)}
+            remote = stack.enter_context(
+                RemoteMachine(args.socket, wanted, clock=time.monotonic, options=options, trace=trace)
+            )
+            name = str(remote.answer["profile"])
+            devices: dict[str, AnyDevice] = {**remote.devices}
+        else:
+            from cbit.redirect.backend import Backend
 
-    with _state(args.state, quiet=args.json) as state:
-        yield state.profile.name, Backend(state, trace).devices
+            state = stack.enter_context(_state(args.state, quiet=args.json))
+            name, devices = state.profile.name, dict(Backend(state, trace).devices(rule))
+        if kvm is Kvm.NONE:
+            del devices[KVM_VM]
+        if kvm is Kvm.SUPPLIED:
+            devices |= SuppliedKvm(devices[KVM_VM], trace).devices
+        yield name, devices
 
 
 @contextmanager

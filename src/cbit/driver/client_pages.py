@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from cbit.memory.physical import PhysicalMemory
-from cbit.spec.address import PAGE, Spa
+from cbit.spec.address import MIB, PAGE, Spa
 from cbit.spec.errors import CbitError
 from cbit.spec.key_id import UNENCRYPTED, KeyId
 
@@ -76,8 +76,14 @@ class ClientPages:
         self._places: dict[int, Spa] = {}
         self._taken: list[range] = []
 
-    def pin(self, caller: CallerMemory, address: int, length: int) -> bytes:
+    def pin(self, caller: CallerMemory, address: int, length: int, *, to_write: bool = True) -> bytes:
         """Insist on memory that can be read and written, as the kernel does before it asks the firmware.
+
+        Args:
+            caller: whose memory.
+            address: where it starts.
+            length: bytes.
+            to_write: False for memory that is only read from.
 
         Returns:
             What is in it.
@@ -92,12 +98,32 @@ class ClientPages:
             raise OSError(errno.ENOMEM, f"{length:#x} bytes, and the machine has {self._limit:#x}")
         try:
             data = caller.read(address, length)
-            caller.write(address, data)
+            if to_write:
+                caller.write(address, data)
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise
             raise OSError(errno.ENOMEM, f"{length:#x} bytes at {address:#x} are not all there") from None
         return data
+
+    def insist(self, caller: CallerMemory, address: int, length: int) -> None:
+        """Insist on memory that can be read, of any length: guest memory that is registered, all of it.
+
+        It is looked at once in every MiB: copying gigabytes, or writing to memory that others write to, is
+        not for a registration.  A smaller hole is found by the command that uses it.
+
+        Raises:
+            OSError: EINVAL no bytes, or an address that wraps around; ENOMEM memory that is not there.
+        """
+        if length == 0 or address + length > 1 << 64:
+            raise OSError(errno.EINVAL, f"{length:#x} bytes at {address:#x} cannot be pinned")
+        try:
+            for at in (*range(address, address + length, MIB), address + length - 1):
+                caller.read(at, 1)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            raise OSError(errno.ENOMEM, f"{length:#x} bytes at {address:#x} are not all there") from None
 
     def place(self, address: int, length: int) -> list[Run]:
         """Return where a range lies, giving frames to the pages that have none.

@@ -143,7 +143,7 @@ def _dbg_decrypt(vm: SevVm, asked: Asked) -> None:
 
 def _dbg_encrypt(vm: SevVm, asked: Asked) -> None:
     for source, target, count in _debug_pieces(vm, asked):
-        data = vm.pages.pin(asked.memory, source, count)
+        data = vm.pages.pin(asked.memory, source, count, to_write=False)
         start, end = target & -BLOCK, -(-(target + count) // BLOCK) * BLOCK
         if (start, end) != (
             target,

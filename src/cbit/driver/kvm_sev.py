@@ -51,7 +51,7 @@ class KvmSev(SevVm):
             self.require_sev()
             region = EncRegion.parse(memory.read(argument, EncRegion.SIZE))
             if name == "REG_REGION":
-                self.pages.pin(memory, region.addr, region.size)
+                self.pages.insist(memory, region.addr, region.size)
                 self.regions.append(region)
             elif region in self.regions:
                 self.regions.remove(region)

@@ -142,6 +142,7 @@ class Attached:
         name: what the log calls it.
         channel: its connection.
         devices: the devices that its files stand for, in its own order.
+        guest_memory: what the pages of its virtual machines hold after they have been encrypted.
         reasons: gathers why the command being run is refused; the daemon's trace fills it.
         log: writes one line.
     """
@@ -149,6 +150,7 @@ class Attached:
     name: str
     channel: Channel
     devices: Sequence[tuple[str, AnyDevice]]
+    guest_memory: str
     reasons: Reasons
     log: Callable[[str], None]
     handles: dict[int, _Open] = field(default_factory=dict)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from cbit.crypto.entropy import Entropy, SystemEntropy
+from cbit.driver.client_pages import MemoryRule
+from cbit.driver.kvm_sev import KvmSev
+from cbit.driver.kvm_structs import VmType
 from cbit.driver.sev_ioctl import ROOM, TMR_SIZE, Opening, SevDevice
 from cbit.hypervisor.host import Host
 from cbit.machine.board import Machine, Options
@@ -20,7 +24,7 @@ from cbit.machine.state_folder import StateFolder
 from cbit.memory.probe import Probe
 from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import Client, Memory
-from cbit.redirect.files import SEV
+from cbit.redirect.files import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_VM, SEV
 from cbit.spec.address import Spa
 from cbit.spec.errors import CbitError
 from cbit.spec.states import PlatformState
@@ -47,7 +51,14 @@ class Backend:
         self.machine = Machine(state, Options(trace=trace, entropy=self._entropy))
         self.boots = 0
         self._start(self.machine.power_on)
-        self.devices: Mapping[str, AnyDevice] = {SEV: _Sev(self)}
+
+    def devices(self, rule: MemoryRule) -> Mapping[str, AnyDevice]:
+        """Return a device for each file and kind of descriptor.
+
+        Args:
+            rule: what the pages of virtual machines hold after a command has encrypted them.
+        """
+        return {SEV: _Sev(self), KVM_VM: _Vms(self, rule)}
 
     def reset(self) -> None:
         """Reset: DRAM is as it was, all keys are others, guests are gone; raises as ``power_on``."""
@@ -97,7 +108,7 @@ class Backend:
             "boots": self.boots,
             "memory": self.machine.memory_size,
             "free_memory": self.host.frames.free_bytes,
-            "asids_in_use": sorted(self.host.asids.in_use),
+            "asids_in_use": sorted(self.host.asids.in_use | self.host.es_asids.in_use),
         }
         if self.machine.is_on:
             is_ = self.host.status()
@@ -121,6 +132,57 @@ class Backend:
     def _insist_on_power(self) -> None:
         if not self.machine.is_on:
             raise Off("the machine is off: power-cycle turns it on")
+
+
+@dataclass(eq=False)
+class _Vm:
+    """One virtual machine; it ends with the boot that it belongs to."""
+
+    client: Client
+    boot: int
+    sev: KvmSev
+
+
+class _Vms:
+    """The memory-encryption requests of virtual machines, whoever else makes them run."""
+
+    def __init__(self, backend: Backend, rule: MemoryRule) -> None:
+        self._backend, self._rule = backend, rule
+
+    def open(self, client: Client, *, writable: bool) -> _Vm:
+        return _Vm(client, self._backend.boots, self._made(client, VmType.DEFAULT))
+
+    def ioctl(self, handle: _Vm, request: int, argument: int, memory: Memory) -> int:
+        backend = self._backend
+        if handle.boot != backend.boots or not backend.machine.is_on:
+            why = (
+                "the machine is off"
+                if not backend.machine.is_on
+                else "the machine was reset: its guests are gone"
+            )
+            backend.machine.trace.emit(PART, "KVM", why, errno="ENODEV")
+            raise OSError(errno.ENODEV, why)
+        if request == KVM_CREATE_VM:
+            handle.sev = self._made(handle.client, argument)
+        elif request == KVM_CREATE_VCPU:
+            handle.sev.create_vcpu()
+        else:
+            return handle.sev.ioctl(request, argument, memory)
+        return 0
+
+    def close(self, handle: _Vm) -> None:
+        if handle.boot == self._backend.boots and self._backend.machine.is_on:
+            handle.sev.close()
+
+    def _made(self, client: Client, kind: int) -> KvmSev:
+        backend = self._backend
+        return KvmSev(
+            backend.host,
+            backend.sev,
+            rule=self._rule,
+            is_sev=lambda number: client.names(number) == SEV,
+            kind=kind,
+        )
 
 
 class _Sev:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from cbit.driver.client_pages import MemoryRule
 from cbit.redirect.attached import Attached, Reasons
 from cbit.redirect.backend import Backend
 from cbit.redirect.control import BadRequest, carry_out, parse, refused
@@ -149,7 +150,12 @@ class Daemon:
     def status(self) -> dict[str, object]:
         """Say what the machine is and who uses it."""
         clients = [
-            {"name": one.name, "handles": len(one.handles), "commands": one.commands}
+            {
+                "name": one.name,
+                "guest_memory": one.guest_memory,
+                "handles": len(one.handles),
+                "commands": one.commands,
+            }
             for one in self._attached.values()
         ]
         return self.backend.status() | {"clients": clients, "descriptors": len(os.listdir("/proc/self/fd"))}
@@ -241,7 +247,10 @@ class Daemon:
             return {"ok": False, "reasons": [f"fault of the emulator: {error!r}"]}
 
     def _attach(self, number: int, channel: Channel, given: dict[str, object]) -> dict[str, object]:
-        files, devices = given.get("files"), self.backend.devices
+        files, rule = given.get("files"), given.get("guest_memory", MemoryRule.ENCRYPTED)
+        if rule not in tuple(MemoryRule):
+            raise BadRequest(f"guest_memory is {rule!r}: {' or '.join(MemoryRule)}")
+        devices = self.backend.devices(MemoryRule(str(rule)))
         if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
             raise BadRequest("files is a list of the paths that the launcher serves")
         if unknown := [name for name in files if name not in devices]:
@@ -249,8 +258,8 @@ class Daemon:
         self._count += 1
         name = f"client {self._count}"
         served = [(path, devices[path]) for path in files]
-        self._attached[number] = Attached(name, channel, served, self._reasons, self._log)
-        self._log(f"{name} is there")
+        self._attached[number] = Attached(name, channel, served, str(rule), self._reasons, self._log)
+        self._log(f"{name} is there; guest memory: {rule}")
         return {"name": name, **self.backend.status()}
 
     def _end(self, number: int, why: str) -> None:

@@ -185,7 +185,7 @@ def sev_files(*, es: bool = False, snp: bool = False, kvm: Kvm = Kvm.NONE, guest
             tuple(devices),
             texts,
             foreign=(DescriptorKind(KVM_VM, ENCRYPTION_REQUESTS),),
-            observed=(DescriptorKind(KVM, (KVM_CREATE_VM,)),),
+            observed=(DescriptorKind(KVM, (KVM_CREATE_VM,)), DescriptorKind(KVM_VM, (KVM_CREATE_VCPU,))),
         )
     if kvm is Kvm.SUPPLIED:
         devices.append(DeviceFile(KVM, KVM_REQUESTS, stand_in="/dev/urandom"))

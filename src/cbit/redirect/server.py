@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from cbit.redirect.clients import AnyDevice, Clients, Descriptors
+from cbit.redirect.clients import AnyDevice, Clients, Descriptors, Session
 from cbit.redirect.device import Give
 from cbit.redirect.files import Files
 from cbit.redirect.given import GivenOut
@@ -109,9 +109,8 @@ class Server:
         if len(self._clients) != known:
             pidfd = session.pidfd
             self.watch(pidfd, lambda: self._ended(pidfd))
-        if request in self._observed.get(name or "", ()):
-            self._clients.sweep(session)
-            self._listener.let_pass(call.id)
+        if name is not None and request in self._observed.get(name, ()):
+            self._observe(call, session, name, request)
             return
         if name is None or request not in self._requests.get(name, ()):
             self._listener.answer(call.id, -errno.ENOTTY)
@@ -132,6 +131,20 @@ class Server:
             self._listener.answer(call.id, result)
         else:
             self._given.give(self._listener, call.id, result, handle)
+
+    def _observe(self, call: Notification, session: Session, name: str, request: int) -> None:
+        """See a request pass that the kernel answers."""
+        try:
+            if name in self._devices:  # of an object that has a device here: it is told
+                number, _, argument = call.arguments[:3]
+                handle = self._clients.handle(session, name, _descriptor(number))
+                memory = self._memory.of(id_=call.id, tid=call.tid)
+                self._devices[name].ioctl(handle, request, argument, memory)
+            else:
+                self._clients.sweep(session)
+        except OSError as error:  # the kernel has an answer of its own
+            self._trace.emit(PART, "observed", error.strerror or "", file=name, request=request)
+        self._listener.let_pass(call.id)
 
     def _ended(self, pidfd: int) -> None:
         self.forget(pidfd)
