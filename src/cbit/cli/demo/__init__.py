@@ -60,6 +60,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     linux.add_argument("--kernel", type=Path, metavar="K", help="another kernel, with its --modules")
     linux.add_argument("--modules", type=Path, metavar="DIR", help="its /lib/modules/RELEASE")
     linux.add_argument("--busybox", type=Path, metavar="FILE", help="a static busybox for it")
+    linux.add_argument(
+        "--write",
+        type=Path,
+        metavar="DIR",
+        help="write kernel, initramfs, encrypted disk and its key there, for `cbit run`, and stop",
+    )
     linux.add_argument("--append", default="", metavar="S", help="append to its command line")
     linux.add_argument(
         "--memory", type=size, default=256 * MIB, metavar="SIZE", help="of the guest (default: 256M)"
@@ -79,7 +85,7 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.linux:
         from cbit.cli.demo import linux
 
-        return linux.run(args)
+        return linux.write(args) if args.write else linux.run(args)
     from cbit.attacks.survey import survey
     from cbit.cli.demo.story import ACTS
 

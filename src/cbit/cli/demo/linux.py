@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cbit.cli.demo.linux_world import LinuxWorld, OwnersFiles
     from cbit.crypto.entropy import Entropy
 
+KEY_FILE = "disk.key"
 SEARCH = 7  #: number of the last act
 SMALLEST = 128 << 20  #: bytes of guest memory: 64 MiB of them become bounce buffers
 
@@ -47,6 +48,44 @@ def run(args: argparse.Namespace) -> Outcome:
         }
     reasons = tuple(surprises(world.finds))
     return Outcome(not reasons, result, reasons, lines=lambda: _closing(result))
+
+
+def write(args: argparse.Namespace) -> Outcome:
+    """Write the owner's files where somebody can take them; the key's file is its owner's alone.
+
+    Raises:
+        FileExistsError: a key is there already.
+    """
+    from cbit.cli.progress import progress
+    from cbit.owner import files as owner_files
+
+    with progress("fetching and building a Linux", quiet=args.json):
+        files = _files(args, _entropy(args))
+    folder: Path = args.write
+    folder.mkdir(parents=True, exist_ok=True)
+    owner_files.write_private(folder / KEY_FILE, files.disk_key)  # first: a disk whose key is lost is lost
+    for name, data in (("vmlinuz", files.kernel), ("initrd.img", files.initrd), ("disk.img", files.disk)):
+        (folder / name).write_bytes(data)
+    names = {name: str(folder / name) for name in ("vmlinuz", "initrd.img", "disk.img", KEY_FILE)}
+    result: dict[str, Any] = {"origin": files.origin, "files": names}
+    return Outcome(True, result, lines=lambda: _written(names, files.origin))
+
+
+def _written(names: dict[str, str], origin: str) -> Iterator[str]:
+    yield f"kernel and busybox: {origin}"
+    for name in names.values():
+        yield f"wrote {name}"
+    yield "boot it, encrypted, and let it open its disk:"
+    yield (
+        f"  cbit run --mode sev --kernel {names['vmlinuz']} --initrd {names['initrd.img']}"
+        f" --disk {names['disk.img']} --secret {names[KEY_FILE]}"
+    )
+
+
+def _entropy(args: argparse.Namespace) -> Entropy:
+    from cbit.crypto.entropy import SeededEntropy, SystemEntropy
+
+    return SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
 
 
 def _tell(world: LinuxWorld, stage: Stage) -> Iterator[Act]:
@@ -85,7 +124,6 @@ def _tell(world: LinuxWorld, stage: Stage) -> Iterator[Act]:
 def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Stage, float]:
     from cbit.cli.demo.linux_world import LinuxWorld
     from cbit.cli.progress import progress
-    from cbit.crypto.entropy import SeededEntropy, SystemEntropy
     from cbit.machine.manufacture import make_root, manufacture
     from cbit.machine.profiles import profile
     from cbit.machine.state_folder import StateFolder
@@ -94,7 +132,7 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Sta
     if args.memory < SMALLEST:
         raise ValueError(f"--memory: {SMALLEST >> 20}M at least; Linux takes 64M for bounce buffers")
     chosen = profile(args.profile)
-    entropy: Entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
+    entropy = _entropy(args)
     with progress("fetching and building a Linux", quiet=args.json):
         files = _files(args, entropy)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbit-demo-")))
