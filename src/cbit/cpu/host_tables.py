@@ -7,6 +7,8 @@ Paper: memory-encryption.md §4.1; §4.2 (nested page-table walk).
 
 from __future__ import annotations
 
+import struct
+
 from cbit.cpu.control import AddressRules, Controls
 from cbit.cpu.encryption_rules import HostSituation, Use, host_key
 from cbit.cpu.paging import Access, walk
@@ -26,6 +28,11 @@ class HostTables:
     def read_entry(self, address: int, *, size: int, c: bool) -> int:
         """Read one entry."""
         return int.from_bytes(self._port.read(Spa(address), size, host_key(self._situation, c=c)), "little")
+
+    def read_entries(self, address: int, count: int, *, c: bool) -> tuple[int, ...]:
+        """Read neighbouring 64-bit entries of one table."""
+        whole = self._port.read(Spa(address), 8 * count, host_key(self._situation, c=c))
+        return struct.unpack(f"<{count}Q", whole)
 
     def write_entry(self, address: int, value: int, *, size: int, c: bool) -> None:
         """Write one entry back through the key it was read with."""

@@ -28,6 +28,7 @@ from operator import attrgetter
 from typing import Final
 
 from cbit.memory.controller import MemoryController
+from cbit.memory.dram import anonymous
 from cbit.memory.lending import Borrower
 from cbit.memory.physical import Data
 from cbit.memory.pool import Pool, Slot
@@ -91,6 +92,7 @@ class Cache:
         self._copies: OrderedDict[tuple[int, KeyId], _Copy] = OrderedDict()  # least recently used first
         self._by_page: dict[int, dict[KeyId, _Copy]] = {}
         self._now = 0
+        self._passage = memoryview(anonymous(STREAM, dumpable=False))  # on the way in; wiped behind each use
         self.coherent: Final = coherent
         self.fills = 0
         self.evictions = 0
@@ -229,6 +231,45 @@ class Cache:
         copy.lent_for_writing |= write
         return copy.slot
 
+    def lend_along(
+        self, page: Spa, count: int, key_id: KeyId, borrower: Borrower, *, write: bool
+    ) -> list[Slot | None]:
+        """Lend neighbouring copies (`SlotLender.lend_along`)."""
+        self._controller.check(page, count * PAGE, key_id)
+        pages = range(page, page + count * PAGE, PAGE)
+        absent = [at for at in pages if at not in self._by_page]
+        if len(absent) > self._pool.free:
+            if self.capacity < PAGE * BATCH * 2:
+                return [None] * count  # too small a cache to bring in what nobody asked for
+            self._make_room(len(absent))
+            absent = [at for at in pages if at not in self._by_page]
+        for at, length in _stretches(absent):
+            self._bring_in(at, length, key_id)
+        slots: list[Slot | None] = []
+        for at in pages:
+            copy = self._copies.get((at, key_id))
+            mine = copy is not None and (copy.borrower is None or copy.borrower is borrower)
+            if copy is None or not mine or len(self._by_page[at]) > 1:
+                slots.append(None)
+                continue
+            copy.borrower = borrower
+            copy.lent_for_writing |= write
+            slots.append(copy.slot)
+        return slots
+
+    def _bring_in(self, page: int, count: int, key_id: KeyId) -> None:
+        """Decrypt neighbouring pages in one pass of the engine."""
+        room = self._passage[: count * PAGE]
+        self._controller.read_into(Spa(page), room, key_id)
+        self.fills += count
+        for index in range(count):
+            at, slot = page + index * PAGE, self._pool.take()
+            self._pool.put(slot, 0, room[index * PAGE : (index + 1) * PAGE])
+            self._now += 1
+            copy = self._copies[at, key_id] = _Copy(at, key_id, slot, dirty=0, used=self._now)
+            self._by_page[at] = {key_id: copy}
+        room[:] = bytes(len(room))
+
     def recall_from(self, borrower: Borrower, slots: Sequence[Slot] | None = None) -> None:
         """Take back what was lent to somebody (`SlotLender.recall_from`)."""
         wanted = None if slots is None else set(slots)
@@ -320,10 +361,10 @@ class Cache:
         self._by_page.setdefault(page, {})[key_id] = copy
         return copy
 
-    def _make_room(self) -> None:
-        """Let the least recently used copy leave; of lent ones several, because a recall is dear."""
+    def _make_room(self, least: int = 1) -> None:
+        """Let the least recently used copies leave; of lent ones several, because a recall is dear."""
         lent = next(iter(self._copies.values())).borrower is not None
-        count = max(1, len(self._copies) // BATCH) if lent else 1
+        count = max(least, len(self._copies) // BATCH) if lent else least
         self.evictions += count
         self._leave_all(list(islice(self._copies.values(), count)), write_back=True)
 
@@ -408,6 +449,15 @@ def _split(spa: int, length: int) -> Iterator[tuple[int, int, int]]:
 
 
 _last_use: Final = attrgetter("used")
+
+
+def _stretches(pages: list[int]) -> Iterator[tuple[int, int]]:
+    """Cut ascending pages into stretches of neighbours: (first, how many)."""
+    start = 0
+    for index in range(1, len(pages) + 1):
+        if index == len(pages) or pages[index] != pages[index - 1] + PAGE:
+            yield pages[start], index - start
+            start = index
 
 
 def _dirty(copy: _Copy) -> int:

@@ -69,6 +69,18 @@ class SlotLender(Protocol):
         """
         ...
 
+    def lend_along(
+        self, page: Spa, count: int, key_id: KeyId, borrower: Borrower, *, write: bool
+    ) -> Sequence[Slot | None]:
+        """Lend the copies of neighbouring pages, those at least that cost no recall: None for the others.
+
+        What a prefetching cache does: bringing in sixteen pages at once costs as much as five by themselves.
+
+        Raises:
+            AddressError: no such DRAM.
+        """
+        ...
+
     def recall_from(self, borrower: Borrower, slots: Sequence[Slot] | None = None) -> None:
         """Take back what was lent to somebody: some slots, or all; the copies stay in the cache."""
         ...

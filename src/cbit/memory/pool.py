@@ -48,6 +48,11 @@ class Pool:
         """No slot is free."""
         return not self._free
 
+    @property
+    def free(self) -> int:
+        """How many slots are free."""
+        return len(self._free)
+
     def take(self) -> Slot:
         """Take a wiped slot; the caller made sure that one is free."""
         return self._free.pop()

@@ -26,7 +26,7 @@ from cbit.cpu.engine.processor import POOL, Processor
 from cbit.cpu.engine.tables import OPEN, READ_ONLY, VIEW_BITS, OutOfTables, Roots, Tables
 from cbit.cpu.engine.translations import NestedTables, Translations
 from cbit.cpu.faults import PageFaultCode
-from cbit.cpu.paging import Kind
+from cbit.cpu.paging import Kind, Leaf
 from cbit.cpu.tlb import TlbControl, VmMode
 from cbit.crypto.entropy import Entropy
 from cbit.memory.dram import anonymous
@@ -39,6 +39,7 @@ _DIGESTS: Final = 8 * PAGE // LINE  # bytes of digests of one page
 _SEED_BYTES: Final = 9 * 8
 _C: Final = 1 << VIEW_BITS
 _WRITABLE: Final = 1 << 1
+CLUSTER: Final = 16  #: pages that are brought in together, aligned
 
 
 @dataclass(slots=True)
@@ -190,6 +191,43 @@ class Shadow:
             )
         else:
             self._map(space, word, slot, value)
+            if leaf.size == PAGE:
+                self._map_along(space, word, gpa, leaf, key=key, store=may_store)
+
+    def _map_along(self, space: Space, word: int, gpa: int, leaf: Leaf, *, key: KeyId, store: bool) -> None:
+        """Map the neighbours too, where the hypervisor's tables allow the same for them.
+
+        MODEL CHOICE: memory comes into the cache in pieces of up to 64 KiB.
+        """
+        alike = space.known.alike(space.nested, gpa, CLUSTER)
+        if alike is None or len(alike) == 1:
+            return
+        mine = gpa // PAGE % CLUSTER
+        first_word = word - mine
+        words = self._tables.words
+        wanted = [
+            index
+            for index in alike
+            if index != mine
+            and (not words[first_word + index] or (store and not words[first_word + index] & _WRITABLE))
+        ]
+        if not wanted:
+            return
+        start, stop = wanted[0], wanted[-1] + 1
+        frame = (leaf.at(gpa) & -PAGE) + (start - mine) * PAGE
+        slots = self._lender.lend_along(Spa(frame), stop - start, key, self, write=store)
+        encrypted, owner = key != UNENCRYPTED, id(space)
+        for index in wanted:
+            slot = slots[index - start]
+            at = first_word + index
+            if slot is None or space.leaves.get(at, slot) != slot:
+                continue
+            if store:
+                self._watch(slot)
+            words[at] = POOL + slot | (OPEN if store else READ_ONLY)
+            space.leaves[at] = slot
+            self._words_of.setdefault(slot, set()).add((owner, at))
+            space.used[gpa // PAGE - mine + index] = encrypted
 
     def _word(self, space: Space, address: int) -> int:
         try:
@@ -246,10 +284,15 @@ class Shadow:
 
     def _lend(self, page: Spa, key: KeyId, *, write: bool) -> Slot:
         slot = self._lender.lend(page, key, self, write=write)
-        if write and slot not in self._writable:
+        if write:
+            self._watch(slot)
+        return slot
+
+    def _watch(self, slot: Slot) -> None:
+        """Remember what is in a slot before it may be stored to."""
+        if slot not in self._writable:
             self._native.remember(self._processor.slot_at(slot), self._digest_at(slot), self._seed)
             self._writable.add(slot)
-        return slot
 
     def _digest_at(self, slot: Slot) -> int:
         return self._digests_at + slot // PAGE * _DIGESTS

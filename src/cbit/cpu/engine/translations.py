@@ -95,6 +95,34 @@ class Translations:
             self._pages[gpa // PAGE] = leaf
         return leaf
 
+    def alike(self, nested: NestedTables, gpa: int, count: int) -> range | None:
+        """Find the neighbours of a page that lie in neighbouring frames, flags alike.
+
+        A and D are among the flags, so what is done for one page may be done for these without a further walk.
+
+        Args:
+            nested: the hypervisor's tables now.
+            gpa: a page that `find` has just found.
+            count: how many entries to look at, aligned.
+
+        Returns:
+            Their numbers, counted from the first of ``count`` aligned pages, its own among them; None if
+            its entry is not in a known table.
+        """
+        table = self._last_tables.get(gpa // _UNIT)
+        if table is None:
+            return None
+        mine = gpa // PAGE % count
+        first = table.address + (gpa % _UNIT // PAGE - mine) * _ENTRY
+        entries = nested.tables.read_entries(first, count, c=table.c)
+        origin = entries[mine] - mine * PAGE
+        start, stop = mine, mine + 1
+        while start and entries[start - 1] == origin + (start - 1) * PAGE:
+            start -= 1
+        while stop < count and entries[stop] == origin + stop * PAGE:
+            stop += 1
+        return range(start, stop)
+
     def _remember_table(self, gpa: int, leaf: Leaf) -> None:
         if leaf.size == PAGE and leaf.steps:
             above, last = leaf.steps[:-1], leaf.steps[-1]
