@@ -183,3 +183,46 @@ def test_what_is_not_there_is_not_lent() -> None:
     with pytest.raises(ValueError, match="key id"):
         Engine(world).borrow(key=KeyId(4000))
     assert () == world.cache.snapshot()
+
+
+def test_neighbours_are_lent_together_and_decrypted_as_one_by_one() -> None:
+    world = World()
+    for number in range(4):
+        world.cache.write(Spa(AT + number * PAGE), bytes([number + 1]) * 100, ALICE)
+    world.cache.wbinvd()
+    engine = Engine(world)
+    slots = world.cache.lend_along(AT, 4, ALICE, engine, write=False)
+    assert [bytes([n + 1]) * 100 for n in range(4)] == [
+        bytes(world.cache.window[slot : slot + 100]) for slot in slots if slot is not None
+    ]
+    assert engine.borrow(write=False) == slots[0]  # the same copies
+    assert [] == engine.heard
+
+
+def test_a_neighbour_that_somebody_else_has_is_left_to_them() -> None:
+    world = World()
+    first, second = Engine(world), Engine(world)
+    mine = first.borrow(Spa(AT + PAGE))
+    world.cache.read(Spa(AT + 2 * PAGE), 1, BOB)
+    slots = world.cache.lend_along(AT, 4, ALICE, second, write=True)
+    assert [slot is None for slot in slots] == [False, True, True, False]
+    assert [] == first.heard
+    assert mine == first.borrow(Spa(AT + PAGE))
+
+
+def test_a_small_cache_brings_nothing_along_and_memory_that_is_not_there_is_refused() -> None:
+    world = World(size=1 << 20, capacity=32 * PAGE)
+    engine = Engine(world)
+    for number in range(32):
+        engine.borrow(Spa(number * PAGE))
+    assert [None] * 4 == world.cache.lend_along(Spa(40 * PAGE), 4, ALICE, engine, write=False)
+    with pytest.raises(AddressError):
+        world.cache.lend_along(Spa((1 << 20) - PAGE), 2, ALICE, engine, write=False)
+
+
+def test_nothing_of_the_plaintext_stays_behind_on_the_way_in() -> None:
+    world = World()
+    world.cache.write(AT, b"passing through", ALICE)
+    world.cache.wbinvd()
+    world.cache.lend_along(AT, 2, ALICE, Engine(world), write=False)
+    assert not any(world.cache._passage)

@@ -1,7 +1,8 @@
 """What the host knows of a guest's pages, without reading one of them.
 
 Where a page lies is the hypervisor's own bookkeeping.  Private or shared is seen by what the processor was
-last asked for when it made the page accessible; a guest that goes on using a mapping asks no more.
+last asked for when it made the page accessible; a guest that goes on using a mapping asks no more.  Memory
+comes into the cache in pieces of up to 64 KiB, so a page counts as used when a neighbour of it was.
 """
 
 from __future__ import annotations

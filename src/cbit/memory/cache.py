@@ -238,11 +238,11 @@ class Cache:
         self._controller.check(page, count * PAGE, key_id)
         pages = range(page, page + count * PAGE, PAGE)
         absent = [at for at in pages if at not in self._by_page]
-        if len(absent) > self._pool.free:
-            if self.capacity < PAGE * BATCH * 2:
-                return [None] * count  # too small a cache to bring in what nobody asked for
-            self._make_room(len(absent))
-            absent = [at for at in pages if at not in self._by_page]
+        if len(absent) > self._pool.free and self.capacity < PAGE * BATCH * 2:
+            return [None] * count  # too small a cache to bring in what nobody asked for
+        while len(absent) > self._pool.free:
+            self._make_room(len(absent) - self._pool.free)
+            absent = [at for at in pages if at not in self._by_page]  # some may just have left
         for at, length in _stretches(absent):
             self._bring_in(at, length, key_id)
         slots: list[Slot | None] = []

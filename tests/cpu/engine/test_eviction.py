@@ -13,6 +13,7 @@ from cpu.engine.worlds import (
     DATA,
     GUEST_AT,
     HLT,
+    NPF,
     RAX,
     RBX,
     RDX,
@@ -20,6 +21,7 @@ from cpu.engine.worlds import (
     Machine,
     assemble,
 )
+from cpu.tables import A, D, P, U, W
 from cpu.worlds import BOB
 
 PAGES = 200
@@ -45,10 +47,13 @@ def zeroed(g: Guest) -> Guest:
     return g
 
 
-@pytest.mark.parametrize("pages", [24, 64, 1024])
+@pytest.mark.parametrize("flags", [P | W | U, P | W | U | A | D], ids=["page by page", "in pieces"])
+@pytest.mark.parametrize("pages", [24, 64, 96, 1024])
 @pytest.mark.parametrize("sev", [True, False])
-def test_a_working_set_beyond_the_cache_is_computed_all_the_same(pages: int, *, sev: bool) -> None:
-    g = zeroed(Guest(Machine(capacity=pages * PAGE), sev=sev))
+def test_a_working_set_beyond_the_cache_is_computed_all_the_same(
+    pages: int, flags: int, *, sev: bool
+) -> None:
+    g = zeroed(Guest(Machine(capacity=pages * PAGE), sev=sev, nested_flags=flags))
     assert HLT == g.run().code
     assert TOTAL == g.register(RBX)
     assert (g.machine.cache.evictions > 0) == (pages < PAGES)
@@ -189,3 +194,35 @@ def test_tables_that_are_used_up_are_dropped_and_made_again(monkeypatch: pytest.
     assert HLT == g.run().code
     assert 5 * 63 == g.register(RBX)
     assert machine.engine.counters.restarts > 0
+
+
+def test_neighbours_come_along_where_the_tables_are_alike_and_time_does_not_notice() -> None:
+    counts = {}
+    for flags in (P | W | U, P | W | U | A | D):
+        g = zeroed(Guest(nested_flags=flags))
+        assert HLT == g.run(blocks=None).code
+        counts[flags] = (g.machine.engine.counters.faults, g.machine.engine.blocks)
+    (alone, blocks), (along, same) = counts.values()
+    assert along < alone / 4
+    assert blocks == same  # a block that a fill makes begin again is counted once
+
+
+def test_a_neighbour_with_other_rights_is_not_brought_along() -> None:
+    g = Guest(nested_flags=P | W | U | A | D)
+    g.nested.map(DATA + PAGE, GUEST_AT + DATA + PAGE, flags=P | U | A | D)  # read only
+    g.program(f"mov rax, [{DATA}]; mov qword ptr [{DATA}], 1; mov qword ptr [{DATA + PAGE}], 1; hlt")
+    left = g.run()
+    assert (NPF, DATA + PAGE) == (left.code, left.info_2 & (1 << 39) - 1)
+
+
+def test_what_came_along_unasked_is_clean_and_leaves_dram_as_it_is() -> None:
+    g = Guest(nested_flags=P | W | U | A | D)
+    g.write(DATA, b"neighbours" * 800)
+    g.machine.cache.wbinvd()
+    before = g.cells(DATA, 2 * PAGE)
+    g.program(f"mov byte ptr [{DATA}], 'N'; hlt")
+    assert HLT == g.run().code
+    g.machine.cache.wbinvd()
+    after = g.cells(DATA, 2 * PAGE)
+    assert before[16:] == after[16:]
+    assert before[:16] != after[:16]

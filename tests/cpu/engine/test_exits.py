@@ -236,7 +236,7 @@ def test_an_edit_of_the_nested_tables_is_seen_when_the_tlb_was_told(control: int
     assert CPUID == g.run().code
     g.skip(2)
     g.nested.map(DATA, g.at + DATA + PAGE)
-    g.set("B", At.TLB_CONTROL, control)
+    g.set("B", 0x05C, control)
     assert CPUID == g.run().code
     expected = b"first..." if control == 0 else b"second.."
     assert int.from_bytes(expected, "little") == g.register(RBX)

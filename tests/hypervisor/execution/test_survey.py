@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cbit.cpu.engine.shadow import CLUSTER
 from cbit.hypervisor import survey as survey_module
 from cbit.hypervisor.execution.monitor import run
 from cbit.hypervisor.host import Host, Protection
@@ -12,7 +13,7 @@ from cbit.spec.address import PAGE
 from hypervisor.execution.worlds import CODE_AT, SIZE, a_room
 
 assert survey_module.__doc__
-STORE = "mov eax, [0x21000]; mov [0x20000], eax; cli; hlt"
+STORE = "mov eax, [0x40000]; mov dword ptr [0x20000], 0xC0FFEE; cli; hlt"
 
 
 @pytest.mark.parametrize(("protection", "use"), [(Protection.SEV, "p"), (Protection.NONE, "s")])
@@ -26,10 +27,11 @@ def test_pages_that_were_used_say_how_and_the_others_say_never(
     seen = survey(room.vm)
     states = {page: state for page, _, state in seen.pages()}
     assert SIZE == seen.memory_size == len(states) * PAGE
-    assert {CODE_AT // PAGE: use + "c", 0x20: use + "cd", 0x21: use + "c", 0x30: "-"} == {
-        page: states[page] for page in (CODE_AT // PAGE, 0x20, 0x21, 0x30)
+    assert {CODE_AT // PAGE: use + "c", 0x20: use + "cd", 0x40: use + "c", 0x60: "-"} == {
+        page: states[page] for page in (CODE_AT // PAGE, 0x20, 0x40, 0x60)
     }
-    assert {page for page, state in states.items() if state[0] != "-"} == {CODE_AT // PAGE, 0x20, 0x21}
+    pieces = {page // CLUSTER for page, state in states.items() if state[0] != "-"}
+    assert pieces == {page // CLUSTER for page in (CODE_AT // PAGE, 0x20, 0x40)}
     assert [(page, room.vm.spa(room.vm.regions[0].gpa) // PAGE + page) for page in states] == [
         (page, spa) for page, spa, _ in seen.pages()
     ]

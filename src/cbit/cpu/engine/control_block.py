@@ -57,21 +57,13 @@ OF_HYPERVISORS: Final = (
 #: What the engine looks at first.  QEMU reports INVD as WBINVD.
 OURS: Final = OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR
 
-_OURS: Final = int(OURS)
-
 UD_INTERCEPT: Final = 1 << 6  # of the exception intercepts at 0x008
 SEV_STATUS: Final = 0xC001_0131
 _SEV_STATUS_BITS: Final = 2 * (0x2000 * 2 + (SEV_STATUS - 0xC001_0000))  # in the MSR permission map
-_SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0))  # what #VMEXIT writes of the control area
-_CONTROL, _SAVE_AREA = slice(0x060, 0x0B0), slice(0x400, 0x700)
-#: Intercepts, ASID and TLB_CONTROL, enables, nCR3, EFER, CR4 … CR0, RFLAGS: everything that VMRUN looks at.
-_CHECKED: Final = tuple(
-    slice(start, start + length)
-    for start, length in (
-        *((0x000, 0x14), (0x058, 8), (0x090, 8), (0x0B0, 8)),
-        *((0x4D0, 8), (0x548, 24), (0x570, 8)),
-    )
-)
+SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0), slice(0x400, 0x700))  #: what #VMEXIT writes
+#: Intercepts, ASID and TLB_CONTROL, enables, nCR3; and the control registers: everything that VMRUN looks at.
+_CONTROL: Final = (slice(0x000, 0x014), slice(0x058, 0x060), slice(0x090, 0x098), slice(0x0B0, 0x0B8))
+_CHECKED: Final = (*_CONTROL, slice(0x4D0, 0x4D8), slice(0x548, 0x560))
 _CLEAN_PERMISSION_MAPS: Final = 1 << 1
 
 
@@ -82,15 +74,11 @@ class At:
     INTERCEPTS: Final = 0x00C
     IOPM: Final = 0x040
     MSRPM: Final = 0x048
-    TLB_CONTROL: Final = 0x05C
     EXIT_CODE: Final = 0x070
     EXIT_INFO_1: Final = 0x078
     EXIT_INFO_2: Final = 0x080
-    NESTED: Final = 0x090
     NCR3: Final = 0x0B0
     CLEAN: Final = 0x0C0
-    EFER: Final = 0x4D0
-    CR4: Final = 0x548
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +94,6 @@ class Exit:
     code: int
     info_1: int
     info_2: int
-
-
-def tables_of(vmcb: bytes | memoryview) -> tuple[int, int, int, int]:
-    """Control registers that decide how linear addresses are translated: EFER, CR4, CR3, CR0."""
-    (efer,) = struct.unpack_from("<Q", vmcb, At.EFER)
-    cr4, cr3, cr0 = struct.unpack_from("<3Q", vmcb, At.CR4)
-    return efer, cr4, cr3, cr0
 
 
 class ControlBlock:
@@ -135,9 +116,9 @@ class ControlBlock:
         return b"".join(self.bytes[part] for part in _CHECKED)
 
     @property
-    def tables(self) -> tuple[int, int, int, int]:
-        """What decides how the guest's own translations are made (`tables_of`)."""
-        return tables_of(self.bytes)
+    def control_fields(self) -> bytes:
+        """The part of it that no guest changes: as ``cbit_unchanged`` of native/stubs.c compares it."""
+        return b"".join(self.bytes[part] for part in _CONTROL)
 
     def require_modelled(self) -> None:
         """Refuse a guest that would need what this engine has not.
@@ -152,16 +133,6 @@ class ControlBlock:
     def intercepts_exit(self, code: int) -> bool:
         """Whether the hypervisor asked for an exit of 0x60 … 0x9F."""
         return bool(self.intercepts >> (code - 0x60) & 1)
-
-    def copy_to(self, page: memoryview, *, root: int) -> None:
-        """Write QEMU's copy."""
-        page[:] = self.bytes
-        pack = struct.pack_into
-        pack("<Q", page, At.INTERCEPTS, self.intercepts | _OURS)
-        pack("<2Q", page, At.IOPM, IOPM, MSRPM)
-        page[At.TLB_CONTROL] = 0  # the engine flushes
-        pack("<Q", page, At.NESTED, 1)
-        pack("<Q", page, At.NCR3, root)
 
     def permission_maps(self, mask: int) -> dict[int, bytes]:
         """Read the I/O and MSR permission maps; reading SEV_STATUS cannot be intercepted and is the engine's.
@@ -182,11 +153,8 @@ class ControlBlock:
 
     def save(self, page: memoryview) -> Exit:
         """Write what #VMEXIT changes to the machine's memory."""
-        control = bytearray(self.bytes[_CONTROL])  # in one store: what lies between goes back as it was
-        for part in _SAVED:
-            control[part.start - _CONTROL.start : part.stop - _CONTROL.start] = page[part]
-        self._port.write(Spa(self._spa + _CONTROL.start), bytes(control), self._key)
-        self._port.write(Spa(self._spa + _SAVE_AREA.start), bytes(page[_SAVE_AREA]), self._key)
+        for part in SAVED:
+            self._port.write(Spa(self._spa + part.start), bytes(page[part]), self._key)
         return Exit(*struct.unpack_from("<QQQ", page, At.EXIT_CODE))
 
     def refuse(self) -> None:

@@ -26,18 +26,19 @@ from typing import Final
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4
 from cbit.cpu.cpuid import EncryptionFeatures
 from cbit.cpu.encryption_rules import HostSituation, Use, host_key
+from cbit.cpu.engine.block_loan import BlockLoan
 from cbit.cpu.engine.control_block import (
     OF_HYPERVISORS,
+    OURS,
     SEV_STATUS,
     UD_INTERCEPT,
     At,
     ControlBlock,
     Exit,
     Intercept,
-    tables_of,
 )
 from cbit.cpu.engine.instructions import MAX_LENGTH, Instruction, Machine, Op, decode
-from cbit.cpu.engine.native import RANDOM_WORDS, Answer
+from cbit.cpu.engine.native import RANDOM_WORDS, Answer, native
 from cbit.cpu.engine.processor import RAX, RCX, RDX, Context, Processor
 from cbit.cpu.engine.shadow import Counters, Shadow, Space
 from cbit.cpu.engine.tables import VIEW_BITS
@@ -61,7 +62,6 @@ from cbit.crypto.entropy import Entropy
 from cbit.memory.lending import SlotLender
 from cbit.spec.address import PAGE, Spa
 from cbit.spec.errors import NotModelled
-from cbit.spec.key_id import UNENCRYPTED
 from cbit.trace import SILENT, Trace
 
 C_BIT: Final = VIEW_BITS  #: of guests that execute, whatever the profile: QEMU walks 40 address bits
@@ -70,7 +70,9 @@ _USER_CPL: Final = 3
 _LONG_CODE: Final = 1 << 15  # in the hidden flags
 _GP, _PF, _UD_VECTOR = 13, 14, 6
 _SPARE_TABLES: Final = 64
-_OURS: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
+_LOOKED_AT: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
+_INTERCEPTED: Final = int(OURS)
+_EXIT: Final = struct.Struct("<3Q")
 _REMEMBERED: Final = 4096  # accepted VMCBs
 
 
@@ -109,12 +111,21 @@ class _Checked:
 
 @dataclass(slots=True)
 class _Turn:
-    """One VMRUN under way."""
+    """One VMRUN, and those after it for as long as nothing changes that VMRUN looks at.
+
+    Attributes:
+        vmcb_at: rAX.
+        flushes: TLB_CONTROL asked for a flush, so that the next one is looked at anew.
+        good: the control fields that were found good.
+    """
 
     host: HostSide
+    vmcb_at: Spa
     block: ControlBlock
     space: Space
     mode: VmMode
+    flushes: bool
+    good: bytes
     error: BaseException | None = None
 
 
@@ -149,9 +160,10 @@ class Engine:
         self._maps: dict[int, bytes] = {}
         self._turn: _Turn | None = None
         self._host: HostSide | None = None
-        self._at: tuple[Spa, HostSide] | None = None  # which VMCB, as its address was split last
-        self._where = (Spa(0), UNENCRYPTED)
-        self._left: tuple[Space | int, ...] | None = None  # who left last, with which tables
+        self._last: _Turn | None = None
+        self._loan = BlockLoan(self._processor, lender)
+        self._native = native()
+        self._window = lender.window
         self._good: dict[
             bytes, _Checked
         ] = {}  # VMCBs accepted on this host, by `ControlBlock.checked_fields`
@@ -215,29 +227,31 @@ class Engine:
             NotModelled: what this engine cannot run.
             EngineFault: the engine failed.
         """
-        turn = self._enter(vmcb_at, host)
-        roots, state = turn.space.roots, self._processor.state
-        turn.block.copy_to(self._processor.vmcb, root=roots.root)
-        self._load_maps(turn)
-        state.root, state.root_without_c_bit = roots.root, roots.root_without_c_bit
-        state.c_bit = 1 << C_BIT if turn.space.sev else 0
-        goes_on = (turn.space, *turn.block.tables) == self._left
-        state.keep_tlb = int(goes_on)
-        if not goes_on:
-            self._processor.flush_tlb()
-            self._left = None
-        state.ours = _OURS
-        state.ud_is_ours = turn.block.exceptions & UD_INTERCEPT
+        turn, state = self._last, self._processor.state
+        if (
+            turn is None
+            or turn.vmcb_at != vmcb_at
+            or turn.host is not host
+            or turn.flushes
+            or not self._native.unchanged(state, turn.good)
+            or (turn.mode is VmMode.SEV and not host.state.asid_usable(turn.space.asid))
+        ):
+            self._last = None
+            turn = self._last = self._enter(vmcb_at, host)
         state.deadline = 0 if blocks is None else state.blocks + blocks
         self._turn = turn
         try:
-            self._processor.run(context)
+            self._processor.run(context, id(turn.space))
         finally:
             self._turn = None
         if turn.error is not None:
-            raise turn.error
-        done = turn.block.save(self._processor.vmcb)
-        self._left = (turn.space, *tables_of(self._processor.vmcb))
+            error, turn.error = turn.error, None
+            raise error
+        slot = self._loan.slot
+        if slot is None:
+            done = turn.block.save(self._processor.vmcb)
+        else:
+            done = Exit(*_EXIT.unpack_from(self._window, slot + At.EXIT_CODE))
         self.exits[done.code] = self.exits.get(done.code, 0) + 1
         self._trace.emit("cpu.engine", "#VMEXIT", code=done.code, asid=turn.space.asid)
         return done
@@ -245,11 +259,10 @@ class Engine:
     # --- VMRUN
 
     def _enter(self, vmcb_at: Spa, host: HostSide) -> _Turn:
-        if (vmcb_at, host) != self._at:
-            spa, c = host.state.rules.split(vmcb_at)
-            key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
-            self._at, self._where = (vmcb_at, host), (Spa(spa), key)
-        block = ControlBlock(host.port, *self._where)
+        at, c = host.state.rules.split(vmcb_at)
+        spa = Spa(at)
+        key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
+        block = ControlBlock(host.port, spa, key)
         checked = self._check(block, host)
         self._shadow.flush(checked.tlb_control, asid=checked.asid)
         space = self._shadow.space(
@@ -259,8 +272,16 @@ class Engine:
             vte=checked.vte,
             encryption_on=host.state.encryption_on,
         )
+        self._load_maps(block, host)
+        state = self._processor.state
+        state.root, state.root_without_c_bit = space.roots.root, space.roots.root_without_c_bit
+        state.c_bit = 1 << C_BIT if space.sev else 0
+        state.ours, state.intercepts = _LOOKED_AT, _INTERCEPTED
+        state.ud_is_ours = block.exceptions & UD_INTERCEPT
+        self._loan.take(spa, key)
         self._trace.emit("cpu.engine", "VMRUN", asid=checked.asid, mode=checked.mode.value)
-        return _Turn(host, block, space, checked.mode)
+        flushes = checked.tlb_control is not TlbControl.NOTHING
+        return _Turn(host, vmcb_at, block, space, checked.mode, flushes, block.control_fields)
 
     def _check(self, block: ControlBlock, host: HostSide) -> _Checked:
         """Check a VMCB; one whose checked fields are those of an earlier one is known to be good."""
@@ -302,10 +323,8 @@ class Engine:
         )
         return _Checked(vmcb.asid, mode, vmcb.tlb_control, nested, world.vte)
 
-    def _load_maps(self, turn: _Turn) -> None:
-        if turn.block.maps_are_clean and self._maps:
-            return
-        maps = turn.block.permission_maps((1 << turn.host.state.rules.width) - 1)
+    def _load_maps(self, block: ControlBlock, host: HostSide) -> None:
+        maps = block.permission_maps((1 << host.state.rules.width) - 1)
         for at, contents in maps.items():
             if self._maps.get(at) != contents:
                 self._processor.permission_maps[at][:] = contents

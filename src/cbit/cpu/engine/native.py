@@ -64,6 +64,13 @@ class EngineState(ctypes.Structure):
         ("on_entropy", ON_CALL),
         ("ours", _U64),
         ("ud_is_ours", _U64),
+        ("intercepts", _U64),
+        ("vmcb_at", _U64),
+        ("iopm_at", _U64),
+        ("msrpm_at", _U64),
+        ("block", _P),
+        ("left_space", _U64),
+        ("left", _U64 * 4),
         ("exit_code", _U64),
         ("exit_info_1", _U64),
         ("access", _U64),
@@ -113,7 +120,8 @@ class Native:
     """The loaded stubs.
 
     Attributes:
-        run: execute host code at an address until the guest has left or the deadline has come.
+        vmrun: load the VMCB, execute until the guest has left or the deadline has come, store the VMCB.
+        unchanged: whether a VMCB still has the checked fields that are given.
         leave: #VMEXIT with a code and EXITINFO1.
         hook: register the hooks of a new engine.
         undo_shots: take back the leaves made for one TLB fill.
@@ -129,7 +137,8 @@ class Native:
         configure = self._function("cbit_configure", None, _P, _P)
         configure((_U64 * len(offsets))(*offsets), (_U64 * len(functions))(*functions))
         engine = ctypes.POINTER(EngineState)
-        self.run: Final = self._function("cbit_run", _I, engine, _U64)
+        self.vmrun: Final = self._function("cbit_vmrun", _I, engine, _P, _U64, _U64)
+        self.unchanged: Final = self._function("cbit_unchanged", _I, engine, _P)
         self.leave: Final = self._function("cbit_leave", None, engine, _U32, _U64)
         self.hook: Final = self._function("cbit_hook", _I, engine)
         self.undo_shots: Final = self._function("cbit_undo_shots", None, engine)

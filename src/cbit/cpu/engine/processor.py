@@ -65,6 +65,7 @@ class Context:
 
     def __init__(self, environment: bytes) -> None:
         self.registers: Final = (_U64 * REGISTERS)()
+        self.registers_at: Final = ctypes.addressof(self.registers)
         self.environment = environment
 
 
@@ -162,6 +163,9 @@ class Processor:
             vmcb=address_of(self.vmcb),
             iopm=address_of(self.permission_maps[IOPM]),
             tsc_per_block=TSC_PER_BLOCK,
+            vmcb_at=VMCB,
+            iopm_at=IOPM,
+            msrpm_at=MSRPM,
         )
         if error := self._native.hook(self.state):
             raise EngineFault(f"uc_hook_add: error {error}")
@@ -190,31 +194,29 @@ class Processor:
         """Make the context of a processor out of reset."""
         return Context(self._pristine)
 
-    def run(self, context: Context) -> None:
-        """VMRUN the VMCB at `vmcb`, until #VMEXIT or the deadline.
+    def run(self, context: Context, space: int) -> None:
+        """VMRUN the VMCB at ``state.block``, until #VMEXIT or the deadline.
+
+        Args:
+            context: the virtual CPU's other registers.
+            space: number of the address space: whose translations stay if it was the last to run.
 
         Raises:
             EngineFault: the engine failed; the instance is in host mode all the same.
         """
-        self._load(context)
-        self.register(RAX).value = VMCB
-        self.state.host_fault = 0
-        error = self._native.run(self.state, CODE)
-        if self.in_guest:
-            self._native.leave(self.state, INTR, 0)
-        ctypes.memmove(context.registers, self._env_at, 8 * REGISTERS)
+        if self._loaded is not context:
+            self._load(context)
+        error = self._native.vmrun(self.state, context.registers_at, CODE, space)
         if self.state.host_fault:
             raise EngineFault(f"exception {self.state.host_fault - 1:#x} outside guest mode")
         if error:
             raise EngineFault(f"uc_emu_start: error {error} (uc_err)")
 
     def _load(self, context: Context) -> None:
-        if self._loaded is not context:
-            if self._loaded is not None:
-                self._loaded.environment = ctypes.string_at(self._env_at, len(self._pristine))
-            ctypes.memmove(self._env_at, context.environment, len(self._pristine))
-            self._loaded = context
-        ctypes.memmove(self._env_at, context.registers, 8 * REGISTERS)
+        if self._loaded is not None:
+            self._loaded.environment = ctypes.string_at(self._env_at, len(self._pristine))
+        ctypes.memmove(self._env_at, context.environment, len(self._pristine))
+        self._loaded = context
 
     @property
     def in_guest(self) -> bool:

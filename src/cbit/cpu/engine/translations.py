@@ -98,7 +98,7 @@ class Translations:
     def alike(self, nested: NestedTables, gpa: int, count: int) -> range | None:
         """Find the neighbours of a page that lie in neighbouring frames, flags alike.
 
-        A and D are among the flags, so what is done for one page may be done for these without a further walk.
+        A and D are among the flags, so what is done for one page may be done for these at once.
 
         Args:
             nested: the hypervisor's tables now.

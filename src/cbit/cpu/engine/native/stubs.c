@@ -7,6 +7,8 @@
  */
 #include "stubs.h"
 
+#include <string.h>
+
 struct layout at;
 struct functions call;
 __thread struct engine *current;
@@ -197,15 +199,83 @@ int cbit_hook(struct engine *e)
     return error;
 }
 
-/* Execute host code at `begin` (one VMRUN) until the guest has left, or the deadline has come. */
-int cbit_run(struct engine *e, uint64_t begin)
+/* ---- VMRUN */
+
+static void tables_of(const uint8_t *vmcb, uint64_t *tables)
 {
+    memcpy(tables, vmcb + VMCB_EFER, 8);
+    memcpy(tables + 1, vmcb + VMCB_CR4, 24);       /* CR4, CR3, CR0 */
+}
+
+/* What VMRUN checks of the control area: intercepts, ASID, enables, nCR3; as control_block.py lists it. */
+static const struct { uint16_t at, length; } checked[] = {
+    { 0x000, 0x14 }, { 0x058, 8 }, { 0x090, 8 }, { 0x0B0, 8 },
+};
+
+/* Why in C: asked at every VMRUN.  Whether `block` has the checked fields that were found good, the control registers
+ * with which the guest left, and vouches for its permission maps. */
+int cbit_unchanged(const struct engine *e, const uint8_t *good)
+{
+    if (!e->block || !(e->block[VMCB_CLEAN] & CLEAN_PERMISSION_MAPS))
+        return 0;
+    uint64_t tables[4];
+    tables_of(e->block, tables);
+    if (!e->left_space || memcmp(tables, e->left, sizeof tables))
+        return 0;
+    for (unsigned part = 0; part < sizeof checked / sizeof *checked; part++) {
+        if (memcmp(e->block + checked[part].at, good, checked[part].length))
+            return 0;
+        good += checked[part].length;
+    }
+    return 1;
+}
+
+/* QEMU's copy: addresses in it are the engine's own, intercepts the hypervisor's and the engine's. */
+static void load_block(struct engine *e, uint64_t space)
+{
+    uint8_t *vmcb = e->vmcb;
+    uint64_t tables[4];
+    memcpy(vmcb, e->block, VMCB_CLEAN + 8);
+    memcpy(vmcb + VMCB_SAVE, e->block + VMCB_SAVE, VMCB_SAVE_END - VMCB_SAVE);
+    FIELD(uint32_t, vmcb, VMCB_INTERCEPTS) |= (uint32_t)e->intercepts;
+    FIELD(uint32_t, vmcb, VMCB_INTERCEPTS + 4) |= (uint32_t)(e->intercepts >> 32);
+    FIELD(uint64_t, vmcb, VMCB_PERMISSION_MAPS) = e->iopm_at;
+    FIELD(uint64_t, vmcb, VMCB_PERMISSION_MAPS + 8) = e->msrpm_at;
+    vmcb[VMCB_TLB_CONTROL] = 0;                    /* the engine flushes */
+    FIELD(uint64_t, vmcb, VMCB_NESTED) = 1;
+    FIELD(uint64_t, vmcb, VMCB_NESTED_CR3) = e->root;
+    tables_of(vmcb, tables);
+    e->keep_tlb = e->left_space == space && !memcmp(tables, e->left, sizeof tables);
+    if (!e->keep_tlb)
+        call.tlb_flush(e->cs);
+    e->left_space = 0;
+}
+
+/* VMRUN of the VMCB at `block` until the guest has left, or the deadline has come: an interrupt.  General registers
+ * other than rAX and rSP are the caller's. */
+int cbit_vmrun(struct engine *e, uint64_t *registers, uint64_t begin, uint64_t space)
+{
+    enum { GENERAL = 16 * 8 };
+    load_block(e, space);
+    memcpy(e->env, registers, GENERAL);
+    FIELD(uint64_t, e->env, 0) = e->vmcb_at;
+    e->host_fault = 0;
     undo_shots(e);
     e->event.under_way = 0;
     current = e;
     call.helper_vmload(e->env, 2);                 /* what VMRUN does not load */
     int error = call.uc_emu_start(e->uc, begin, 0, 0, 0);
+    if (in_guest(e))
+        cbit_leave(e, EXIT_INTR, 0);
     current = NULL;
+    memcpy(registers, e->env, GENERAL);
+    tables_of(e->vmcb, e->left);
+    e->left_space = space;
+    if (e->block) {
+        memcpy(e->block + VMCB_CONTROL, (uint8_t *)e->vmcb + VMCB_CONTROL, VMCB_CONTROL_END - VMCB_CONTROL);
+        memcpy(e->block + VMCB_EVENT_INJECTION, (uint8_t *)e->vmcb + VMCB_EVENT_INJECTION, 8);
+        memcpy(e->block + VMCB_SAVE, (uint8_t *)e->vmcb + VMCB_SAVE, VMCB_SAVE_END - VMCB_SAVE);
+    }
     return error;
 }
 

@@ -14,6 +14,11 @@ enum { INVALID_OPCODE = 6 };
 enum { EXIT_BASE = 0x100 };                        /* an exception number from here on is an exit code */
 enum { EXIT_EXCEPTION_UD = 0x46, EXIT_INTR = 0x60, EXIT_SHUTDOWN = 0x7F, EXIT_LAST_BIT = 0x9F, EXIT_NPF = 0x400 };
 enum { RESUME, RESTART, DELIVER, LEAVE };          /* what Python answers to an exit */
+enum { VMCB_CONTROL = 0x060, VMCB_CONTROL_END = 0x090, VMCB_EVENT_END = 0x0B0, VMCB_CLEAN = 0x0C0, VMCB_SAVE = 0x400,
+       VMCB_SAVE_END = 0x700 };                    /* the first three and the last: what #VMEXIT writes */
+enum { VMCB_INTERCEPTS = 0x00C, VMCB_PERMISSION_MAPS = 0x040, VMCB_TLB_CONTROL = 0x05C, VMCB_NESTED = 0x090,
+       VMCB_NESTED_CR3 = 0x0B0, VMCB_EFER = 0x4D0, VMCB_CR4 = 0x548 };
+enum { CLEAN_PERMISSION_MAPS = 1 << 1 };
 enum { VMCB_CR3 = 0x550, VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
 enum { VIRTUAL_INTERRUPT = 0x100 };                /* in CPUState.interrupt_request */
 enum { HF_CPL = 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
@@ -75,6 +80,10 @@ struct engine {
     int (*on_entropy)(void);             /* Python: refill `random` */
     uint64_t ours;                       /* exits 0x60 + bit that Python sees first */
     uint64_t ud_is_ours;                 /* #UD intercepts too */
+    uint64_t intercepts;                 /* what QEMU intercepts besides what the hypervisor asked for */
+    uint64_t vmcb_at, iopm_at, msrpm_at; /* physical addresses in the engine's own space */
+    uint8_t *block;                      /* the hypervisor's VMCB where it lies in the cache; NULL: not there any more */
+    uint64_t left_space, left[4];        /* who left last, with which EFER, CR4, CR3, CR0 */
     uint64_t exit_code;                  /* of the last exit; Python may change both before LEAVE */
     uint64_t exit_info_1;                /* all 64 bits */
     uint64_t access;                     /* of the last TLB fill */
