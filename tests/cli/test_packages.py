@@ -22,14 +22,23 @@ esac
 DPKG_DEB = """#!/bin/sh
 [ -e {lists}/broken ] && {{ echo "E: not a deb" >&2; exit 2; }}
 package=$(cat "$2")
-mkdir -p "$3/boot" "$3/lib/modules/6.1" "$3/bin"
+mkdir -p "$3/boot" "$3/bin"
 echo "$package" > "$3/boot/vmlinuz-6.1"
+case "$package" in
+*ubuntu) ;;
+*) mkdir -p "$3/lib/modules/6.1"; touch "$3/lib/modules/6.1/modules.builtin" ;;
+esac
 echo busybox > "$3/bin/busybox"
 """
 APT_CACHE = """#!/bin/sh
 for package; do :; done
 echo "$package"
 echo "  Depends: linux-base"
+[ "$package" = linux-image-virtual ] && [ -e {lists}/linux-image-6.8-ubuntu ] && {{
+    echo "  Depends: linux-image-6.8-ubuntu"
+    exit 0
+}}
+[ "$package" = linux-image-virtual ] && exit 0
 [ -e {lists}/linux-image-6.1 ] && echo "  Depends: linux-image-6.1"
 exit 0
 """
@@ -103,6 +112,19 @@ def test_a_meta_package_leads_to_the_kernel(distribution: Path) -> None:
     (distribution / "linux-image-6.1").unlink()
     with pytest.raises(NoPackage, match="no package linux-image-… behind linux-image-cloud-amd64"):
         depends_on("linux-image-cloud-amd64", "linux-image-")
+
+
+def test_ubuntus_modules_are_in_a_package_of_their_own(distribution: Path, tmp_path: Path) -> None:
+    (distribution / "linux-image-6.1").unlink()
+    with pytest.raises(NoPackage, match="behind linux-image-cloud-amd64"):
+        fetch_linux(cache=tmp_path / "cache")
+    (distribution / "linux-image-6.8-ubuntu").write_text("6.8-1")
+    (distribution / "linux-modules-6.8-ubuntu").write_text("6.8-1")
+    modules = distribution.parent / "tools" / "dpkg-deb"
+    modules.write_text(modules.read_text().replace("*ubuntu)", "linux-image-*ubuntu)"))
+    files = fetch_linux(cache=tmp_path / "cache")
+    assert "linux-image-6.8-ubuntu_6.8-1_amd64" == files.kernel.parents[1].name
+    assert "linux-modules-6.8-ubuntu_6.8-1_amd64" == files.modules.parents[2].name
 
 
 @pytest.mark.usefixtures("distribution")

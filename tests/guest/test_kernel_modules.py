@@ -4,6 +4,8 @@ import contextlib
 import gzip
 import lzma
 import struct
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from cbit.guest.linux.kernel_modules import ModuleFolder, NoModule, modinfo
 from guest.archives import a_module
+
+RequireProgram = Callable[[str, str], list[str]]
 
 
 @pytest.fixture
@@ -56,7 +60,8 @@ def test_what_is_built_in_is_not_looked_for(folder: Path) -> None:
         ("text.ko", b"not a module", "text.ko is no kernel module: not a 64-bit ELF"),
         ("short.ko", a_module("depends=")[:100], "short.ko is no kernel module"),
         ("none.ko", a_module("depends=").replace(b".modinfo", b".modinfa"), "no section .modinfo"),
-        ("packed.ko.zst", b"\x28\xb5\x2f\xfd", "packed with xz or gzip"),
+        ("packed.ko.lz4", b"\x04\x22\x4d\x18", "packed with xz, gzip or zstd"),
+        ("broken.ko.zst", b"\x28\xb5\x2f\xfd", "broken.ko.zst"),
         ("broken.ko.xz", b"\xfd7zXZ", "broken.ko.xz"),
         ("broken.ko.gz", b"\x1f\x8b", "broken.ko.gz"),
     ],
@@ -65,6 +70,22 @@ def test_a_module_that_cannot_be_had_is_named(tmp_path: Path, name: str, data: b
     (tmp_path / name).write_bytes(data)
     with pytest.raises(NoModule, match=words):
         ModuleFolder(tmp_path).in_order(name.partition(".")[0])
+
+
+@pytest.mark.oracle
+def test_a_module_packed_with_zstd_is_read(require_program: RequireProgram, tmp_path: Path) -> None:
+    zstd = require_program("zstd", "apt install zstd")
+    (tmp_path / "packed.ko").write_bytes(a_module("depends="))
+    subprocess.run([*zstd, "--quiet", "--rm", str(tmp_path / "packed.ko")], check=True)
+    (module,) = ModuleFolder(tmp_path).in_order("packed")
+    assert a_module("depends=") == module.data
+
+
+def test_without_zstd_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packed.ko.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoModule, match="install the program zstd"):
+        ModuleFolder(tmp_path).in_order("packed")
 
 
 def test_an_absent_module_says_where_it_was_looked_for(folder: Path) -> None:

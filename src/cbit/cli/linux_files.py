@@ -8,8 +8,9 @@ from typing import Final
 
 from cbit.cli.packages import NoPackage, depends_on, fetch
 
-#: A kernel for virtual machines: the meta-package that follows its newest version.
-KERNEL: Final = "linux-image-cloud-amd64"
+#: Kernels for virtual machines, Debian's and Ubuntu's: meta-packages that follow the newest version.
+KERNELS: Final = ("linux-image-cloud-amd64", "linux-image-virtual")
+_IMAGE, _MODULES = "linux-image-", "linux-modules-"  # Ubuntu's modules are in a package of their own
 BUSYBOX: Final = "busybox-static"
 _INSTEAD: Final = (
     "name the files yourself: --kernel VMLINUZ --modules /lib/modules/RELEASE --busybox FILE (a static one)"
@@ -48,22 +49,37 @@ def linux_files(*, kernel: Path | None, modules: Path | None, busybox: Path | No
 
 
 def fetch_linux(*, cache: Path | None = None) -> LinuxFiles:
-    """Fetch Debian's cloud kernel and busybox, as an ordinary user, and keep them.
+    """Fetch the distribution's kernel for virtual machines and busybox, as an ordinary user, and keep them.
 
     Raises:
         NoPackage: they cannot be had here; the message says why and what to do instead.
     """
     try:
-        package = fetch(depends_on(KERNEL, "linux-image-"), cache=cache)
+        name = _kernel_package()
+        package = fetch(name, cache=cache)
+        modules = package
+        if not any(package.glob("**/modules.builtin")):
+            modules = fetch(name.replace(_IMAGE, _MODULES, 1), cache=cache)
         busybox = fetch(BUSYBOX, cache=cache)
         return LinuxFiles(
             kernel=_only(package, "boot/vmlinuz-*"),
-            modules=_only(package, "lib/modules/*", "usr/lib/modules/*"),
+            modules=_only(modules, "lib/modules/*", "usr/lib/modules/*"),
             busybox=_only(busybox, "bin/busybox", "usr/bin/busybox"),
             origin=f"{package.name} and {busybox.name}, fetched with apt-get download, not installed",
         )
     except NoPackage as error:
         raise NoPackage(f"{error}; {_INSTEAD}") from error
+
+
+def _kernel_package() -> str:
+    """Name the package behind the first meta-package that there is."""
+    first: NoPackage | None = None
+    for meta in KERNELS:
+        try:
+            return depends_on(meta, _IMAGE)
+        except NoPackage as error:
+            first = first or error
+    raise first or NoPackage("there is no meta-package of a kernel to look for")
 
 
 def _only(folder: Path, *patterns: str) -> Path:

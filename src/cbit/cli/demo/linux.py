@@ -122,8 +122,10 @@ def _tell(world: LinuxWorld, stage: Stage) -> Iterator[Act]:
 
 
 def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Stage, float]:
+    from cbit.cli.demo.execution import why_not_executing
     from cbit.cli.demo.linux_world import LinuxWorld
     from cbit.cli.progress import progress
+    from cbit.cpu.engine.errors import NoEngine
     from cbit.machine.manufacture import make_root, manufacture
     from cbit.machine.profiles import profile
     from cbit.machine.state_folder import StateFolder
@@ -131,6 +133,8 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Sta
     begun = time.monotonic()
     if args.memory < SMALLEST:
         raise ValueError(f"--memory: {SMALLEST >> 20}M at least; Linux takes 64M for bounce buffers")
+    if why := why_not_executing():
+        raise NoEngine(why)
     chosen = profile(args.profile)
     entropy = _entropy(args)
     with progress("fetching and building a Linux", quiet=args.json):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import shutil
 import struct
+import subprocess
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ from cbit.spec.errors import CbitError
 _ELF: Final = b"\x7fELF\x02\x01"  # 64-bit, little-endian
 _HEADER: Final = struct.Struct("<16x 2H I 3Q I 6H")
 _SECTION: Final = struct.Struct("<2I 4Q 2I 2Q")
-_SUFFIXES: Final = (".ko", ".ko.xz", ".ko.gz")
+_SUFFIXES: Final = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
+_UNPACK_SECONDS: Final = 30
 
 
 class NoModule(CbitError):
@@ -89,14 +92,31 @@ def _name(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     if not path.name.endswith(_SUFFIXES):
-        raise NoModule(f"{path.name}: modules are read as they are, or packed with xz or gzip: unpack it")
+        raise NoModule(f"{path.name}: modules are read as they are, or packed with xz, gzip or zstd")
     try:
         data = path.read_bytes()
         if path.name.endswith(".xz"):
             return lzma.decompress(data)
+        if path.name.endswith(".zst"):
+            return _unzstd(path)
         return gzip.decompress(data) if path.name.endswith(".gz") else data
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise NoModule(f"{path.name}: {error}") from error
+
+
+def _unzstd(path: Path) -> bytes:
+    """Unpack with the program zstd: Python has a module for it from 3.14 on only."""
+    program = shutil.which("zstd")
+    if program is None:
+        raise NoModule(f"{path.name} is packed with zstd: install the program zstd")
+    words = [program, "--decompress", "--stdout", "--quiet", str(path)]
+    try:
+        ended = subprocess.run(words, capture_output=True, timeout=_UNPACK_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise NoModule(f"{path.name}: zstd does not come to an end") from None
+    if ended.returncode:
+        raise NoModule(f"{path.name}: {ended.stderr.decode(errors='replace').strip()}")
+    return ended.stdout
 
 
 def _needs(data: bytes, path: Path) -> Iterator[str]:
