@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cbit.cli import main
-from cbit.cli.bench import aes, memory
+from cbit.cli import bench, main
+from cbit.cli.bench import aes, guest, memory
 from cbit.cli.bench.figure import Figure, medians, pairs
+from cbit.guest.builtin import image as builtin
 from cbit.spec.address import MIB
+from cpu.engine.conftest import missing
 
 
 def a_figure(ratio: float, reach: str) -> Figure:
@@ -78,3 +80,39 @@ def test_bad_words_are_one_sentence_and_exit_code_2(
 ) -> None:
     assert 2 == main(["bench", *words])
     assert "cbit bench:" in capsys.readouterr().err
+
+
+def test_the_guest_group_measures_guests_that_execute(monkeypatch: pytest.MonkeyPatch) -> None:
+    if why := missing():
+        pytest.skip(why)
+    monkeypatch.setattr(guest, "EXITS", 20)
+    monkeypatch.setattr(guest, "AES_PAGES", 20)
+    monkeypatch.setattr(guest, "WORKS", 1)
+    monkeypatch.setattr(guest, "SMALL", guest.SMALL * 3 // 2)
+    monkeypatch.setattr(guest, "_idle", lambda: iter(()))  # in a process of its own: the next test
+    found = {figure.group: figure for figure in guest.figures(1)}
+    assert {"guest-compute", "guest-thrash", "guest-fill"} == set(found)
+    assert all(figure.ours > 0 and figure.limit > 0 for figure in found.values() if figure.reach != "<= 2")
+
+
+@pytest.mark.slow
+def test_a_further_idle_guest_costs_what_it_touched() -> None:
+    """Memory is not noisy: the bound holds in every run."""
+    if why := missing():
+        pytest.skip(why)
+    (figure,) = guest._idle()
+    assert figure.reached
+
+
+def test_without_an_engine_the_guests_are_left_out_aloud(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "no-such-cc")
+    builtin.image.cache_clear()
+    monkeypatch.setattr(bench, "_groups", lambda: {"guest": guest.figures})
+    assert 0 == main(["bench", "--json"])
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert [] == result["figures"]
+    assert "no C compiler" in result["left_out"]["guest"]
+    assert 2 == main(["bench", "guest", "--json"])  # asked for by name, it is a refusal
+    assert "no C compiler" in json.loads(capsys.readouterr().out)["reasons"][0]

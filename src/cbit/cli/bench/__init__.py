@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
     from cbit.cli.bench.figure import Figure
 
+EXECUTING = ("guest",)  #: groups that need a computer on which guests execute
 HELP = "figures against their limit, side by side in one run"
 EXAMPLE = """examples:
   cbit bench
@@ -25,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="groups to run: aes-bulk, aes-page, launch, memory (default: all)",
+        help="groups to run: aes-bulk, aes-page, launch, memory, guest (default: all)",
     )
     parser.add_argument(
         "--rounds", type=int, default=7, metavar="N", help="pairs of runs behind each median (default 7)"
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Run the groups and collect their figures."""
     from cbit.cli.capabilities import require_machine
+    from cbit.cli.demo.execution import why_not_executing
     from cbit.cli.progress import progress
 
     require_machine()
@@ -44,23 +46,33 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.rounds < 1:
         raise ValueError("--rounds is at least 1")
     figures: list[Figure] = []
+    why_not = why_not_executing() if not args.names else ""
     for name in args.names or groups:
+        if name in EXECUTING and why_not:
+            continue
         with progress(f"measuring {name}", quiet=args.json):
             figures += groups[name](args.rounds)
-    result = {
+    result: dict[str, Any] = {
         "rounds": args.rounds,
         "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures],
+        "left_out": dict.fromkeys(EXECUTING, why_not) if why_not else {},
     }
-    return Outcome(True, result, lines=lambda: _table(figures))
+    return Outcome(True, result, lines=lambda: _table(figures, result["left_out"]))
 
 
 def _groups() -> dict[str, Callable[[int], list[Figure]]]:
-    from cbit.cli.bench import aes, launch, memory
+    from cbit.cli.bench import aes, guest, launch, memory
 
-    return {"aes-bulk": aes.bulk, "aes-page": aes.page, "launch": launch.figures, "memory": memory.figures}
+    return {
+        "aes-bulk": aes.bulk,
+        "aes-page": aes.page,
+        "launch": launch.figures,
+        "memory": memory.figures,
+        "guest": guest.figures,
+    }
 
 
-def _table(figures: list[Figure]) -> Iterator[str]:
+def _table(figures: list[Figure], left_out: dict[str, str]) -> Iterator[str]:
     yield f"{'figure':<24} {'ours':>12} {'limit':>12} {'ratio':>7}  reach"
     for figure in figures:
         mark = "" if figure.reached is None else ("reached" if figure.reached else "MISSED")
@@ -70,3 +82,4 @@ def _table(figures: list[Figure]) -> Iterator[str]:
         )
     yield "limits:"
     yield from dict.fromkeys(f"  {figure.group}: {figure.against}" for figure in figures)
+    yield from (f"left out: {name}: {why}" for name, why in left_out.items())
