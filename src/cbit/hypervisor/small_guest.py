@@ -30,7 +30,7 @@ from cbit.spec.vmsa import Vmsa
 if TYPE_CHECKING:
     from cbit.cpu.engine.control_block import Exit
 
-PATIENCE: Final = 5_000_000  #: blocks of guest code for one request
+PATIENCE: Final = 20_000_000  #: blocks of guest code for one request
 RAX, RSP = 0, 4  #: places in `SmallGuest.registers`
 
 

@@ -24,7 +24,7 @@ from cbit.spec.address import PAGE
 from cbit.spec.firmware_table import Area, parse
 
 #: Of the bytes that GNU as 2.40 and LLVM 14 make, each by itself.  Whoever changes the source changes these.
-DIGEST = "5b1f39cdaca3f213d835c78e4b2df190b28a751359bc91206e05a59c01681a70"
+DIGEST = "dabf792b93895eab8405ee61fe87c85b350f5e034a4e576cd08f73ccecf836f4"
 HELPER_DIGEST = "f41a9458f516248ee5baa01ac4754634ffbd31b24682423d2c74439a0f7529e7"
 
 

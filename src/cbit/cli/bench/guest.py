@@ -1,6 +1,7 @@
 """Guests that execute: encrypted against plain, a page fill against its cipher, an idle guest's memory.
 
 All on one machine in one run: the same image, engine and code path; only the protection differs.
+Times are the process's own: everything here happens in one thread.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -40,11 +42,12 @@ from cbit.testing.worlds import a_host, a_machine, a_root, a_state
 DRAM: Final = 32 * MIB
 LARGE: Final = 16 * MIB  #: a cache that holds everything that the guests touch
 SMALL: Final = 128 * KIB  #: half of what one of them works on
+NUMBER: Final = 256 * KIB  #: what a guest works on, in bytes too
 WORKS: Final = 3  # in a cache that holds them, one alone is shorter than a busy computer's pauses
 EXITS: Final = 2000
 AES_PAGES: Final = 2000
-IDLE_CACHE: Final = MIB  #: what the first guests fill; it does not grow with the further ones
-FIRST_GUESTS: Final = 5
+IDLE_CACHE: Final = 2 * MIB  #: what the first guests fill; it does not grow with the further ones
+FIRST_GUESTS: Final = 3
 IDLE_GUESTS: Final = 8
 
 _PROGRAM: Final = """
@@ -69,7 +72,7 @@ def figures(rounds: int) -> list[Figure]:
 def _compute(host: Host, rounds: int) -> Figure:
     encrypted, plain = _guests(host)
     ours, limit, ratio = medians(
-        pairs(partial(_work, encrypted, WORKS), partial(_work, plain, WORKS), rounds)
+        pairs(partial(_work, encrypted, WORKS), partial(_work, plain, WORKS), rounds, clock=time.process_time)
     )
     against = "the same guest without encryption"
     return Figure(
@@ -86,7 +89,7 @@ def _empty_exit(host: Host, rounds: int) -> float:
         for _ in range(EXITS // 2):
             guest.turn()
 
-    seconds, _, _ = medians(pairs(idle, lambda: None, rounds))
+    seconds, _, _ = medians(pairs(idle, lambda: None, rounds, clock=time.process_time))
     return seconds / EXITS * 1e6
 
 
@@ -98,10 +101,14 @@ def _thrash(roomy: Host, tight: Host, exit_us: float, rounds: int) -> Iterator[F
     before = memory.fills, memory.evictions
     _work(outside)
     fills, moved = memory.fills - before[0], memory.fills - before[0] + memory.evictions - before[1]
-    ours, limit, ratio = medians(pairs(partial(_work, outside), partial(_work, plain), rounds))
+    ours, limit, ratio = medians(
+        pairs(partial(_work, outside), partial(_work, plain), rounds, clock=time.process_time)
+    )
     name, against = f"compute, {fills} fills", "the same guest without encryption, everything in the cache"
     yield Figure("guest-thrash", name, ours * 1e3, limit * 1e3, "ms", ratio, against)
-    ours, limit, _ = medians(pairs(partial(_work, outside), partial(_work, inside), rounds))
+    ours, limit, _ = medians(
+        pairs(partial(_work, outside), partial(_work, inside), rounds, clock=time.process_time)
+    )
     each, least = (ours - limit) / moved * 1e6, _aes_page_us(rounds) + exit_us
     against = "AES of 4 KiB by OpenSSL, and one empty exit"
     yield Figure("guest-fill", "page fill or evict", each, least, "us", each / least, against, "<= 2")
@@ -115,7 +122,7 @@ def _aes_page_us(rounds: int) -> float:
         for _ in range(AES_PAGES):
             encrypt(page, room)
 
-    seconds, _, _ = medians(pairs(work, lambda: None, rounds))
+    seconds, _, _ = medians(pairs(work, lambda: None, rounds, clock=time.process_time))
     return seconds / AES_PAGES * 1e6
 
 
@@ -136,13 +143,13 @@ def idle_guests() -> tuple[float, float]:
     """Start guests, let them work once and idle; return bytes of this process and bytes touched, a guest."""
     with _host(IDLE_CACHE) as host:
         for _ in range(FIRST_GUESTS):
-            _work(_guest(host, Protection.SEV))
+            _work(_guest(host, Protection.SEV), number=LARGEST_NUMBER)
         resident, touched = _resident(), 0
         for _ in range(IDLE_GUESTS):
             free = host.frames.free_bytes
             guest = _guest(host, Protection.SEV)
             of_hypervisor = free - host.frames.free_bytes - sum(region.size for region in guest.vm.regions)
-            _work(guest)
+            _work(guest, number=LARGEST_NUMBER)
             touched += of_hypervisor + _touched(guest)
         host.flush_caches()
         return (_resident() - resident) / IDLE_GUESTS, touched / IDLE_GUESTS
@@ -163,9 +170,9 @@ def _resident() -> int:
         return int(status.read().split()[1]) * PAGE
 
 
-def _work(guest: SmallGuest, times: int = 1) -> None:
+def _work(guest: SmallGuest, times: int = 1, *, number: int = NUMBER) -> None:
     for _ in range(times):
-        guest.ask(Request.COMPUTE, LARGEST_NUMBER)
+        guest.ask(Request.COMPUTE, number)
 
 
 def _guests(host: Host) -> tuple[SmallGuest, SmallGuest]:

@@ -29,7 +29,7 @@ SEALED: Final = Gpa(SHARED_PAGE + 0x000)
 LONGEST: Final = 0x600  #: bytes of text in a sealed message
 BOUNCE: Final = Gpa(SHARED_PAGE + 0x800)  #: what goes to and comes from the device
 PUBLISHED: Final = Gpa(SHARED_PAGE + 0xC00)  #: what the guest computed, for everybody
-LARGEST_NUMBER: Final = 0x40000  #: of the sieve
+LARGEST_NUMBER: Final = 0x180000  #: of the sieve
 TRANSFER: Final = 64  #: bytes that the device copies at a time
 
 WINDOW: Final = Gpa(0x100000)  #: of the adversary's helper: what it reads and hands out

@@ -40,13 +40,13 @@ class Copier:
     Mutable.
 
     Attributes:
-        buffer: its own memory: what it took last, or what it will give.
+        buffer: its own memory: what it took last, or what it will give; zeros follow.
         failed: whether the last copy failed.
     """
 
     def __init__(self, dma: Dma, ports: Ports) -> None:
         """Attach it to a guest's memory and ports."""
-        self.buffer = bytes(PAGE)
+        self.buffer = b""
         self.failed = False
         self._dma = dma
         self._words = {_LOW: 0, _HIGH: 0, _LENGTH: 0}
@@ -60,7 +60,7 @@ class Copier:
         """
         if len(data) > PAGE:
             raise ValueError(f"{len(data)} bytes: the device holds {PAGE}")
-        self.buffer = data.ljust(PAGE, b"\0")
+        self.buffer = data
 
     def _read(self, port: int, size: int) -> int:
         return int(self.failed) if (port - BASE, size) == (_DO, 4) else (1 << 8 * size) - 1
@@ -84,7 +84,7 @@ class Copier:
             if what == TAKE:
                 self.load(self._dma.read(gpa, length))
             elif what == GIVE:
-                self._dma.write(gpa, self.buffer[:length])
+                self._dma.write(gpa, self.buffer[:length].ljust(length, b"\0"))
             else:
                 return False
         except CbitError:

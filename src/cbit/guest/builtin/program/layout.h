@@ -24,7 +24,7 @@
 #define ROUND_KEYS   (MEMORY + 0x13000)
 #define SHARED_PAGE  (MEMORY + 0x14000)  /* the only page that the hypervisor and devices may read */
 #define SIEVE        (MEMORY + 0x20000)
-#define SIEVE_SIZE   0x40000             /* numbers below 262144 */
+#define SIEVE_SIZE   0x180000            /* numbers below one and a half million */
 
 #define SHARED       0x40000000          /* linear address of SHARED_PAGE with C=0 */
 
