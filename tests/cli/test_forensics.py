@@ -44,14 +44,14 @@ def test_our_own_scan_finds_all_and_nothing_in_noise(full: Dump, noise: Dump) ->
     assert [True] * 3 == [find.found for find in own_scan(full, WANTED)]
     assert [False] * 3 == [find.found for find in own_scan(noise, WANTED)]
     assert ["password", "kernel banner", "disk key's schedule"] == [f.what for f in own_scan(full, WANTED)]
-    assert "2 times" == list(own_scan(full, WANTED))[2].words
+    assert "2 times" == own_scan(full, WANTED)[2].words
 
 
 def test_a_schedule_with_one_bit_changed_is_not_the_keys(tmp_path: Path) -> None:
     spoilt = bytearray(expand(KEY[:32]))
     spoilt[100] ^= 1
     (tmp_path / "dump").write_bytes(bytes(spoilt) + bytes(4096))
-    assert not list(own_scan(Dump("spoilt", tmp_path / "dump"), WANTED))[2].found
+    assert not own_scan(Dump("spoilt", tmp_path / "dump"), WANTED)[2].found
 
 
 def test_programs_read_a_dump_without_its_pages_of_zeros(full: Dump) -> None:
@@ -59,10 +59,20 @@ def test_programs_read_a_dump_without_its_pages_of_zeros(full: Dump) -> None:
     assert 8 * 4096 == full.path.stat().st_size
 
 
+def test_answers_come_dump_by_dump_whoever_is_quicker(
+    full: Dump, noise: Dump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CBIT_VOL", raising=False)
+    answers = list(search([noise, full], WANTED))
+    assert ["noise"] * 6 + ["full"] * 6 == [find.dump for find in answers]
+    assert [find.tool for find in answers[:6]] == [find.tool for find in answers[6:]]
+
+
 def test_what_is_not_here_is_named_with_its_package(full: Dump, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CBIT_VOL", raising=False)
-    absent = [find for find in search(full, WANTED) if find.found is None]
+    absent = [find for find in search([full], WANTED) if find.found is None]
     assert [
         ("strings", "not here: install binutils"),
         ("aeskeyfind", "not here: install aeskeyfind"),

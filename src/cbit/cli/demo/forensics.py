@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -88,23 +89,28 @@ class Dump:
         return found
 
 
-def search(dump: Dump, wanted: Wanted) -> Iterator[Find]:
-    """Let every tool search one dump."""
-    yield from own_scan(dump, wanted)
-    for tool in (strings, aeskeyfind, volatility):
-        yield tool(dump, wanted)
+def search(dumps: Sequence[Dump], wanted: Wanted) -> Iterator[Find]:
+    """Let every tool search every dump, as many at once as this computer has processors.
+
+    Answers come in the order of the dumps, whoever is quicker.
+    """
+    jobs = [(tool, dump) for dump in dumps for tool in (own_scan, strings, aeskeyfind, volatility)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for answer in pool.map(lambda job: job[0](job[1], wanted), jobs):
+            yield from (answer if isinstance(answer, list) else [answer])
 
 
-def own_scan(dump: Dump, wanted: Wanted) -> Iterator[Find]:
+def own_scan(dump: Dump, wanted: Wanted) -> list[Find]:
     """Search for all three things, byte by byte."""
-    schedules = [expand(half) for half in wanted.halves]
+    found = []
     for what, patterns in (
         ("password", [wanted.password]),
         ("kernel banner", [wanted.banner]),
-        ("disk key's schedule", schedules),
+        ("disk key's schedule", [expand(half) for half in wanted.halves]),
     ):
         count = sum(dump.count(pattern) for pattern in patterns)
-        yield Find("cbit's own scan", what, dump.name, count > 0, f"{count} times")
+        found.append(Find("cbit's own scan", what, dump.name, count > 0, f"{count} times"))
+    return found
 
 
 def strings(dump: Dump, wanted: Wanted) -> Find:

@@ -147,11 +147,10 @@ def searched(world: LinuxWorld, *, number: int) -> Act:
     act = Act(number, "The administrator's tools, on every dump")
     banner = f"{_BANNER}{_release(world.files.kernel)}".encode()
     wanted = Wanted(world.files.password, banner, world.files.disk_key)
-    for dump in world.dumps:
-        for find in search(dump, wanted):
-            world.finds.append(find)
-            world.show(f"{find.dump}: {find.tool} looked for the {find.what}")
-            _tell(act, find)
+    for find in search(world.dumps, wanted):
+        world.finds.append(find)
+        world.show(f"{find.dump}: {find.tool} looked for the {find.what}")
+        _tell(act, find)
     act.who_sees = "Found where nothing is encrypted, and with the key; without it there is nothing to find."
     return act
 
