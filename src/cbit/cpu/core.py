@@ -17,8 +17,9 @@ from typing import Final
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4, Efer, with_bit
 from cbit.cpu.cpuid import Encryption, EncryptionFeatures, Registers, cpuid
 from cbit.cpu.encryption_rules import HostSituation
+from cbit.cpu.engine.checks import HostSide, executing_features
 from cbit.cpu.engine.control_block import Exit
-from cbit.cpu.engine.engine import Engine, HostSide, executing_features
+from cbit.cpu.engine.engine import Engine
 from cbit.cpu.engine.processor import Context
 from cbit.cpu.faults import GeneralProtection, InvalidOpcode, PageFault, WrongCoreMode
 from cbit.cpu.guest_view import GuestView
@@ -350,6 +351,35 @@ class Core:
         """Forget which pages an ASID used: its guest is gone."""
         if self._engine is not None:
             self._engine.forget_use(asid)
+
+    def execute_bare(
+        self,
+        registers: memoryview,
+        msrpm: bytes,
+        context: Context,
+        *,
+        memory_size: int,
+        blocks: int | None = None,
+    ) -> Exit:
+        """Execute software of the host itself until it needs the board.
+
+        Args:
+            registers: its registers, in the form of a VMCB.
+            msrpm: which MSRs the core keeps itself, in the form of an MSR permission map.
+            context: the other registers.
+            memory_size: bytes of DRAM.
+            blocks: come back after so many blocks.
+
+        Raises:
+            NoEngine: this computer cannot execute anything.
+            EngineFault: the engine failed.
+
+        Paper: memory-encryption.md §4.1.
+        """
+        self._host()
+        self._side = self._side or self._host_side()
+        side = self._side
+        return self.engine.run_bare(registers, msrpm, context, side, memory_size=memory_size, blocks=blocks)
 
     def runs(self, guest: GuestView) -> bool:
         """Whether this turn of a guest is the one that the core is in; a reset ends it as #VMEXIT does."""

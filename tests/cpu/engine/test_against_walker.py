@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbit.cpu.control import AddressRules, Controls
+from cbit.cpu.engine.checks import C_BIT
 from cbit.cpu.engine.control_block import At
-from cbit.cpu.engine.engine import C_BIT
 from cbit.cpu.faults import NestedPageFault, PageFault
 from cbit.cpu.nested import NestedWalker, World
 from cbit.cpu.paging import Access, Kind

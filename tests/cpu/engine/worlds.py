@@ -16,8 +16,9 @@ import pytest
 
 from cbit.cpu.control import LONG_MODE, AddressRules, PagingMode
 from cbit.cpu.encryption_rules import HostSituation
+from cbit.cpu.engine.checks import C_BIT, HostSide
 from cbit.cpu.engine.control_block import REQUIRED, At, Exit, Intercept
-from cbit.cpu.engine.engine import C_BIT, Engine, HostSide
+from cbit.cpu.engine.engine import Engine
 from cbit.cpu.engine.processor import Context
 from cbit.cpu.host_tables import HostTables
 from cbit.cpu.physical import PhysicalPort

@@ -43,10 +43,15 @@ class BlockLoan:
             AddressError: no such DRAM.
         """
         slot = self._lender.lend(page, key, self, write=True)
-        if self.slot not in (None, slot):
-            self._lender.recall_from(self, [self.slot])
+        if self.slot != slot:
+            self.give_back()
         self.slot = slot
         self._processor.state.block = self._processor.slot_at(slot)
+
+    def give_back(self) -> None:
+        """Give back what is on loan."""
+        if self.slot is not None:
+            self._lender.recall_from(self, [self.slot])
 
     def recall(self, slots: Sequence[Slot]) -> list[int]:
         """Let go (`Borrower`)."""

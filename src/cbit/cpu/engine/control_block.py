@@ -106,7 +106,10 @@ class ControlBlock:
             AddressError: no such memory.
         """
         self._port, self._spa, self._key = port, spa, key
-        self.bytes: Final = port.read(spa, PAGE, key)
+        self._look(port.read(spa, PAGE, key))
+
+    def _look(self, contents: bytes) -> None:
+        self.bytes = contents
         (self.intercepts,) = struct.unpack_from("<Q", self.bytes, At.INTERCEPTS)
         (self.exceptions,) = struct.unpack_from("<I", self.bytes, At.EXCEPTIONS)
 
@@ -164,3 +167,30 @@ class ControlBlock:
     def _read(self, start: int, length: int) -> bytes:
         pages = range(start & -PAGE, start + length, PAGE)
         return b"".join(self._port.read(Spa(page), PAGE, self._key) for page in pages)[:length]
+
+
+class BareRegisters(ControlBlock):
+    """Registers of software on the bare machine, in the form of a VMCB and in no memory of the machine.
+
+    What exits is what the board answers: ports, CPUID, MSRs, HLT.
+    """
+
+    def __init__(self, page: memoryview, msrpm: bytes) -> None:
+        """Look at the registers.
+
+        Args:
+            page: where the core keeps them.
+            msrpm: which MSRs the core keeps itself.
+        """
+        self._page, self._msrpm = page, msrpm
+        self._look(bytes(page))
+
+    def permission_maps(self, mask: int) -> dict[int, bytes]:
+        """Every port is the board's; of the MSRs those that the map says."""
+        return {IOPM: b"\xff" * IOPM_SIZE, MSRPM: self._msrpm}
+
+    def save(self, page: memoryview) -> Exit:
+        """Keep what the exit changed."""
+        for part in SAVED:
+            self._page[part] = page[part]
+        return Exit(*struct.unpack_from("<QQQ", page, At.EXIT_CODE))

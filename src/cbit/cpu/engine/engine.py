@@ -20,51 +20,46 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4
-from cbit.cpu.cpuid import EncryptionFeatures
 from cbit.cpu.encryption_rules import HostSituation, Use, host_key
 from cbit.cpu.engine.block_loan import BlockLoan
+from cbit.cpu.engine.checks import C_BIT, Checks, HostSide
 from cbit.cpu.engine.control_block import (
     OF_HYPERVISORS,
     OURS,
     SEV_STATUS,
     UD_INTERCEPT,
     At,
+    BareRegisters,
     ControlBlock,
     Exit,
     Intercept,
 )
 from cbit.cpu.engine.instructions import MAX_LENGTH, Instruction, Machine, Op, decode
 from cbit.cpu.engine.native import RANDOM_WORDS, Answer, native
-from cbit.cpu.engine.processor import RAX, RCX, RDX, Context, Processor
+from cbit.cpu.engine.processor import RAX, RCX, RDX, Context, Processor, address_of
 from cbit.cpu.engine.shadow import Counters, Shadow, Space
-from cbit.cpu.engine.tables import VIEW_BITS
-from cbit.cpu.engine.translations import NestedTables
+from cbit.cpu.engine.translations import BareMemory
 from cbit.cpu.faults import (
     ExitCode,
     GeneralProtection,
     NestedPageFault,
     PageFault,
     PageFaultCode,
-    VmexitInvalid,
 )
-from cbit.cpu.host_tables import HostTables
+from cbit.cpu.host_tables import HostTranslator
 from cbit.cpu.msr import SevStatus
-from cbit.cpu.nested import NestedWalker, World
 from cbit.cpu.paging import Access, Kind
-from cbit.cpu.physical import PhysicalPort
 from cbit.cpu.tlb import TlbControl, VmMode
-from cbit.cpu.vmcb import Enable, HostState, Vmcb, refusal, require_modelled, vm_mode
 from cbit.crypto.entropy import Entropy
 from cbit.memory.lending import SlotLender
 from cbit.spec.address import PAGE, Spa
 from cbit.spec.errors import NotModelled
 from cbit.trace import SILENT, Trace
 
-C_BIT: Final = VIEW_BITS  #: of guests that execute, whatever the profile: QEMU walks 40 address bits
 _WBINVD, _INVD, _MSR, _UD = 0x89, 0x76, 0x7C, 0x46
 _USER_CPL: Final = 3
 _LONG_CODE: Final = 1 << 15  # in the hidden flags
@@ -73,40 +68,6 @@ _SPARE_TABLES: Final = 64
 _LOOKED_AT: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
 _INTERCEPTED: Final = int(OURS)
 _EXIT: Final = struct.Struct("<3Q")
-_REMEMBERED: Final = 4096  # accepted VMCBs
-
-
-def executing_features(features: EncryptionFeatures) -> EncryptionFeatures:
-    """What CPUID tells a guest that executes: C-bit 39, and 39 address bits below it."""
-    return replace(features, physical_bits=C_BIT + 1, address_reduction=1, c_bit=C_BIT)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostSide:
-    """What VMRUN needs of the core that executes it; the same object for as long as nothing of it changes.
-
-    Attributes:
-        state: features (the machine's own), control registers, address rules, switches.
-        port: physical memory.
-        invd_is_wbinvd: HWCR bit 4.
-        wbinvd_done: hears of each WBINVD that completes on this core.
-    """
-
-    state: HostState
-    port: PhysicalPort
-    invd_is_wbinvd: bool = True
-    wbinvd_done: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    """What VMRUN found in a VMCB that it accepted."""
-
-    asid: int
-    mode: VmMode
-    tlb_control: TlbControl
-    nested: NestedTables
-    vte: bool
 
 
 @dataclass(slots=True)
@@ -117,6 +78,7 @@ class _Turn:
         vmcb_at: rAX.
         flushes: TLB_CONTROL asked for a flush, so that the next one is looked at anew.
         good: the control fields that were found good.
+        registers: of software on the bare machine.
     """
 
     host: HostSide
@@ -127,6 +89,7 @@ class _Turn:
     flushes: bool
     good: bytes
     error: BaseException | None = None
+    registers: memoryview | None = None
 
 
 class Engine:
@@ -159,14 +122,11 @@ class Engine:
         self._trace = trace
         self._maps: dict[int, bytes] = {}
         self._turn: _Turn | None = None
-        self._host: HostSide | None = None
+        self._checks = Checks(trace)
         self._last: _Turn | None = None
         self._loan = BlockLoan(self._processor, lender)
         self._native = native()
         self._window = lender.window
-        self._good: dict[
-            bytes, _Checked
-        ] = {}  # VMCBs accepted on this host, by `ControlBlock.checked_fields`
         self.exits: dict[int, int] = {}
         self._processor.answer(
             lambda code: self._answer(lambda turn: self._exit(turn, code)),
@@ -238,6 +198,55 @@ class Engine:
         ):
             self._last = None
             turn = self._last = self._enter(vmcb_at, host)
+        self._take_turn(turn, context, blocks)
+        slot = self._loan.slot
+        if slot is None:
+            done = turn.block.save(self._processor.vmcb)
+        else:
+            done = Exit(*_EXIT.unpack_from(self._window, slot + At.EXIT_CODE))
+        return self._count(turn, done)
+
+    def run_bare(
+        self,
+        registers: memoryview,
+        msrpm: bytes,
+        context: Context,
+        host: HostSide,
+        *,
+        memory_size: int,
+        blocks: int | None = None,
+    ) -> Exit:
+        """Execute software on the bare machine until it needs the board: there is no hypervisor and no guest.
+
+        Its physical addresses are the machine's own; its page tables' C-bit, at position `C_BIT`, chooses the
+        host's key for data, fetches and walks alike.
+
+        Args:
+            registers: a page of this process in the form of a VMCB: what a core keeps on the chip.
+            msrpm: an MSR permission map: which registers the core keeps itself.
+            context: the other registers.
+            host: the core.
+            memory_size: bytes of DRAM.
+            blocks: come back after so many blocks.
+
+        Raises:
+            EngineFault: the engine failed.
+
+        Paper: memory-encryption.md §4.1.
+        """
+        turn = self._last
+        if turn is None or turn.registers is not registers or turn.host is not host:
+            self._last = None
+            turn = self._last = self._enter_bare(registers, msrpm, host, memory_size)
+        self._processor.state.block = address_of(registers)
+        try:
+            self._take_turn(turn, context, blocks)
+        finally:
+            self._processor.state.block = None
+        return self._count(turn, Exit(*_EXIT.unpack_from(registers, At.EXIT_CODE)))
+
+    def _take_turn(self, turn: _Turn, context: Context, blocks: int | None) -> None:
+        state = self._processor.state
         state.deadline = 0 if blocks is None else state.blocks + blocks
         self._turn = turn
         try:
@@ -247,11 +256,8 @@ class Engine:
         if turn.error is not None:
             error, turn.error = turn.error, None
             raise error
-        slot = self._loan.slot
-        if slot is None:
-            done = turn.block.save(self._processor.vmcb)
-        else:
-            done = Exit(*_EXIT.unpack_from(self._window, slot + At.EXIT_CODE))
+
+    def _count(self, turn: _Turn, done: Exit) -> Exit:
         self.exits[done.code] = self.exits.get(done.code, 0) + 1
         self._trace.emit("cpu.engine", "#VMEXIT", code=done.code, asid=turn.space.asid)
         return done
@@ -263,7 +269,7 @@ class Engine:
         spa = Spa(at)
         key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
         block = ControlBlock(host.port, spa, key)
-        checked = self._check(block, host)
+        checked = self._checks.accept(block, host)
         self._shadow.flush(checked.tlb_control, asid=checked.asid)
         space = self._shadow.space(
             checked.asid,
@@ -273,55 +279,31 @@ class Engine:
             encryption_on=host.state.encryption_on,
         )
         self._load_maps(block, host)
-        state = self._processor.state
-        state.root, state.root_without_c_bit = space.roots.root, space.roots.root_without_c_bit
-        state.c_bit = 1 << C_BIT if space.sev else 0
-        state.ours, state.intercepts = _LOOKED_AT, _INTERCEPTED
-        state.ud_is_ours = block.exceptions & UD_INTERCEPT
+        self._prepare(space, block)
         self._loan.take(spa, key)
         self._trace.emit("cpu.engine", "VMRUN", asid=checked.asid, mode=checked.mode.value)
         flushes = checked.tlb_control is not TlbControl.NOTHING
         return _Turn(host, vmcb_at, block, space, checked.mode, flushes, block.control_fields)
 
-    def _check(self, block: ControlBlock, host: HostSide) -> _Checked:
-        """Check a VMCB; one whose checked fields are those of an earlier one is known to be good."""
-        if host is not self._host or len(self._good) > _REMEMBERED:
-            self._host = host
-            self._good.clear()
-        fields = block.checked_fields
-        good = self._good.get(fields)
-        if good is None or (good.mode is VmMode.SEV and not host.state.asid_usable(good.asid)):
-            good = self._good[fields] = self._check_all(block, host)
-        return good
+    def _enter_bare(self, registers: memoryview, msrpm: bytes, host: HostSide, size: int) -> _Turn:
+        on = host.state.encryption_on
+        rules = AddressRules(C_BIT, C_BIT) if on else AddressRules(C_BIT + 1, None)
+        memory = BareMemory(HostTranslator(host.port, rules), size)
+        block = BareRegisters(registers, msrpm)
+        space = self._shadow.bare_space(memory, encryption_on=on)
+        self._shadow.forget(space)
+        self._load_maps(block, host)
+        self._prepare(space, block)
+        self._loan.give_back()
+        mode = VmMode.PLAIN
+        return _Turn(host, Spa(-1), block, space, mode, False, block.control_fields, registers=registers)
 
-    def _check_all(self, block: ControlBlock, host: HostSide) -> _Checked:
-        state = replace(host.state, features=executing_features(host.state.features))
-        # The reference model injects no events, this engine does.
-        vmcb = Vmcb.parse(block.bytes, canonical=False).replace(event_injection=0)
-        if why := refusal(vmcb, state):
-            block.refuse()
-            self._trace.emit("cpu.engine", "VMRUN: VMEXIT_INVALID", why, asid=vmcb.asid)
-            raise VmexitInvalid(why)
-        require_modelled(vmcb, state)
-        block.require_modelled()
-        mode = vm_mode(vmcb, encryption_on=state.encryption_on)
-        sev = mode is VmMode.SEV
-        world = World(
-            asid=vmcb.asid,
-            mode=mode,
-            vte=sev and Enable.VTE in vmcb.enable,
-            nested=replace(state.controls, cr3=vmcb.ncr3, ac=False),
-            host_rules=state.rules,
-            guest_rules=AddressRules(C_BIT, C_BIT) if sev else AddressRules(C_BIT + 1, None),
-        )
-        situation = HostSituation.WITH_PAE if state.encryption_on else HostSituation.OFF
-        nested = NestedTables(
-            walker=NestedWalker(host.port, world),
-            tables=HostTables(host.port, situation),
-            rules=state.rules,
-            controls=world.nested,
-        )
-        return _Checked(vmcb.asid, mode, vmcb.tlb_control, nested, world.vte)
+    def _prepare(self, space: Space, block: ControlBlock) -> None:
+        state = self._processor.state
+        state.root, state.root_without_c_bit = space.roots.root, space.roots.root_without_c_bit
+        state.c_bit = 1 << C_BIT if space.sev else 0
+        state.ours, state.intercepts = _LOOKED_AT, _INTERCEPTED
+        state.ud_is_ours = block.exceptions & UD_INTERCEPT
 
     def _load_maps(self, block: ControlBlock, host: HostSide) -> None:
         maps = block.permission_maps((1 << host.state.rules.width) - 1)

@@ -24,7 +24,7 @@ from cbit.cpu.encryption_rules import HostSituation, host_key, sev_key
 from cbit.cpu.engine.native import ALL_ACCESSES, MAX_SHOTS, MAY_EXECUTE, MAY_READ_AND_WRITE, native
 from cbit.cpu.engine.processor import POOL, Processor
 from cbit.cpu.engine.tables import OPEN, READ_ONLY, VIEW_BITS, OutOfTables, Roots, Tables
-from cbit.cpu.engine.translations import NestedTables, Translations
+from cbit.cpu.engine.translations import BareMemory, Known, NestedTables, Translations
 from cbit.cpu.faults import PageFaultCode
 from cbit.cpu.paging import Kind, Leaf
 from cbit.cpu.tlb import TlbControl, VmMode
@@ -65,7 +65,8 @@ class Space:
 
     Attributes:
         asid: whose key.
-        sev: whether guest physical bit 39 is a C-bit.
+        sev: whether guest physical bit 39 is a C-bit that chooses the guest's key.
+        host: whether it is one that chooses the host's: software on the bare machine.
         vte: everything is private, whatever the C-bit says.
         encryption_on: whether the host's C-bits mean anything.
         roots: the engine's tables.
@@ -80,8 +81,9 @@ class Space:
     vte: bool
     encryption_on: bool
     roots: Roots
-    nested: NestedTables
-    known: Translations = field(default_factory=Translations)
+    nested: NestedTables | BareMemory
+    known: Known = field(default_factory=Translations)
+    host: bool = False
     leaves: dict[int, Slot] = field(default_factory=dict)
     used: dict[int, bool] = field(default_factory=dict)
 
@@ -89,6 +91,8 @@ class Space:
         """Look the key of an access up."""
         if self.sev:
             return sev_key(self.asid, private=private, nested_c=nested_c)
+        if self.host:
+            return host_key(HostSituation.WITH_PAE if self.encryption_on else HostSituation.OFF, c=nested_c)
         return host_key(
             HostSituation.GUEST_WITHOUT_SEV if self.encryption_on else HostSituation.OFF, c=nested_c
         )
@@ -135,6 +139,19 @@ class Shadow:
         space.nested, space.vte, space.encryption_on = nested, vte, encryption_on
         return space
 
+    def bare_space(self, memory: BareMemory, *, encryption_on: bool) -> Space:
+        """Find or make the address space of software on the bare machine: there are no nested tables."""
+        space = self._spaces.get((0, VmMode.PLAIN))
+        if space is None:
+            roots = self._tables.new_roots(sev=False)
+            space = Space(0, False, False, encryption_on, roots, memory, memory, host=True)
+            self._spaces[0, VmMode.PLAIN] = space
+            self._by_id[id(space)] = space
+        if space.encryption_on is not encryption_on:
+            self.forget(space)
+        space.nested, space.known, space.encryption_on = memory, memory, encryption_on
+        return space
+
     def flush(self, control: TlbControl, *, asid: int) -> None:
         """Do what TLB_CONTROL asks for.
 
@@ -171,17 +188,18 @@ class Shadow:
         """
         self.counters.faults += 1
         table, fetch = PageFaultCode.TABLE in info, PageFaultCode.ID in info
-        gpa, guest_c = (address & ~_C, bool(address & _C)) if space.sev else (address, False)
+        has_view = space.sev or (space.host and space.encryption_on)
+        gpa, guest_c = (address & ~_C, bool(address & _C)) if has_view else (address, False)
         private = space.sev and (table or fetch or guest_c or space.vte or not has_c_bit)
         write = table or PageFaultCode.W in info
         kind = Kind.WRITE if write else Kind.FETCH if fetch else Kind.READ
         leaf = space.known.find(space.nested, gpa, kind, guest_c=guest_c, table=table)
-        key = space.key(private=private, nested_c=leaf.c)
+        key = space.key(private=private, nested_c=guest_c if space.host else leaf.c)
         slot = self._lend(Spa(leaf.at(gpa) & -PAGE), key, write=write)
         space.used[gpa // PAGE] = key != UNENCRYPTED
         may_store = slot in self._writable and leaf.writable and leaf.dirty
         value = POOL + slot | (OPEN if may_store else READ_ONLY)
-        view = _C if space.sev and (guest_c or not has_c_bit) else 0
+        view = _C if guest_c or (space.sev and not has_c_bit) else 0
         word = self._word(space, gpa | view)
         # Two meanings of one leaf: shared data and private code; allowed loads and forbidden fetches.
         two_keys = space.sev and not view and not space.vte

@@ -9,11 +9,11 @@ Paper: memory-encryption.md §3, §7.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 from cbit.cpu.control import AddressRules, Controls, Efer
-from cbit.cpu.faults import PageFaultCode
-from cbit.cpu.host_tables import HostTables
+from cbit.cpu.faults import NestedPageFault, PageFaultCode
+from cbit.cpu.host_tables import HostTables, HostTranslator
 from cbit.cpu.nested import NestedWalker
 from cbit.cpu.paging import Access, Kind, Leaf, Pte
 from cbit.spec.address import MIB, PAGE, Gpa
@@ -21,6 +21,22 @@ from cbit.spec.address import MIB, PAGE, Gpa
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _ENTRY: Final = 8
 _UNIT: Final = 2 * MIB  # what one last table maps
+
+
+class Known(Protocol):
+    """Where the pages of an address space are, as far as that is known."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+        ...
+
+    def find(self, nested: Any, gpa: int, kind: Kind, *, guest_c: bool, table: bool) -> Leaf:
+        """Translate a guest physical address for an access (errors as `Translations.find`)."""
+        ...
+
+    def alike(self, nested: Any, gpa: int, count: int) -> range | None:
+        """Find the neighbours of a page for which the same holds, as `Translations.alike` says."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +54,44 @@ class NestedTables:
     tables: HostTables
     rules: AddressRules
     controls: Controls
+
+
+class BareMemory:
+    """What stands in the place of nested tables on the bare machine: every address is a system physical one.
+
+    Attributes:
+        walker: how the software's own tables are walked.
+    """
+
+    def __init__(self, walker: HostTranslator, size: int) -> None:
+        """Give software all of DRAM.
+
+        Args:
+            walker: the host's translation.
+            size: bytes of DRAM.
+        """
+        self.walker: Final = walker
+        self._size = size
+
+    def clear(self) -> None:
+        """Nothing is remembered."""
+
+    def find(self, _nested: object, gpa: int, kind: Kind, *, guest_c: bool, table: bool) -> Leaf:
+        """Let a page be itself.
+
+        Raises:
+            NestedPageFault: there is no memory: what a bus would answer with nothing.
+        """
+        if gpa + PAGE > self._size:
+            where = PageFaultCode.TABLE if table else PageFaultCode.FINAL
+            code = where | (PageFaultCode.W if kind is Kind.WRITE else PageFaultCode(0))
+            raise NestedPageFault(code, self.walker.rules.join(gpa, c=guest_c), "no memory there")
+        return Leaf(base=gpa & -PAGE, size=PAGE, dirty=True)
+
+    def alike(self, _nested: object, gpa: int, count: int) -> range | None:
+        """All neighbours that are memory."""
+        first = gpa // PAGE // count * count
+        return range(max(0, min(count, self._size // PAGE - first)))
 
 
 @dataclass(frozen=True, slots=True)

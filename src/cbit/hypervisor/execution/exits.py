@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from cbit.cpu.engine.control_block import Exit
 from cbit.hypervisor.execution.cpuid import GuestCpuid
 from cbit.hypervisor.execution.msrs import GuestMsrs, NoSuchMsr
-from cbit.hypervisor.execution.vcpu import ExecutingVcpu
+from cbit.hypervisor.execution.state import ProcessorState
 
 RCX, RDX, RBX = 1, 2, 3
 IOIO: Final = 0x7B
@@ -76,7 +76,7 @@ class Stop:
 
 
 #: Answers VMMCALL: takes the virtual CPU, gives RAX.
-Hypercall = Callable[[ExecutingVcpu], int]
+Hypercall = Callable[[ProcessorState], int]
 
 
 class Exits:
@@ -92,7 +92,7 @@ class Exits:
 
     def __init__(
         self,
-        vcpu: ExecutingVcpu,
+        vcpu: ProcessorState,
         *,
         cpuid: GuestCpuid,
         ports: Ports,
@@ -182,8 +182,7 @@ class Exits:
         return Next.HALTED
 
     def _flush_caches(self, _done: Exit) -> Next:
-        """WBINVD, and INVD like it: a guest must not lose the host's data."""
-        self._vcpu.vm.host.flush_caches()
+        self._vcpu.flush_caches()
         self._vcpu.skip(2)
         return Next.RUN
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from cbit.hypervisor.execution.clock import NS_PER_BLOCK, PORT_NS, BlockClock
 from cbit.hypervisor.execution.exits import IOIO, Exits, Next, Ports, Stop
-from cbit.hypervisor.execution.vcpu import ExecutingVcpu
+from cbit.hypervisor.execution.state import ProcessorState
 
 SLICE: Final = 1_000_000  #: blocks (10 ms) after which another guest gets the core
 _FOREVER_NS: Final = 1_000_000_000  # without any event in sight: look again after so long
@@ -73,7 +73,7 @@ class Monitor:
         halts: how often it waited for an interrupt.
     """
 
-    def __init__(self, vcpu: ExecutingVcpu, exits: Exits, devices: Devices, clock: BlockClock) -> None:
+    def __init__(self, vcpu: ProcessorState, exits: Exits, devices: Devices, clock: BlockClock) -> None:
         self.vcpu = vcpu
         self.exits = exits
         self.devices = devices

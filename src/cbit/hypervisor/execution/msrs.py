@@ -60,6 +60,8 @@ CONSTANT: Final[Mapping[int, int]] = MappingProxyType(
         0xC001_0063: 0,
     }
 )
+_MAP_SIZE: Final = 0x2000
+_MAP_RANGES: Final[Mapping[int, int]] = MappingProxyType({0x0: 0x0, 0xC000_0000: 0x800, 0xC001_0000: 0x1000})
 _EFER_BITS: Final = int(Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE | Efer.FFXSR)
 
 
@@ -115,3 +117,13 @@ class GuestMsrs:
         elif number not in CONSTANT:
             raise NoSuchMsr(f"WRMSR {number:#x}")
         return efer
+
+
+def msr_map() -> bytes:
+    """Build an MSR permission map: everything exits but the registers in `DIRECT`."""
+    permissions = bytearray(b"\xff" * _MAP_SIZE)
+    for number in DIRECT:
+        base = number & 0xFFFF_0000 if number >= 0xC000_0000 else 0
+        bit = 2 * (number - base)
+        permissions[_MAP_RANGES[base] + bit // 8] &= ~(3 << bit % 8) & 0xFF
+    return bytes(permissions)
