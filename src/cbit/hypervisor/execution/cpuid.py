@@ -22,7 +22,7 @@ _MAX_EXTENDED: Final = 0x8000_0000
 _SIGNATURE: Final = (
     b"cbitcbitcbit"  # of leaf 4000_0000: nobody else's, so a guest expects no paravirtual interface
 )
-_SEV, _COHERENT = 1 << 1, 1 << 10
+_SME, _SEV, _COHERENT = 1 << 0, 1 << 1, 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,18 @@ class GuestCpuid:
     Args:
         core: the core that it executes on.
         sev: whether the guest is told of SEV.
+        host: whether it is no guest at all, but software on the bare machine: it is told of SME.
         c_bit: the C-bit's position that it is told; a hypervisor that lies names another.
     """
 
-    def __init__(self, core: Core, *, sev: bool, c_bit: int | None = None) -> None:
+    def __init__(self, core: Core, *, sev: bool, host: bool = False, c_bit: int | None = None) -> None:
         self._core = core
-        self._sev = sev
+        self._encrypts = sev or (host and core.encryption_on)
+        self._host = host
         features = core.guest_features
         # Without the coherent bit a guest flushes every line of a page that it shares or takes back.
         self._encryption: Final = Registers(
-            _SEV | (_COHERENT if features.coherent else 0),
+            (_SEV if sev else _SME) | (_COHERENT if features.coherent else 0),
             (features.c_bit if c_bit is None else c_bit) | features.address_reduction << 6,
             features.guests,
             features.min_sev_no_es_asid,
@@ -89,12 +91,12 @@ class GuestCpuid:
         """Answer CPUID."""
         if leaf == _MAX_EXTENDED:
             top = self._core.executing_cpuid(leaf, 0)
-            return top._replace(eax=ENCRYPTION if self._sev else ENCRYPTION - 1)
+            return top._replace(eax=ENCRYPTION if self._encrypts else ENCRYPTION - 1)
         if leaf == ENCRYPTION:
-            if not self._sev:
+            if not self._encrypts:
                 return Registers(0, 0, 0, 0)
             return self._encryption
-        if leaf == HYPERVISOR:
+        if leaf == HYPERVISOR and not self._host:
             words = [int.from_bytes(_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8)]
             return Registers(HYPERVISOR, *words)
         if HYPERVISOR < leaf < HYPERVISOR + 0x1_0000:
@@ -106,7 +108,7 @@ class GuestCpuid:
             for word, gone in zip(found, (mask.eax, mask.ebx, mask.ecx, mask.edx), strict=True)
         )
         if leaf == 0x1:
-            ecx |= _UNDER_A_HYPERVISOR
+            ecx = ecx & ~_UNDER_A_HYPERVISOR if self._host else ecx | _UNDER_A_HYPERVISOR
         elif leaf == 0x8000_0007:
             edx |= _INVARIANT_TSC
         return Registers(eax, ebx, ecx, edx)

@@ -86,6 +86,7 @@ class Exits:
 
     Attributes:
         counts: exits by code.
+        msrs: the registers that are not in the VMCB.
         unknown_msrs: registers that the guest asked for and does not have, with how often.
         stop: why the guest cannot go on; None while it can.
     """
@@ -102,7 +103,7 @@ class Exits:
         self._cpuid = cpuid
         self._ports = ports
         self._hypercall = hypercall
-        self._msrs = GuestMsrs()
+        self.msrs = GuestMsrs()
         self.counts: dict[int, int] = {}
         self.unknown_msrs: dict[int, int] = {}
         self.stop: Stop | None = None
@@ -164,11 +165,11 @@ class Exits:
                 value = vcpu.rax & _LOW | (registers[RDX] & _LOW) << 32
                 paging = bool(vcpu.cr0 & _PAGING)
                 efer = vcpu.efer
-                changed = self._msrs.write(number, value, efer=efer, paging=paging)
+                changed = self.msrs.write(number, value, efer=efer, paging=paging)
                 if changed != efer:
                     vcpu.efer = changed
             else:
-                value = self._msrs.read(number, efer=vcpu.efer)
+                value = self.msrs.read(number, efer=vcpu.efer)
                 vcpu.rax, registers[RDX] = value & _LOW, value >> 32
         except NoSuchMsr:
             self.unknown_msrs[number] = self.unknown_msrs.get(number, 0) + 1

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 from cbit.cpu.control import Efer, with_bit
+from cbit.cpu.msr import Msr, Syscfg
 
 EFER: Final = 0xC000_0080
 #: Registers that a guest may use without an exit: they are in the VMCB, or in the virtual CPU's own context.
@@ -30,6 +31,7 @@ _FIXED_MTRRS: Final = (0x250, 0x258, 0x259, *range(0x268, 0x270))
 _VARIABLE_MTRRS: Final = tuple(range(0x200, 0x210))
 _PAT_AT_RESET: Final = 0x0007_0406_0007_0406
 _WRITE_BACK: Final = 6
+_SYSCFG: Final = int(Msr.SYSCFG)
 #: Number -> value at reset.
 KEPT: Final[Mapping[int, int]] = MappingProxyType(
     dict.fromkeys((*_FIXED_MTRRS, *_VARIABLE_MTRRS), 0)
@@ -37,7 +39,7 @@ KEPT: Final[Mapping[int, int]] = MappingProxyType(
         0x2FF: _WRITE_BACK,  # MTRRdefType
         0x277: _PAT_AT_RESET,
         0xC001_0015: 1 << 24,  # HWCR, TscFreqSel
-        0xC001_0010: 0,  # SYSCFG
+        _SYSCFG: 0,
         0xC001_1029: 1 << 1,  # DE_CFG: LFENCE serialises
         0x10: 0,  # TSC: written by calibration, never moved
         0x1D9: 0,  # DEBUGCTL
@@ -74,6 +76,10 @@ class GuestMsrs:
 
     def __init__(self) -> None:
         self._values = dict(KEPT)
+
+    def become_host(self, *, encryption_on: bool) -> None:
+        """Be the registers of software on the bare machine: SYSCFG says whether it may encrypt memory."""
+        self._values[_SYSCFG] = int(Syscfg.MEM_ENCRYPTION_MOD_EN) if encryption_on else 0
 
     def read(self, number: int, *, efer: int) -> int:
         """Execute RDMSR.

@@ -19,6 +19,8 @@ from cbit.spec.vmsa import Vmsa
 _INTR, _VINTR, _INVD, _CPUID = 1 << 0, 1 << 4, 1 << 0x16, 1 << 0x12
 _HLT, _IOIO, _MSR, _SHUTDOWN = 1 << 0x18, 1 << 0x1B, 1 << 0x1C, 1 << 0x1F
 _VMRUN, _VMMCALL, _WBINVD = 1 << 0x20, 1 << 0x21, 1 << 0x29
+#: Without a hypervisor: what the engine cannot answer by itself.
+BARE_INTERCEPTS: Final = _INTR | _CPUID | _HLT | _IOIO | _MSR | _SHUTDOWN | _VMRUN
 INTERCEPTS: Final = _INTR | _INVD | _CPUID | _HLT | _IOIO | _MSR | _SHUTDOWN | _VMRUN | _VMMCALL | _WBINVD
 
 AT_INTERCEPTS, _AT_TLB, _AT_VIRQ, _AT_SHADOW, _AT_EXIT = 0x00C, 0x05C, 0x060, 0x068, 0x070

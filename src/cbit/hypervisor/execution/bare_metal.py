@@ -1,0 +1,156 @@
+"""Software on the bare machine: a core without a hypervisor, and a Linux that is the host.
+
+      kernel's page tables: C-bit -> the host's key     SYSCFG bit 23: it may     CPUID: no hypervisor
+
+Its physical addresses are the machine's own.  Ports, CPUID and MSRs are answered by the board and the core;
+WBINVD really empties the caches.  What a guest would exit for to a hypervisor, such a core stops for here.
+
+Paper: memory-encryption.md §2.2, §4.1, §5 (devices drive the C-bit), §6.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Final
+
+from cbit.cpu.core import Core
+from cbit.cpu.engine.control_block import Exit
+from cbit.hypervisor.devices.chipset import Chipset
+from cbit.hypervisor.devices.disk import Disk
+from cbit.hypervisor.devices.serial import Console
+from cbit.hypervisor.execution import monitor
+from cbit.hypervisor.execution.clock import BlockClock
+from cbit.hypervisor.execution.cpuid import GuestCpuid
+from cbit.hypervisor.execution.exits import EXIT_NAMES, Exits, Stop
+from cbit.hypervisor.execution.monitor import Monitor
+from cbit.hypervisor.execution.msrs import msr_map
+from cbit.hypervisor.execution.state import AT_INTERCEPTS, AT_SAVE, BARE_INTERCEPTS, ProcessorState
+from cbit.machine.board import Machine
+from cbit.memory.dma import DmaPort
+from cbit.memory.dram import anonymous
+from cbit.spec.address import PAGE, Spa
+from cbit.spec.key_id import UNENCRYPTED
+from cbit.spec.linux_boot import BootImage, Unbootable
+from cbit.spec.vmsa import Vmsa
+
+
+class _Registers:
+    """What a core keeps on the chip, in the form of a VMCB.  In no memory of the machine."""
+
+    def __init__(self) -> None:
+        self.view: Final = memoryview(anonymous(PAGE, dumpable=False))
+
+    def read(self, at: int, length: int) -> bytes:
+        return bytes(self.view[at : at + length])
+
+    def write(self, at: int, data: bytes) -> None:
+        self.view[at : at + len(data)] = data
+
+
+class BareCpu(ProcessorState):
+    """A core that executes software of the host."""
+
+    def __init__(self, core: Core, start: Vmsa, *, memory_size: int) -> None:
+        """Put the core at its first instruction.
+
+        Args:
+            core: which.
+            start: its registers.
+            memory_size: bytes of DRAM.
+
+        Raises:
+            NoEngine: this computer cannot execute anything.
+        """
+        self._core = core
+        self._registers = _Registers()
+        self._memory_size = memory_size
+        self._msrpm = msr_map()
+        self._registers.write(0, bytes(AT_SAVE))
+        self._registers.write(AT_INTERCEPTS, BARE_INTERCEPTS.to_bytes(8, "little"))
+        super().__init__(self._registers, core.new_context(), start)
+
+    def enter(self, *, blocks: int | None) -> Exit:
+        """Execute until the board is needed, or so many blocks (errors as ``Core.execute_bare``)."""
+        self.settle()
+        done = self._core.execute_bare(
+            self._registers.view, self._msrpm, self.context, memory_size=self._memory_size, blocks=blocks
+        )
+        self.keep_event()
+        return done
+
+    def flush_caches(self) -> None:
+        """WBINVD."""
+        self._core.wbinvd()
+
+
+class BareDma:
+    """Devices of the bare machine: they drive the C-bit where the software puts it into their addresses."""
+
+    def __init__(self, port: DmaPort) -> None:
+        self._port = port
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Read memory as a device sees it (errors as ``DmaPort.read``)."""
+        return self._port.read(gpa, length)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Write memory (errors as ``DmaPort.write``)."""
+        self._port.write(gpa, data)
+
+
+class LinuxHost:
+    """A Linux that owns the machine, and may encrypt itself with the host's key.
+
+    Mutable.
+
+    Attributes:
+        machine: all of it is Linux's.
+        monitor: what runs it.
+    """
+
+    def __init__(
+        self, machine: Machine, image: BootImage, console: Console, *, epoch: int, disks: Sequence[Disk] = ()
+    ) -> None:
+        """Do what a boot loader does: put the image into memory, unencrypted, and go where it starts.
+
+        Args:
+            machine: it is on, and nothing else uses it.
+            image: what to start.
+            console: the other end of the serial line.
+            epoch: seconds since 1970 in its clock.
+            disks: virtio disks.
+
+        Raises:
+            NoEngine: this computer cannot execute anything.
+            Unbootable: the machine has less memory than the image was made for.
+        """
+        if image.memory_size > machine.memory_size:
+            there = f"the machine has {machine.memory_size}"
+            raise Unbootable(f"an image made for {image.memory_size} bytes of memory; {there}")
+        for region in image.regions:
+            machine.memory.write(Spa(region.gpa), region.data, UNENCRYPTED)
+        core = machine.cores[0]
+        cpu = BareCpu(core, image.entry.save_area(), memory_size=image.memory_size)
+        clock = BlockClock(core)
+        c_bit = core.guest_features.c_bit if core.encryption_on else None
+        dma = BareDma(DmaPort(machine.memory, c_bit=c_bit))
+        devices = Chipset(clock, console=console, epoch=epoch, disks=disks, dma=dma, trace=machine.trace)
+        self._exits = Exits(cpu, cpuid=GuestCpuid(core, sev=False, host=True), ports=devices)
+        self._exits.msrs.become_host(encryption_on=core.encryption_on)
+        self.machine = machine
+        self.monitor: Final = Monitor(cpu, self._exits, devices, clock)
+
+    def run(self, *, until: Callable[[], bool] = lambda: False) -> Stop | Enum | None:
+        """Execute until somebody says that it is enough (None), or the machine ends (why).
+
+        Raises:
+            EngineFault: as ``Core.execute_bare``.
+        """
+        monitor.run([self.monitor], until=until)
+        return self.monitor.stop
+
+    @property
+    def exits(self) -> dict[str, int]:
+        """How often the core stopped for the board, by what for."""
+        return {EXIT_NAMES.get(code, hex(code)): count for code, count in sorted(self._exits.counts.items())}
