@@ -59,7 +59,6 @@ def test_the_expected_digest_is_compared(kernel: Path, capsys: pytest.CaptureFix
             "belongs to a direct boot",
         ),
         (["--mode", "sev", "--kernel", "K", "--initrd", "absent"], "absent"),
-        (["--mode", "sev", "--kernel", "K", "--explain"], "--explain searches among launches of a firmware"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -75,3 +74,20 @@ def test_what_does_not_go_together_is_refused(
 )
 def test_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
     assert count == size(text) == size(in_words(count))
+
+
+def test_a_planted_cause_is_found(kernel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "vmlinuz.old"
+    other.write_bytes(a_kernel(code=b"older"))
+    launched = DirectLaunch(kernel=Kernel(kernel=other.read_bytes(), cmdline="quiet"), memory_size=512 * MIB)
+    words = ["--mode", "sev", "--kernel", str(kernel), "--append", "quiet", "--explain", "--also", str(other)]
+    code, printed = ran(capsys, *words, "--expect", launched.expectation().digest.hex())
+    assert 1 == code
+    assert "cause: memory: the guest has 512M, not 256M" in printed
+    assert "cause: kernel: it is vmlinuz.old" in printed
+
+
+def test_inputs_are_shown_with_their_places(kernel: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed = ran(capsys, "--mode", "sev", "--kernel", str(kernel), "--explain")
+    assert 0 == code
+    assert "place: kernel vmlinuz: SHA-256 over bytes 0x5000..0x7fff, at 0x1000000 in the guest" in printed

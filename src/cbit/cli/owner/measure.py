@@ -86,8 +86,6 @@ def run(args: Namespace) -> Outcome:
     launch = launch_of(args)
     _refuse_odd_words(args)
     if args.explain:
-        if isinstance(launch, DirectLaunch):
-            raise ValueError("--explain searches among launches of a firmware image: there is none here")
         return explain_launch(args, launch, _reported(args))
     if args.tk is not None:
         return _check(args, launch)

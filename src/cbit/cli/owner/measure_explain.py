@@ -14,7 +14,7 @@ from cbit.cli.envelope import Outcome
 from cbit.cli.owner import measure_output
 from cbit.cli.owner.measure_inputs import LARGEST
 from cbit.cli.parser import Parser
-from cbit.owner.explain import Digest, Explanation, File, Measurement, explain
+from cbit.owner.explain import Digest, Explanation, File, Measurement, explain, explain_direct
 from cbit.owner.measure import DirectLaunch, Launch, Mode
 from cbit.owner.verify.files import read_limited
 
@@ -76,10 +76,10 @@ def check_size(launch: Launch | DirectLaunch, value: bytes) -> None:
     raise ValueError("--expect has 32 bytes: a digest of SEV or SEV-ES (--mode sev, --mode sev-es)")
 
 
-def explain_launch(args: Namespace, launch: Launch, reported: Measurement | None) -> Outcome:
+def explain_launch(args: Namespace, launch: Launch | DirectLaunch, reported: Measurement | None) -> Outcome:
     """Show the inputs; search if there is a value to search for."""
     reasons = launch.unusable()
-    digest = None if reasons else launch.digest()
+    digest = None if reasons else launch.expectation().digest
     result = measure_output.as_json(launch, digest) | {"unusable": reasons}
     value: Digest | Measurement | None = reported
     if value is None and args.expect is not None:
@@ -91,7 +91,11 @@ def explain_launch(args: Namespace, launch: Launch, reported: Measurement | None
         )
     if args.time_limit <= 0:
         raise ValueError("--time-limit is in seconds, and more than none")
-    found = explain(launch, value, others=_others(args), limit_s=args.time_limit)
+    others = _others(args)
+    if isinstance(launch, DirectLaunch):
+        found = explain_direct(launch, value, others=others, limit_s=args.time_limit)
+    else:
+        found = explain(launch, value, others=others, limit_s=args.time_limit)
     result["explanation"] = {
         "matches": found.matches,
         "causes": list(found.causes),
@@ -123,7 +127,7 @@ def _others(args: Namespace) -> list[File]:
     given = {path.resolve() for path in (args.firmware, args.kernel, args.initrd, *args.also) if path}
     beside = (
         path
-        for path in sorted(args.firmware.parent.iterdir())
+        for path in (sorted(args.firmware.parent.iterdir()) if args.firmware else ())
         if path.suffix in _SIBLINGS and path.resolve() not in given and path.is_file()
     )
     small = [path for path in beside if path.stat().st_size <= _LARGEST_SIBLING]

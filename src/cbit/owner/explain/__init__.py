@@ -8,7 +8,8 @@ Paper: launch-inputs.md §1–§3, §6, §7; sev-crypto.md §9.
 """
 
 from cbit.owner.explain.alternatives import File
+from cbit.owner.explain.direct import explain_direct
 from cbit.owner.explain.reported import Digest, Measurement, Reported
 from cbit.owner.explain.search import Explanation, explain
 
-__all__ = ("Digest", "Explanation", "File", "Measurement", "Reported", "explain")
+__all__ = ("Digest", "Explanation", "File", "Measurement", "Reported", "explain", "explain_direct")

@@ -86,6 +86,14 @@ class DirectLaunch:
         except Unbootable as error:
             raise Unmeasurable(str(error)) from error
 
+    def unusable(self) -> list[str]:
+        """Say why no host can launch this; empty if one can."""
+        try:
+            self.image  # noqa: B018  # laying it out is the check
+        except Unmeasurable as error:
+            return [str(error)]
+        return []
+
     def lacks(self) -> list[str]:
         """Say what the launch does not prove."""
         return [_NOTE]
