@@ -112,6 +112,11 @@ class Serial:
         for offset, (read, write) in enumerate(zip(reads, writes, strict=True)):
             ports.byte(SERIAL_BASE + offset, read, write)
 
+    @property
+    def listens(self) -> bool:
+        """Whether the guest wants to hear of what is received: its driver is there."""
+        return bool(self._ier & _RECEIVED_ENABLE)
+
     def poll(self) -> None:
         """Fetch what was typed, as much as there is room for."""
         typed = self._console.read()

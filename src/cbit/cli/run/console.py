@@ -1,0 +1,112 @@
+"""The guest's serial line on this side: what it printed, what is looked for in it, what is typed.
+
+Nothing here knows a terminal: bytes come from a function and go to a function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+PANIC: Final = b"Kernel panic - not syncing"
+_ESCAPE: Final = 0x01  # Ctrl-A, as with QEMU's -nographic
+_KEEP: Final = 4096  # bytes of output among which a text is looked for
+
+
+class GuestConsole:
+    """The other end of the guest's serial line.
+
+    Mutable.
+
+    Attributes:
+        transcript: every byte that the guest sent.
+        seen: whether the text that was waited for has come.
+        panicked: whether a kernel has said that it panics.
+        hold: whether what is typed has to wait, as the guest does not listen yet.
+        end_asked: why somebody at the console wants the end; empty while nobody does.
+    """
+
+    def __init__(
+        self,
+        *,
+        show: Callable[[bytes], None],
+        typed: Callable[[], bytes],
+        until: bytes = b"",
+        escapes: bool = False,
+    ) -> None:
+        """Connect the line.
+
+        Args:
+            show: takes what the guest prints, in pieces.
+            typed: gives what was typed since the last call; never waits.
+            until: a text to look for; empty: none.
+            escapes: whether Ctrl-A x, typed, asks for the end.
+        """
+        self.transcript = bytearray()
+        self.seen = False
+        self.panicked = False
+        self.hold: Callable[[], bool] = lambda: False
+        self.end_asked = ""
+        self._show = show
+        self._typed = typed
+        self._until = until
+        self._escapes = escapes
+        self._escaped = False
+        self._shown = 0
+
+    def write(self, byte: int, /) -> None:
+        """Take a byte; a line at a time is shown, or what there is at the next `flush`."""
+        transcript = self.transcript
+        transcript.append(byte)
+        if self._until and not self.seen and byte == self._until[-1]:
+            self.seen = transcript.endswith(self._until)
+        if byte == 0x0A:
+            if not self.panicked and PANIC in transcript[-_KEEP:]:
+                self.panicked = True
+            self.flush()
+
+    def read(self) -> bytes:
+        """Give what was typed, without the escapes."""
+        if self.hold():
+            return b""
+        typed = self._typed()
+        return self._without_escapes(typed) if typed and self._escapes else typed
+
+    def flush(self) -> None:
+        """Show what has not been shown."""
+        if self._shown < len(self.transcript):
+            try:
+                self._show(bytes(self.transcript[self._shown :]))
+            except BrokenPipeError:
+                self.end_asked = "nobody reads the console any more"
+            self._shown = len(self.transcript)
+
+    @property
+    def lines(self) -> list[str]:
+        """The text, line by line, as a person would read it: without control sequences."""
+        text = re.sub(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[78cDEHM]", b"", bytes(self.transcript))
+        return [line.rstrip("\r") for line in text.decode("utf-8", "replace").split("\n")]
+
+    @property
+    def panic(self) -> str:
+        """What the kernel said when it panicked."""
+        said = next((line for line in self.lines if PANIC.decode() in line), "")
+        return said[said.find("Kernel panic") :]
+
+    def _without_escapes(self, typed: bytes) -> bytes:
+        """Ctrl-A x asks for the end, Ctrl-A Ctrl-A is one Ctrl-A; anything else after Ctrl-A is dropped."""
+        out = bytearray()
+        for byte in typed:
+            if not self._escaped:
+                if byte == _ESCAPE:
+                    self._escaped = True
+                else:
+                    out.append(byte)
+                continue
+            self._escaped = False
+            if byte in b"xX":
+                self.end_asked = "ended with Ctrl-A x"
+            elif byte in (_ESCAPE, ord("a")):
+                out.append(_ESCAPE)
+        return bytes(out)

@@ -1,0 +1,82 @@
+"""The machine that a run happens on: one of a state folder, or one made for it and gone afterwards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cbit.cli.progress import progress
+from cbit.crypto.entropy import Entropy
+from cbit.hypervisor.host import Host
+from cbit.machine.board import Machine, Options
+from cbit.machine.manufacture import make_root, manufacture
+from cbit.machine.profiles import profile
+from cbit.machine.state_folder import StateFolder
+from cbit.spec.address import MIB
+
+HOST_MEMORY: Final = 64 * MIB  #: beside the guest's: page tables, and room for commands
+_SMALL_ROOT: Final = 2048  # bits, of a machine whose certificates nobody will look at
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A machine that is on, and what its vendor published.
+
+    Attributes:
+        host: its host software.
+        vendor_certs: the signed CEK, and ASK ‖ ARK.
+        root: the emulated vendor's root.
+    """
+
+    host: Host
+    vendor_certs: tuple[bytes, ...]
+    root: bytes
+
+
+@contextmanager
+def place(
+    *,
+    state: Path | None,
+    profile_name: str,
+    memory: int,
+    cache: int,
+    entropy: Entropy,
+    certified: bool,
+    quiet: bool,
+) -> Iterator[Place]:
+    """Power a machine on, for the time of the block.
+
+    Args:
+        state: its folder; None: make one.
+        profile_name: of a machine that is made.
+        memory: bytes of the guest; the host gets `HOST_MEMORY` more.
+        cache: bytes of plaintext that the machine may hold.
+        entropy: where all of its randomness comes from; keys of the emulated vendor excepted.
+        certified: whether somebody will verify its certificates.
+        quiet: say nothing.
+
+    Raises:
+        UnknownProfile, StateError, MachineOff, FirmwareError, ValueError: it cannot be had.
+    """
+    options = Options(memory_size=memory + HOST_MEMORY, cache_size=cache, entropy=entropy)
+    with tempfile.TemporaryDirectory(prefix="cbit-run-") as folder:
+        if state is None:
+            state = Path(folder) / "machine"
+            chosen = profile(profile_name)
+            bits = chosen.root_bits if certified else _SMALL_ROOT
+            with progress(f"manufacturing a {chosen.name} machine with a {bits}-bit root", quiet=quiet):
+                manufacture(state, chosen, entropy=entropy, root=make_root(bits))
+        with StateFolder(state) as opened:
+            machine = Machine(opened, options)
+            machine.power_on()
+            host = Host(machine)
+            host.initialise()
+            certs = (opened.read("certs/cek.cert"), opened.read("certs/ask_ark.cert"))
+            try:
+                yield Place(host, certs, opened.read("certs/ark.cert"))
+            finally:
+                machine.power_off()

@@ -1,0 +1,210 @@
+"""One run, from a machine that is on to an account of what happened.
+
+load ── launch, compare, seal ── power on ── turns until the end ── survey, WBINVD, dump ── report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cbit.cli.run.console import GuestConsole
+from cbit.cli.run.ending import Ending
+from cbit.cli.run.loop import CountingClock, Loop
+from cbit.cli.run.place import Place
+from cbit.cli.run.settings import Settings
+from cbit.cli.run.tenant import Owner
+from cbit.cli.run.terminal import Keyboard, ending_signals
+from cbit.crypto.entropy import Entropy
+from cbit.hypervisor.devices.chipset import Chipset
+from cbit.hypervisor.devices.disk import Disk
+from cbit.hypervisor.host import Protection
+from cbit.hypervisor.linux_guest import LinuxGuest, Session
+from cbit.hypervisor.survey import survey
+from cbit.memory.latency import LatencyReport
+
+
+@dataclass(slots=True)
+class Account:
+    """What a run came to, as programs read it.
+
+    Mutable: it is filled in as the run goes.
+
+    Attributes:
+        ending: how it ended.
+        result: everything else.
+    """
+
+    ending: Ending
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What a run needs of the world.
+
+    Attributes:
+        console: where the guest prints.
+        keyboard: who types.
+        say: takes what a person should know before the guest starts.
+        seconds: since some moment; for the time-out and for what took how long.
+        timeout: None: for ever.
+        epoch: seconds since 1970, for the guest's clock.
+    """
+
+    console: GuestConsole
+    keyboard: Keyboard
+    say: Callable[[str], None]
+    seconds: Callable[[], float] = time.monotonic
+    timeout: float | None = None
+    epoch: int
+
+
+def launch(place: Place, settings: Settings, *, entropy: Entropy) -> tuple[LinuxGuest, dict[str, Any] | None]:
+    """Load the guest; with SEV, let its owner open a session, compare the measurement and seal the secret.
+
+    Returns:
+        The guest, not yet powered on, and what the launch came to.
+
+    Raises:
+        Untrusted, BadMeasurement, FirmwareError, OutOfMemory: it is not launched, or not as the owner wants.
+    """
+    if settings.protection is not Protection.SEV:
+        return LinuxGuest(place.host, settings.image, protection=settings.protection), None
+    owner = Owner(settings.launch, settings.policy, entropy)
+    measuring = owner.open(place.host.export_chain(), vendor_certs=place.vendor_certs, root=place.root)
+    assert measuring.session is not None
+    session = Session(
+        policy=settings.policy, godh=bytes(measuring.session.godh), blob=bytes(measuring.session.blob)
+    )
+    guest = LinuxGuest(place.host, settings.image, protection=settings.protection, session=session)
+    try:
+        assert guest.receipt is not None
+        trusted = owner.check(measuring, guest.receipt)
+        if settings.secret:
+            guest.inject(*trusted.seal(settings.secret, entropy=entropy))
+        return guest, owner.result(guest.receipt) | {"secret_injected": bool(settings.secret)}
+    except BaseException:
+        guest.end()
+        raise
+
+
+def run_guest(
+    place: Place,
+    settings: Settings,
+    *,
+    entropy: Entropy,
+    outside: Outside,
+    disks: list[Disk],
+    dump: Path | None = None,
+) -> Account:
+    """Run one guest on a machine until it ends, and give an account.
+
+    Raises:
+        NoEngine, EngineFault: guests do not execute here, or the engine failed.
+        Untrusted, BadMeasurement, FirmwareError, OutOfMemory: as `launch`.
+        OSError: the dump cannot be written.
+    """
+    begun = outside.seconds()
+    guest, launched = launch(place, settings, entropy=entropy)
+    try:
+        took = outside.seconds() - begun
+        features = (guest.vm.host.machine.cores[0].guest_features.c_bit, place.host.machine.profile.features)
+        result: dict[str, Any] = {
+            "mode": str(settings.protection),
+            "profile": place.host.machine.profile.name,
+            "memory_size": settings.image.memory_size,
+            "cache_size": settings.cache,
+            "command_line": settings.command_line,
+            "asid": guest.vm.asid,
+            "c_bit": {"guest": features[0], "profile": features[1].c_bit},
+            "launch": launched,
+        }
+        for line in _beginning(result):
+            outside.say(line)
+        account = _execute(guest, outside, disks)
+        result["launch_seconds"] = round(took, 3)
+        account.result = result | account.result | _pages(guest, dump)
+        return account
+    finally:
+        guest.end()
+
+
+def _beginning(result: dict[str, Any]) -> list[str]:
+    c_bit, launched = result["c_bit"], result["launch"]
+    mode, memory = result["mode"], result["memory_size"] >> 20
+    lines = [f"{result['profile']}, {memory} MiB, mode {mode}, ASID {result['asid']}"]
+    if launched is not None:
+        lines[0] += f"; C-bit {c_bit['guest']} in the guest, {c_bit['profile']} on the machine"
+        lines += [
+            f"owner: launch digest of its own copies {launched['digest']}",
+            f"owner: measurement {launched['measure']}: it matches",
+        ]
+        if launched["secret_injected"]:
+            lines.append("owner: secret sealed for this launch, injected by LAUNCH_SECRET")
+    return lines
+
+
+def _execute(guest: LinuxGuest, outside: Outside, disks: list[Disk]) -> Account:
+    machine, console = guest.vm.host.machine, outside.console
+    clock = CountingClock(machine.cores[0])
+    monitor = guest.power_on(console, epoch=outside.epoch, disks=disks, clock=clock)
+    chipset = monitor.devices
+    assert isinstance(chipset, Chipset)
+    if not outside.keyboard.is_terminal:  # what comes through a pipe would be lost on a kernel that starts
+        console.hold = lambda: not chipset.serial.listens
+    loop = Loop(
+        monitor,
+        clock,
+        console=console,
+        keyboard=outside.keyboard,
+        listens=lambda: chipset.serial.listens,
+        seconds=outside.seconds,
+        timeout=outside.timeout,
+    )
+    memory, before = machine.memory, machine.controller.counts.report()
+    fills, evictions, begun, from_ns = memory.fills, memory.evictions, outside.seconds(), clock.ns
+    with outside.keyboard.raw(), ending_signals(loop.interrupt):
+        ending = loop.run()
+        console.flush()
+    after = machine.controller.counts.report()
+    exits = monitor.exits
+    result: dict[str, Any] = {
+        "end": str(ending.end),
+        "why": ending.why,
+        "seconds": round(outside.seconds() - begun, 3),
+        "guest_seconds": round((clock.ns - from_ns) / 1e9, 6),
+        "executed_blocks": clock.executed,
+        "halts": monitor.halts,
+        "exits": guest.exits,
+        "fills": memory.fills - fills,
+        "evictions": memory.evictions - evictions,
+        "latency": _latency(before, after),
+        "unknown_msrs": {hex(number): count for number, count in sorted(exits.unknown_msrs.items())},
+        "unassigned_ports": {hex(port): count for port, count in sorted(chipset.ports.unassigned.items())},
+        "console": console.lines,
+    }
+    return Account(ending, result)
+
+
+def _latency(before: LatencyReport, after: LatencyReport) -> dict[str, Any]:
+    names = ("reads_encrypted_lines", "reads_plain_lines", "writes_encrypted_lines", "writes_plain_lines")
+    moved = {name: getattr(after, name) - getattr(before, name) for name in names}
+    return moved | {"extra_ns": after.extra_ns - before.extra_ns, "source": after.source}
+
+
+def _pages(guest: LinuxGuest, dump: Path | None) -> dict[str, Any]:
+    """Survey the guest's pages as they are, and only then write the caches back for a dump."""
+    seen, host = survey(guest.vm), guest.vm.host
+    flushed = 0
+    if dump is not None:
+        flushed = host.flush_caches()
+        host.machine.probe.dump(dump)
+    return {
+        "dump": None if dump is None else {"file": str(dump), "flushed": flushed},
+        "pages": dataclasses.replace(seen, flushed=flushed).as_json(),
+    }
