@@ -95,11 +95,13 @@ def run(args: Namespace) -> Outcome:
     from cbit.cli.run.settings import open_disks, read_settings
     from cbit.cpu.engine.interpose import interpose
     from cbit.cpu.engine.layout import layout
+    from cbit.cpu.engine.library import check_platform
     from cbit.crypto.entropy import SeededEntropy, SystemEntropy
     from cbit.hypervisor.host import Protection
 
     settings = read_settings(args)
     until = _until(args.until)
+    check_platform()
     interpose()  # compiles what executes guests, or says in one sentence why it cannot
     layout()
     entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _READ: Final = 4096
-_IFLAG, _LFLAG, _CC = 0, 3, 6  # places in what tcgetattr gives
+_IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6  # places in what tcgetattr gives
 
 
 class Keyboard:
@@ -93,7 +93,7 @@ def _is_ours(descriptor: int) -> bool:
 
 
 def _raw(before: list[Any]) -> list[Any]:
-    """Pass every key on unchanged; what is printed keeps its line ends."""
+    """Pass every key on, and every byte that the guest prints, unchanged."""
     after = list(before)
     after[_IFLAG] &= ~(
         termios.IGNBRK
@@ -105,6 +105,7 @@ def _raw(before: list[Any]) -> list[Any]:
         | termios.ICRNL
         | termios.IXON
     )
+    after[_OFLAG] &= ~termios.OPOST
     after[_LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     after[_CC] = codes = list(after[_CC])
     codes[termios.VMIN], codes[termios.VTIME] = 1, 0

@@ -1,0 +1,183 @@
+"""`cbit run` with kernels of a few instructions: every way to end, what is measured, what is left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cbit.cli import main
+from cbit.cli.run.settings import DEFAULT_POLICY
+from cbit.cli.run.tenant import Owner, table_of
+from cbit.crypto.entropy import SeededEntropy
+from cbit.driver.errors import FirmwareError
+from cbit.hypervisor.host import Protection
+from cbit.hypervisor.linux_guest import LinuxGuest, Session
+from cbit.owner.measure import DirectLaunch, Kernel
+from cbit.spec import acpi
+from cbit.spec.address import MIB
+from cbit.spec.errors import BadMeasurement
+from cbit.spec.linux_boot import ACPI_BASE, boot_image, command_line
+from cbit.testing.worlds import a_host, a_machine, a_state
+from cli.run import kernels
+from cli.run.conftest import Ran
+
+Run = Callable[..., Ran]
+MODES = pytest.mark.parametrize("mode", ["none", "sev"])
+BYE = kernels.says("bye\r\n") + kernels.POWER_OFF + kernels.HALT
+MEMORY = 32 * MIB
+PLANTED = b"the tenant's planted sentence!!!"
+PLANTED_AT = 0x60_0000
+
+
+@MODES
+def test_a_guest_prints_and_powers_itself_off(run: Run, mode: str) -> None:
+    ran = run(kernels.small(BYE), "--mode", mode)
+    assert (0, "bye\r\n") == (ran.code, ran.out)
+    assert ("power-off", ["bye", ""]) == (ran.report["end"], ran.report["console"])
+    assert {"guest": 39, "profile": 51} == ran.report["c_bit"]
+    assert 0 < ran.report["executed_blocks"] < 1000
+    assert 6 == ran.report["exits"]["IOIO"]
+    if mode == "sev":  # the launch left ciphertext in DRAM; the plain image may be in the cache still
+        assert ran.report["fills"] > 0
+        assert ran.report["latency"]["extra_ns"] > 0
+    assert MEMORY == ran.report["pages"]["memory_size"]
+
+
+def test_the_owner_compares_before_the_guest_starts(run: Run) -> None:
+    ran = run(kernels.small(BYE), "--mode", "sev", "--policy", "NODBG|NOKS")
+    launch = ran.report["launch"]
+    assert ("trusted", 3) == (launch["verdict"], launch["policy"])
+    assert f"owner: launch digest of its own copies {launch['digest']}" in ran.err
+    kernel = Kernel(kernel=kernels.small(BYE))
+    assert launch["digest"] == DirectLaunch(kernel=kernel, memory_size=MEMORY).expectation().digest.hex()
+
+
+def test_a_text_that_comes_ends_the_run_well(run: Run) -> None:
+    ran = run(kernels.small(kernels.says("login: ") + kernels.FOREVER), "--until", "login: ")
+    assert (0, "seen", "login: ") == (ran.code, ran.report["end"], ran.out)
+
+
+def test_a_text_that_does_not_come_times_out(run: Run) -> None:
+    ran = run(kernels.small(kernels.says("log") + kernels.FOREVER), "--until", "login: ", "--timeout", "0.2")
+    assert (1, "timeout") == (ran.code, ran.report["end"])
+    assert "cbit run: time-out: the guest still runs after 0.2 s" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("code", "end", "words"),
+    [
+        (kernels.TRIPLE_FAULT, "triple-fault", "triple fault at 0x1000000"),
+        (kernels.reads(0xFEC0_0000), "no-memory", "read of guest physical 0xfec00000, where nothing is"),
+        (kernels.HALT, "halted", "HLT with interrupts disabled: nothing will wake it"),
+    ],
+)
+@MODES
+def test_a_guest_that_cannot_go_on_is_described(
+    run: Run, mode: str, code: bytes, end: str, words: str
+) -> None:
+    ran = run(kernels.small(code), "--mode", mode)
+    assert (1, end) == (ran.code, ran.report["end"])
+    assert words in ran.err
+
+
+def test_a_reset_ends_the_run(run: Run) -> None:
+    ran = run(kernels.small(kernels.RESET + kernels.HALT))
+    assert (0, "reboot") == (ran.code, ran.report["end"])
+
+
+@pytest.mark.parametrize("then", [kernels.RESET, kernels.FOREVER], ids=["resets", "hangs"])
+def test_a_panic_is_none_the_less_a_panic_for_the_reset_behind_it(run: Run, then: bytes) -> None:
+    said = "[    0.1] Kernel panic - not syncing: no init\r\n"
+    ran = run(kernels.small(kernels.says(said) + then), "--timeout", "100")
+    assert (1, "panic") == (ran.code, ran.report["end"])
+    assert "cbit run: Kernel panic - not syncing: no init" in ran.err
+
+
+def test_one_seed_gives_the_same_bytes_and_blocks(run: Run) -> None:
+    random = b"\x0f\xc7\xf0\x66\xba\xf8\x03\xee"  # rdrand eax; mov dx, 0x3F8; out dx, al
+    kernel = kernels.small(8 * random + BYE)
+    ones, twos, other = (run(kernel, "--seed", seed, "--mode", "sev").report for seed in ("1", "1", "2"))
+    for name in ("console", "executed_blocks", "exits", "fills", "launch", "guest_seconds"):
+        assert ones[name] == twos[name]
+    assert ones["console"] != other["console"]
+
+
+def test_with_json_standard_output_is_one_object(run: Run) -> None:
+    ran = run(kernels.small(BYE), "--json")
+    answer = json.loads(ran.out)
+    assert (True, "run", ["bye", ""]) == (answer["ok"], answer["command"], answer["result"]["console"])
+    assert "bye" in ran.err
+
+
+# --- the secret
+
+
+@MODES
+def test_the_secret_is_where_user_space_will_look(run: Run, tmp_path: Path, mode: str) -> None:
+    (tmp_path / "secret").write_bytes(b"open sesame")
+    code = kernels.prints_memory(kernels.secret_address(MEMORY), 64) + kernels.POWER_OFF + kernels.HALT
+    ran = run(kernels.small(code), "--mode", mode, "--secret", str(tmp_path / "secret"))
+    assert table_of(b"open sesame").ljust(64, b"\0") == ran.raw
+    assert bytes(64) == run(kernels.small(code), "--mode", mode).raw
+
+
+# --- what an administrator sees
+
+
+@pytest.mark.parametrize(("mode", "found"), [("none", True), ("sev", False)])
+def test_a_dump_holds_what_the_guest_wrote_or_its_ciphertext(
+    run: Run, tmp_path: Path, mode: str, found: bool
+) -> None:
+    dump = tmp_path / "dram.bin"
+    code = kernels.writes(PLANTED_AT, PLANTED) + BYE
+    ran = run(kernels.small(code), "--mode", mode, "--dump-dram", str(dump))
+    runs = ran.report["pages"]["guest"]
+    page = PLANTED_AT >> 12
+    (spa,) = (first + page - gpa for gpa, first, count, _ in runs if gpa <= page < gpa + count)
+    held = dump.read_bytes()[spa << 12 :][: len(PLANTED)]
+    assert any(held)
+    assert found is (held == PLANTED)
+    assert ran.report["dump"]["flushed"] == ran.report["pages"]["flushed"] > 0
+    assert f"WBINVD wrote {ran.report['dump']['flushed']} pages back" in ran.err
+    assert 0 == main(["memory", str(dump), "--report", str(tmp_path / "report.json")])
+
+
+# --- a hypervisor that changes one byte
+
+
+@pytest.mark.parametrize("what", ["nothing", "kernel", "initrd", "append"])
+def test_a_byte_that_the_hypervisor_changed_is_measured(tmp_path: Path, what: str) -> None:
+    mine = Kernel(kernel=kernels.small(BYE), initrd=b"an initrd", cmdline="quiet")
+    flipped = {"kernel": bytearray(mine.kernel), "initrd": bytearray(mine.initrd)}
+    if what in flipped:
+        flipped[what][-1] ^= 1
+    loaded = boot_image(
+        bytes(flipped["kernel"]),
+        bytes(flipped["initrd"]),
+        cmdline=command_line("quiex" if what == "append" else "quiet"),
+        memory_size=MEMORY,
+        acpi=acpi.tables(ACPI_BASE),
+    )
+    entropy = SeededEntropy("owner")
+    with a_state(tmp_path / "machine") as state:
+        host = a_host(a_machine(state, memory_size=2 * MEMORY))
+        owner = Owner(DirectLaunch(kernel=mine, memory_size=MEMORY), DEFAULT_POLICY, entropy)
+        certs = (state.read("certs/cek.cert"), state.read("certs/ask_ark.cert"))
+        measuring = owner.open(host.export_chain(), vendor_certs=certs, root=state.read("certs/ark.cert"))
+        assert measuring.session is not None
+        session = Session(DEFAULT_POLICY, bytes(measuring.session.godh), bytes(measuring.session.blob))
+        guest = LinuxGuest(host, loaded, protection=Protection.SEV, session=session)
+        assert guest.receipt is not None
+        if what == "nothing":
+            trusted = owner.check(measuring, guest.receipt)
+            guest.inject(*trusted.seal(table_of(b"secret"), entropy=entropy))
+        else:
+            with pytest.raises(BadMeasurement, match="another image"):
+                owner.check(measuring, guest.receipt)
+            forged = measuring.dangerously_trust(bytes(32))  # and a packet for another launch is refused
+            with pytest.raises(FirmwareError):
+                guest.inject(*forged.seal(table_of(b"secret"), entropy=entropy))
+        guest.end()

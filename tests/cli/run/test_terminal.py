@@ -1,0 +1,176 @@
+"""The console as a person and a script meet it: keys, pipes, signals, and the terminal as it was before."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from cbit.cli.run.console import GuestConsole
+from cbit.cli.run.terminal import Keyboard
+from cli.run import kernels
+from cli.run.conftest import no_engine
+
+ECHO = kernels.says("ready\r\n") + kernels.ECHO + kernels.POWER_OFF + kernels.HALT
+PATIENCE = 60
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def command(machine: Path, tmp_path: Path) -> list[str]:
+    if why := no_engine():
+        pytest.skip(why)
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(kernels.small(ECHO))
+    words = ["run", "--kernel", str(kernel), "--memory", "32M", "--cache", "8M", "--state", str(machine)]
+    return [sys.executable, "-m", "cbit", *words, "--report", str(tmp_path / "report.json")]
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    ours, theirs = pty.openpty()
+    yield ours, theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+def read_until(descriptor: int, text: bytes) -> bytes:
+    seen = b""
+    while text not in seen:
+        assert select.select([descriptor], [], [], PATIENCE)[0], seen
+        piece = os.read(descriptor, 4096)
+        assert piece, seen
+        seen += piece
+    return seen
+
+
+@contextmanager
+def on(terminal: tuple[int, int], command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start it as the foreground job of a terminal of its own."""
+    words = [sys.executable, "-c", TAKE_TERMINAL, *command]
+    with subprocess.Popen(
+        words, stdin=terminal[1], stdout=terminal[1], stderr=subprocess.DEVNULL, start_new_session=True
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def test_every_key_is_the_guests_and_the_terminal_is_restored(
+    command: list[str], terminal: tuple[int, int]
+) -> None:
+    before = termios.tcgetattr(terminal[1])
+    with on(terminal, command) as child:
+        read_until(terminal[0], b"ready\r\n")
+        os.write(terminal[0], b"a\x03b\x01\x01c.")
+        assert b"a\x03b\x01c." in read_until(terminal[0], b".")
+        assert 0 == child.wait(PATIENCE)
+    assert before == termios.tcgetattr(terminal[1])
+
+
+def test_control_a_x_ends_the_run(command: list[str], terminal: tuple[int, int], tmp_path: Path) -> None:
+    before = termios.tcgetattr(terminal[1])
+    with on(terminal, command) as child:
+        read_until(terminal[0], b"ready\r\n")
+        assert before != termios.tcgetattr(terminal[1])
+        os.write(terminal[0], b"\x01x")
+        assert 130 == child.wait(PATIENCE)
+    assert before == termios.tcgetattr(terminal[1])
+    assert "ended with Ctrl-A x" == json.loads((tmp_path / "report.json").read_text())["why"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_order(
+    command: list[str], terminal: tuple[int, int], tmp_path: Path, number: signal.Signals
+) -> None:
+    before = termios.tcgetattr(terminal[1])
+    with on(terminal, command) as child:
+        read_until(terminal[0], b"ready\r\n")
+        child.send_signal(number)
+        assert 130 == child.wait(PATIENCE)
+    assert before == termios.tcgetattr(terminal[1])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert ("interrupted", f"interrupted by {number.name}") == (report["end"], report["why"])
+
+
+def test_what_comes_through_a_pipe_is_typed_once_the_guest_listens(command: list[str]) -> None:
+    done = subprocess.run(command, input=b"typed early.", capture_output=True, timeout=PATIENCE, check=False)
+    assert (0, b"ready\r\ntyped early.") == (done.returncode, done.stdout)
+
+
+def test_a_reader_that_goes_away_ends_the_run(command: list[str]) -> None:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        try:
+            assert 130 == child.wait(PATIENCE)
+        finally:
+            child.kill()
+
+
+def test_the_terminal_is_restored_when_the_run_fails(terminal: tuple[int, int]) -> None:
+    before = termios.tcgetattr(terminal[1])
+    keyboard = Keyboard(terminal[1])
+    keyboard.is_terminal = True  # its foreground job is somebody else: a test has no terminal of its own
+    keyboard._descriptor = terminal[1]
+    with suppress(ZeroDivisionError), keyboard.raw():
+        assert before != termios.tcgetattr(terminal[1])
+        raise ZeroDivisionError
+    assert before == termios.tcgetattr(terminal[1])
+
+
+def test_a_keyboard_that_nobody_uses_is_closed_at_its_end() -> None:
+    ours, theirs = os.pipe()
+    keyboard = Keyboard(ours)
+    assert (b"", True) == (keyboard.typed(), keyboard.is_open)
+    os.write(theirs, b"keys")
+    assert b"keys" == keyboard.typed()
+    os.close(theirs)
+    assert (b"", False) == (keyboard.typed(), keyboard.is_open)
+    begun = time.monotonic()
+    assert keyboard.wait(10) is False
+    assert time.monotonic() - begun < 5
+    os.close(ours)
+    assert Keyboard(None).typed() == b""
+
+
+def test_escapes_are_for_terminals_alone() -> None:
+    typed = iter([b"a\x01", b"x", b"\x01?b"])
+    console = GuestConsole(show=lambda _: None, typed=lambda: next(typed), escapes=True)
+    assert [b"a", b"", b"b"] == [console.read() for _ in range(3)]
+    assert "ended with Ctrl-A x" == console.end_asked
+    plain = GuestConsole(show=lambda _: None, typed=lambda: b"\x01x")
+    assert (b"\x01x", "") == (plain.read(), plain.end_asked)
+
+
+def test_a_text_is_seen_across_pieces_and_shown_once() -> None:
+    shown: list[bytes] = []
+    console = GuestConsole(show=shown.append, typed=lambda: b"", until=b"/ #")
+    for byte in b"\x1b[1mboot\x1b[0m\r\n/ ":
+        console.write(byte)
+    console.flush()
+    assert not console.seen
+    console.write(ord("#"))
+    assert console.seen
+    console.flush()
+    console.flush()
+    assert [b"\x1b[1mboot\x1b[0m\r\n", b"/ ", b"#"] == shown
+    assert ["boot", "/ #"] == console.lines
