@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cbit.hypervisor.devices.ports import PortTaken
 from cbit.hypervisor.devices.power import Power
 from hypervisor.devices.worlds import Desk
 
@@ -37,6 +39,31 @@ def test_nothing_that_a_guest_does_at_its_ports_raises(
         if desk.chipset.interrupts.pending:
             assert 0 <= desk.chipset.interrupts.acknowledge() <= 0xFF
     assert desk.chipset.power_event in (None, *Power)
+
+
+def test_a_port_has_one_owner() -> None:
+    ports = Desk().chipset.ports
+    with pytest.raises(PortTaken, match="0x3f8 belongs"):
+        ports.byte(0x3F8, lambda: 0)
+    with pytest.raises(PortTaken, match=r"0x5ff\.\.0x600"):
+        ports.wide(range(0x5FF, 0x601), lambda port, size: 0, lambda port, size, value: None)
+    assert 0xFF == ports.read(0x5FF, 1)
+
+
+def test_a_port_may_be_written_alone() -> None:
+    ports, seen = Desk().chipset.ports, list[int]()
+    ports.byte(0x1000, None, seen.append)
+    ports.write(0x1000, 1, 0x1FF)
+    assert [0xFF] == seen
+    assert 0xFF == ports.read(0x1000, 1)
+
+
+def test_a_wide_access_to_byte_ports_is_cut_into_bytes_and_wraps_around() -> None:
+    desk = Desk()
+    desk.chipset.write(0x3FF, 1, 0xA5)
+    assert 0xB0_60 == desk.chipset.read(0x3FD, 2)
+    assert 0xFFA5 == desk.chipset.read(0x3FF, 2)
+    assert 0xFFFF_FFFF == desk.chipset.read(0xFFFE, 4)
 
 
 def test_a_port_of_nobody_reads_ones_and_is_counted() -> None:

@@ -153,6 +153,8 @@ def test_special_fully_nested_mode_lets_the_second_chip_nest() -> None:
     interrupts.acknowledge()
     interrupts.set_line(9, high=True)
     assert 0x29 == interrupts.acknowledge()
+    interrupts.set_line(4, high=True)
+    assert not interrupts.pending  # a lower line waits all the same
 
 
 def test_automatic_end_of_interrupt() -> None:
@@ -162,6 +164,22 @@ def test_automatic_end_of_interrupt() -> None:
     assert 0x24 == interrupts.acknowledge()
     interrupts.set_line(6, high=True)
     assert 0x26 == interrupts.acknowledge()
+    desk.out(0x20, 0x0B)
+    assert 0 == desk.inb(0x20)
+
+
+def test_automatic_end_of_interrupt_can_rotate() -> None:
+    desk = a_desk(icw4=3)
+    interrupts = desk.chipset.interrupts
+    desk.out(0x20, 0x80)
+    for expected, lines in ((0x23, [3]), (0x25, [3, 5]), (0x20, [0]), (0x23, [])):
+        for line in lines:
+            interrupts.pulse(line)
+        assert expected == interrupts.acknowledge()
+    desk.out(0x20, 0x00)  # the order stays: 3 is the lowest
+    for line in (3, 4):
+        interrupts.pulse(line)
+    assert 0x24 == interrupts.acknowledge()
 
 
 def test_ends_of_interrupt() -> None:
@@ -215,6 +233,21 @@ def test_polling_acknowledges() -> None:
     assert 0 == desk.inb(0x20)
     desk.out(0x20, 0x0B)
     assert 1 << 5 == desk.inb(0x20)
+    desk.chipset.interrupts.set_line(0, high=True)
+    desk.out(0x20, 0x0C)
+    assert 0x80 == desk.inb(0x21)  # the poll word comes at either port
+    assert 0 == desk.inb(0x21)
+
+
+def test_in_special_mask_mode_a_plain_end_leaves_masked_lines_alone() -> None:
+    desk = a_desk()
+    interrupts = desk.chipset.interrupts
+    for line in (6, 3):
+        interrupts.set_line(line, high=True)
+        interrupts.acknowledge()
+    desk.out(0x21, 0x08)
+    desk.out(0x20, 0x68, 0x20, 0x0B)
+    assert 1 << 3 == desk.inb(0x20)
 
 
 class PlainChip:

@@ -91,6 +91,26 @@ def test_the_next_rise_is_the_one_that_comes(mode: int, n: int, now: int) -> Non
     assert rise == channel.next_rise(now)
 
 
+def test_a_closed_gate_holds_the_output_of_modes_2_and_3_high() -> None:
+    for mode in (2, 3):
+        channel, _ = start(mode, 4)
+        channel.set_gate(high=False, now=3)
+        assert all(channel.output(now) for now in range(3, 20))
+        channel.latch(10)
+        assert channel.read(10) in (1, 2)  # where it stood
+
+
+def test_a_count_written_while_the_gate_is_closed_waits_for_it() -> None:
+    channel = Channel(gate=False)
+    channel.control(0x30, 0)
+    for byte in (9, 0):
+        channel.write(byte, 0)
+    assert not channel.output(1000)
+    channel.set_gate(high=True, now=1000)
+    channel.set_gate(high=True, now=1004)  # no change
+    assert 1009 == channel.next_rise(1004)
+
+
 @pytest.mark.parametrize("n", [1, 2, 100])
 def test_mode_4_strobes_once(n: int) -> None:
     channel, _ = start(4, n)

@@ -59,6 +59,7 @@ def test_what_it_offers() -> None:
     assert driver.features() | FEATURE_READ_ONLY == a_driver(MemoryDisk(SECTORS, read_only=True)).features()
     driver.set(0, 4, 2)
     assert 0 == driver.get(4, 4)
+    assert 0 == driver.desk.chipset.read(driver.port(2), 2)  # notification is for writing
 
 
 def test_configuration() -> None:

@@ -74,14 +74,13 @@ class Chip:
         hiding = self.isr
         if self._special_mask:
             hiding &= ~self.imr
-        if self._fully_nested:
-            hiding &= ~self._slaves
+        again = self._slaves if self._fully_nested else 0  # another request of a chip that is being served
         for place in range(1, 9):
-            bit = 1 << ((self._lowest + place) & 7)
-            if hiding & bit:
+            line = (self._lowest + place) & 7
+            if requests & ~(hiding & ~again) & 1 << line:
+                return line
+            if hiding & 1 << line:
                 return None
-            if requests & bit:
-                return (self._lowest + place) & 7
         return None
 
     def acknowledge(self) -> int:
