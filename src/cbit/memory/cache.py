@@ -127,12 +127,16 @@ class Cache:
             AddressError: the range leaves DRAM.
             ValueError: no such key id.
         """
+        start = spa % PAGE
+        copy = self._copies.get((spa - start, key_id))
+        if copy is not None and 0 < length <= PAGE - start:  # a hit: what is asked for exists
+            self._use(copy)
+            return self._pool.get(copy.slot, start, length)
         if length >= STREAM:
             return self.snoop_read(spa, length, key_id)
         self._controller.check(spa, length, key_id)
         if not length:
             return b""
-        start = spa % PAGE
         if start + length <= PAGE:
             return self._pool.get(self._hold(spa - start, key_id).slot, start, length)
         pieces = _split(spa, length)
@@ -342,23 +346,28 @@ class Cache:
             fill: whether a new copy needs what is in DRAM.
             alone: whether coherent hardware lets other tags' copies leave first.
         """
-        self._now += 1
         tag = (page, key_id)
         copy = self._copies.get(tag)
         if copy is not None:
-            copy.used = self._now
-            self._copies.move_to_end(tag)
-            return copy
+            return self._use(copy)
         if self.coherent and alone and page in self._by_page:
             self._only_tag(page, key_id)
         if self._pool.full:
             self._make_room()
+        self._now += 1
         copy = _Copy(page, key_id, self._pool.take(), dirty=0, used=self._now)
         if fill:
             self.fills += 1
             self._controller.read_into(Spa(page), self._pool.page(copy.slot), key_id)
         self._copies[tag] = copy
         self._by_page.setdefault(page, {})[key_id] = copy
+        return copy
+
+    def _use(self, copy: _Copy) -> _Copy:
+        """Note that a copy was used now."""
+        self._now += 1
+        copy.used = self._now
+        self._copies.move_to_end((copy.page, copy.key_id))
         return copy
 
     def _make_room(self, least: int = 1) -> None:

@@ -9,9 +9,8 @@ Paper: memory-encryption.md §10.1; the layout is the AMD64 architecture's own.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
 from cbit.cpu.engine.processor import IOPM, IOPM_SIZE, MSRPM, MSRPM_SIZE
 from cbit.cpu.physical import PhysicalPort
@@ -81,8 +80,7 @@ class At:
     CLEAN: Final = 0x0C0
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """#VMEXIT as the VMCB reports it.
 
     Attributes:

@@ -203,7 +203,7 @@ class Engine:
         if slot is None:
             done = turn.block.save(self._processor.vmcb)
         else:
-            done = Exit(*_EXIT.unpack_from(self._window, slot + At.EXIT_CODE))
+            done = Exit._make(_EXIT.unpack_from(self._window, slot + At.EXIT_CODE))
         return self._count(turn, done)
 
     def run_bare(
@@ -243,7 +243,7 @@ class Engine:
             self._take_turn(turn, context, blocks)
         finally:
             self._processor.state.block = None
-        return self._count(turn, Exit(*_EXIT.unpack_from(registers, At.EXIT_CODE)))
+        return self._count(turn, Exit._make(_EXIT.unpack_from(registers, At.EXIT_CODE)))
 
     def _take_turn(self, turn: _Turn, context: Context, blocks: int | None) -> None:
         state = self._processor.state

@@ -125,7 +125,7 @@ class Native:
         leave: #VMEXIT with a code and EXITINFO1.
         hook: register the hooks of a new engine.
         undo_shots: take back the leaves made for one TLB fill.
-        remember: digest the lines of a page.
+        remember: digest the lines of some slots.
         changed: one bit for each line that differs from its digest.
     """
 
@@ -142,7 +142,7 @@ class Native:
         self.leave: Final = self._function("cbit_leave", None, engine, _U32, _U64)
         self.hook: Final = self._function("cbit_hook", _I, engine)
         self.undo_shots: Final = self._function("cbit_undo_shots", None, engine)
-        self.remember: Final = self._function("cbit_remember", None, _P, _P, _P)
+        self.remember: Final = self._function("cbit_remember", None, _P, _P, _U64, _P, _P)
         self.changed: Final = self._function("cbit_changed", _U64, _P, _P, _P)
 
     def address(self, name: str) -> int:

@@ -76,6 +76,7 @@ class Processor:
 
     Attributes:
         state: what is shared with the native stubs.
+        pool_at: address of the cache's slots in this process.
         tables: the memory at TABLES, as 64-bit words.
         vmcb: the page at VMCB.
         permission_maps: the pages at IOPM and MSRPM.
@@ -106,7 +107,7 @@ class Processor:
         words = 4 * [ctypes.POINTER(_U32)]
         self._ask = lib.function("cpu_x86_cpuid", None, ctypes.c_void_p, _U32, _U32, *words)
         ram_address = lib.function("qemu_ram_addr_from_host", _U64, ctypes.c_void_p, ctypes.c_void_p)
-        self._pool_ram: int = ram_address(self._uc_at, self._pool_at)
+        self._pool_ram: int = ram_address(self._uc_at, self.pool_at)
         self._pristine = ctypes.string_at(self._env_at, self._at.size - self._at.env)
         self._loaded: Context | None = None
 
@@ -130,7 +131,7 @@ class Processor:
         for base, area in zip((POOL, TABLES, HOST), self._areas, strict=True):
             self._uc.mem_map_ptr(base, len(area), everything, address_of(area))
         _, tables, host = self._areas
-        self._pool_at = address_of(pool)
+        self.pool_at = address_of(pool)
         self.tables = tables.cast("Q")
         self.tables_at = address_of(tables)
         self.vmcb = host[VMCB - HOST :][:PAGE]
@@ -276,7 +277,7 @@ class Processor:
 
     def slot_at(self, slot: int) -> int:
         """Address of a slot in this process."""
-        return self._pool_at + slot
+        return self.pool_at + slot
 
     def _word(self, at: int) -> ctypes.c_uint32:
         return _U32.from_address(self._env_at + at)

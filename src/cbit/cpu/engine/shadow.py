@@ -16,7 +16,7 @@ Not modelled: one page that one access uses through C=0 both as a page table and
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,7 +26,7 @@ from cbit.cpu.engine.processor import POOL, Processor
 from cbit.cpu.engine.tables import OPEN, READ_ONLY, VIEW_BITS, OutOfTables, Roots, Tables
 from cbit.cpu.engine.translations import BareMemory, Known, NestedTables, Translations
 from cbit.cpu.faults import PageFaultCode
-from cbit.cpu.paging import Kind, Leaf
+from cbit.cpu.paging import Kind
 from cbit.cpu.tlb import TlbControl, VmMode
 from cbit.crypto.entropy import Entropy
 from cbit.memory.dram import anonymous
@@ -195,57 +195,61 @@ class Shadow:
         kind = Kind.WRITE if write else Kind.FETCH if fetch else Kind.READ
         leaf = space.known.find(space.nested, gpa, kind, guest_c=guest_c, table=table)
         key = space.key(private=private, nested_c=guest_c if space.host else leaf.c)
-        slot = self._lend(Spa(leaf.at(gpa) & -PAGE), key, write=write)
+        frame = Spa(leaf.at(gpa) & -PAGE)
         space.used[gpa // PAGE] = key != UNENCRYPTED
-        may_store = slot in self._writable and leaf.writable and leaf.dirty
-        value = POOL + slot | (OPEN if may_store else READ_ONLY)
         view = _C if guest_c or (space.sev and not has_c_bit) else 0
         word = self._word(space, gpa | view)
         # Two meanings of one leaf: shared data and private code; allowed loads and forbidden fetches.
         two_keys = space.sev and not view and not space.vte
+        alone = two_keys or leaf.no_execute or leaf.size != PAGE
+        near = None if alone else space.known.alike(space.nested, gpa, CLUSTER)
+        if near is not None:
+            self._map_near(space, word, near, gpa=gpa, frame=frame, key=key, store=write)
+            return
+        slot = self._lend(frame, key, write=write)
+        may_store = slot in self._writable and leaf.writable and leaf.dirty
+        value = POOL + slot | (OPEN if may_store else READ_ONLY)
         if two_keys or leaf.no_execute:
             self._one_shot(
                 word, value, ALL_ACCESSES if table else MAY_EXECUTE if fetch else MAY_READ_AND_WRITE
             )
         else:
             self._map(space, word, slot, value)
-            if leaf.size == PAGE:
-                self._map_along(space, word, gpa, leaf, key=key, store=may_store)
 
-    def _map_along(self, space: Space, word: int, gpa: int, leaf: Leaf, *, key: KeyId, store: bool) -> None:
-        """Map the neighbours too, where the hypervisor's tables allow the same for them.
+    def _map_near(
+        self, space: Space, word: int, near: range, *, gpa: int, frame: Spa, key: KeyId, store: bool
+    ) -> None:
+        """Map a page, and with it the neighbours for which the hypervisor's tables say the same.
 
         MODEL CHOICE: memory comes into the cache in pieces of up to 64 KiB.
+
+        Args:
+            space: whose.
+            word: what maps the page.
+            near: numbers of alike pages in the piece, the page's own among them.
+            gpa: the page.
+            frame: where it is.
+            key: its key.
+            store: the access is a store, which the tables allow.
         """
-        alike = space.known.alike(space.nested, gpa, CLUSTER)
-        if alike is None or len(alike) == 1:
-            return
         mine = gpa // PAGE % CLUSTER
-        first_word = word - mine
-        words = self._tables.words
-        wanted = [
-            index
-            for index in alike
-            if index != mine
-            and (not words[first_word + index] or (store and not words[first_word + index] & _WRITABLE))
-        ]
-        if not wanted:
-            return
+        first = word - mine
+        words = self._tables.words[first : first + CLUSTER].tolist()
+        wanted = [n for n in near if n == mine or not words[n] or (store and not words[n] & _WRITABLE)]
         start, stop = wanted[0], wanted[-1] + 1
-        frame = (leaf.at(gpa) & -PAGE) + (start - mine) * PAGE
-        slots = self._lender.lend_along(Spa(frame), stop - start, key, self, write=store)
-        encrypted, owner = key != UNENCRYPTED, id(space)
-        for index in wanted:
-            slot = slots[index - start]
-            at = first_word + index
-            if slot is None or space.leaves.get(at, slot) != slot:
-                continue
-            if store:
-                self._watch(slot)
-            words[at] = POOL + slot | (OPEN if store else READ_ONLY)
-            space.leaves[at] = slot
-            self._words_of.setdefault(slot, set()).add((owner, at))
-            space.used[gpa // PAGE - mine + index] = encrypted
+        lent = self._lender.lend_along(
+            Spa(frame + (start - mine) * PAGE), stop - start, key, self, write=store
+        )
+        slots = {n: slot for n in wanted if (slot := lent[n - start]) is not None}
+        if mine not in slots:
+            slots[mine] = self._lender.lend(frame, key, self, write=store)
+        if store:
+            self._watch(slots.values())
+        encrypted, rights = key != UNENCRYPTED, POOL | (OPEN if store else READ_ONLY)
+        page, used = gpa // PAGE - mine, space.used
+        for n, slot in slots.items():
+            self._map(space, first + n, slot, slot | rights)
+            used[page + n] = encrypted
 
     def _word(self, space: Space, address: int) -> int:
         try:
@@ -266,10 +270,12 @@ class Shadow:
 
     def _map(self, space: Space, word: int, slot: Slot, value: int) -> None:
         before = space.leaves.get(word)
-        if before is not None and before != slot:
+        self._tables.words[word] = value
+        if before == slot:
+            return
+        if before is not None:
             self._words_of[before].discard((id(space), word))
             self._processor.flush_tlb()
-        self._tables.words[word] = value
         space.leaves[word] = slot
         self._words_of.setdefault(slot, set()).add((id(space), word))
 
@@ -303,14 +309,16 @@ class Shadow:
     def _lend(self, page: Spa, key: KeyId, *, write: bool) -> Slot:
         slot = self._lender.lend(page, key, self, write=write)
         if write:
-            self._watch(slot)
+            self._watch((slot,))
         return slot
 
-    def _watch(self, slot: Slot) -> None:
-        """Remember what is in a slot before it may be stored to."""
-        if slot not in self._writable:
-            self._native.remember(self._processor.slot_at(slot), self._digest_at(slot), self._seed)
-            self._writable.add(slot)
+    def _watch(self, slots: Iterable[Slot]) -> None:
+        """Remember what is in some slots before they may be stored to."""
+        fresh = [slot for slot in slots if slot not in self._writable]
+        if fresh:
+            array = (ctypes.c_uint64 * len(fresh))(*fresh)
+            self._native.remember(self._processor.pool_at, array, len(fresh), self._digests_at, self._seed)
+            self._writable.update(fresh)
 
     def _digest_at(self, slot: Slot) -> int:
         return self._digests_at + slot // PAGE * _DIGESTS

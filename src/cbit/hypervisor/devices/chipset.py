@@ -124,4 +124,9 @@ class Chipset:
 
     def next_event_ns(self) -> int | None:
         """When the next timer will raise a line; None: no timer is set."""
-        return min((timer.due_ns for timer in self._timers if timer.due_ns is not None), default=None)
+        first = None
+        for timer in self._timers:  # asked at every exit: a loop is faster than a generator
+            due = timer.due_ns
+            if due is not None and (first is None or due < first):
+                first = due
+        return first

@@ -8,7 +8,6 @@ an access to a port takes 1 us.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from cbit.cpu.core import Core
@@ -34,14 +33,13 @@ class BlockClock:
     """
 
     def __init__(self, core: Core) -> None:
-        engine = core.engine
-        self._blocks: Final[Callable[[], int]] = lambda: engine.blocks
-        self._advance: Final = engine.advance
+        self._engine: Final = core.engine
+        self._advance: Final = self._engine.advance
 
     @property
     def ns(self) -> int:
         """Nanoseconds since power-on."""
-        return self._blocks() * NS_PER_BLOCK
+        return self._engine.blocks * NS_PER_BLOCK
 
     def blocks_until(self, ns: int) -> int:
         """How many blocks of guest code there are until a time, one at least."""

@@ -97,7 +97,7 @@ class Monitor:
                 self._asleep = False
                 if vcpu.offer():
                     vcpu.inject(interrupts.acknowledge())
-            else:
+            elif vcpu.waits:
                 vcpu.withdraw()
             if self._asleep:
                 return Progress.SLEEPS
@@ -106,12 +106,14 @@ class Monitor:
                 return Progress.RAN
             event = devices.next_event_ns()
             until = now + _FOREVER_NS if event is None else event
-            if end is not None:
-                until = min(until, end)
-            done = vcpu.enter(blocks=clock.blocks_until(until))
+            if end is not None and end < until:
+                until = end
+            done = vcpu.enter(blocks=-((now - until) // NS_PER_BLOCK) if until > now else 1)
             if done.code == IOIO:
                 clock.take(PORT_NS)
-            self._after(self.exits.handle(done))
+            then = self.exits.handle(done)
+            if then is not Next.RUN or devices.power_event is not None:
+                self._after(then)
         return Progress.ENDED
 
     def _after(self, then: Next) -> None:

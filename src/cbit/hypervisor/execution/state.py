@@ -29,17 +29,10 @@ _AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RSP, _AT_RAX, _AT_CR2 = (
     *(0x4D0, 0x548, 0x558, 0x570, 0x578, 0x5D8, 0x5F8, 0x640),
 )
 _SAVE_SIZE: Final = 0x300
-#: What is read and written together: (first byte, length) of the part that each field is in.
-_PARTS: Final = (
-    (0x008, 0x010),
-    (0x060, 0x050),
-    (0x4D0, 0x008),
-    (0x548, 0x018),
-    (0x570, 0x090),
-    (0x640, 0x008),
-)
-_PART_OF: Final[Mapping[int, tuple[int, int]]] = {
-    at: (start, length) for start, length in _PARTS for at in range(start, start + length, 4)
+#: What is read together, (first byte, length): an access costs more than its bytes.
+_PARTS: Final = ((0x008, 0x010), (0x060, 0x5E8))
+_PART_OF: Final[Mapping[int, int]] = {
+    at: n for n, (a, size) in enumerate(_PARTS) for at in range(a, a + size, 4)
 }
 _V_IRQ: Final = 1 << 8 | 1 << 20  # pending, and TPR does not hold it back
 _EVENT_VALID, _EVENT_ERROR = 1 << 31, 1 << 11
@@ -69,6 +62,7 @@ class ProcessorState(ABC):
 
     Attributes:
         context: its registers outside the VMCB.
+        waits: it asked for an exit when an interrupt may be taken.
     """
 
     def __init__(self, page: Page, context: Context, start: Vmsa) -> None:
@@ -81,9 +75,9 @@ class ProcessorState(ABC):
         """
         self._page = page
         self.context = context
-        self._waits = False
-        self._fields: dict[int, bytearray] = {}  # parts of the VMCB read since the last exit
-        self._changed: set[int] = set()  # which of them were changed
+        self.waits = False
+        self._read: list[bytearray | None] = [None] * len(_PARTS)  # since the last exit
+        self._changed: list[tuple[int, int] | None] = [None] * len(_PARTS)  # from, to
         page.write(AT_SAVE, _save_area(start))
         for number, name in enumerate(_REGISTERS):
             context.registers[number] = getattr(start, name)
@@ -104,10 +98,13 @@ class ProcessorState(ABC):
 
     def settle(self) -> None:
         """Write what was changed to the VMCB; what others write there is seen from now on."""
-        for start in self._changed:
-            self._page.write(start, bytes(self._fields[start]))
-        self._changed.clear()
-        self._fields.clear()
+        for number, (start, _) in enumerate(_PARTS):
+            part, changed = self._read[number], self._changed[number]
+            if part is not None and changed is not None:
+                at, end = changed
+                self._page.write(at, bytes(part[at - start : end - start]))
+                self._changed[number] = None
+            self._read[number] = None
 
     # --- events
 
@@ -115,18 +112,17 @@ class ProcessorState(ABC):
         """Say whether an external interrupt may be injected now; if not, ask for an exit when it may be."""
         flags, shadow = self._u64(_AT_RFLAGS), self._u64(_AT_SHADOW)
         open_ = bool(flags & _IF) and not shadow & 1 and not self._u64(_AT_EVENT) & _EVENT_VALID
-        if open_ is self._waits:
+        if open_ is self.waits:
             self._ask_for_window(wanted=not open_)
         return open_
 
     def withdraw(self) -> None:
         """Hear that no interrupt waits any more: a device has lowered its line."""
-        if self._waits:
-            self._ask_for_window(wanted=False)
+        self._ask_for_window(wanted=False)
 
     def _ask_for_window(self, *, wanted: bool) -> None:
         """Put a virtual interrupt that exits before it is taken, or take it back."""
-        self._waits = wanted
+        self.waits = wanted
         intercepts = self._u64(AT_INTERCEPTS)
         self._set_u64(AT_INTERCEPTS, intercepts | _VINTR if wanted else intercepts & ~_VINTR)
         self._set_u64(_AT_VIRQ, _V_IRQ if wanted else 0)
@@ -219,21 +215,22 @@ class ProcessorState(ABC):
         return state.replace(**{name: self.context.registers[numbers[name]] for name in others})
 
     def _u64(self, at: int) -> int:
-        start, part = self._part(at)
-        return int.from_bytes(part[at - start : at - start + 8], "little")
+        number = _PART_OF[at]
+        part = self._read[number] or self._part(number)
+        at -= _PARTS[number][0]
+        return int.from_bytes(part[at : at + 8], "little")
 
     def _set_u64(self, at: int, value: int) -> None:
-        start, part = self._part(at)
+        number = _PART_OF[at]
+        part = self._read[number] or self._part(number)
+        start, changed = _PARTS[number][0], self._changed[number]
         part[at - start : at - start + 8] = value.to_bytes(8, "little")
-        self._changed.add(start)
+        self._changed[number] = (min(at, changed[0]), max(at + 8, changed[1])) if changed else (at, at + 8)
 
-    def _part(self, at: int) -> tuple[int, bytearray]:
-        """Read the part of the VMCB that holds a field, once between two exits: each access costs."""
-        start, length = _PART_OF[at]
-        part = self._fields.get(start)
-        if part is None:
-            part = self._fields[start] = bytearray(self._page.read(start, length))
-        return start, part
+    def _part(self, number: int) -> bytearray:
+        start, length = _PARTS[number]
+        part = self._read[number] = bytearray(self._page.read(start, length))
+        return part
 
     def _set_event(self, value: int) -> None:
         self._set_u64(_AT_EVENT, value)

@@ -15,11 +15,16 @@ static uint64_t digest(const uint64_t *line, const uint64_t *seed)
     return sum;
 }
 
-/* Remember a page by a 64-bit digest of each line, under a secret seed of 9 words: no second plaintext is kept. */
-void cbit_remember(const uint64_t *page, uint64_t *digests, const uint64_t *seed)
+/* Remember pages by a 64-bit digest of each line, under a secret seed of 9 words: no second plaintext is kept.
+ * A slot is an offset in the pool; its digests lie at the same place in theirs. */
+void cbit_remember(const char *pool, const uint64_t *slots, uint64_t count, uint64_t *digests, const uint64_t *seed)
 {
-    for (int line = 0; line < LINES; line++)
-        digests[line] = digest(page + line * LINE / 8, seed);
+    for (uint64_t index = 0; index < count; index++) {
+        const uint64_t *page = (const uint64_t *)(pool + slots[index]);
+        uint64_t *mine = digests + slots[index] / PAGE * LINES;
+        for (int line = 0; line < LINES; line++)
+            mine[line] = digest(page + line * LINE / 8, seed);
+    }
 }
 
 /* One bit for each line that differs from what was remembered. */
