@@ -33,13 +33,13 @@ class BlockClock:
     """
 
     def __init__(self, core: Core) -> None:
-        self._engine: Final = core.engine
-        self._advance: Final = self._engine.advance
+        self._executes: Final = core.engine
+        self._advance: Final = self._executes.advance
 
     @property
     def ns(self) -> int:
         """Nanoseconds since power-on."""
-        return self._engine.blocks * NS_PER_BLOCK
+        return self._executes.blocks * NS_PER_BLOCK
 
     def blocks_until(self, ns: int) -> int:
         """How many blocks of guest code there are until a time, one at least."""
