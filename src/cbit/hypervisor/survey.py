@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from cbit.hypervisor.page_survey import PageSurvey, runs_of
 from cbit.hypervisor.vm import Vm
+from cbit.machine.board import Machine
 from cbit.spec.address import PAGE
 
 
@@ -20,18 +21,34 @@ def survey(vm: Vm) -> PageSurvey:
     return PageSurvey(sum(region.size for region in vm.regions), 0, runs)
 
 
+def survey_machine(machine: Machine) -> PageSurvey:
+    """Look at all pages of a machine whose software is the host: pages with and without the host's key."""
+    states = _States(machine, asid=0)
+    pages = ((page, page, states.of(page, page)) for page in range(machine.memory_size // PAGE))
+    return PageSurvey(machine.memory_size, 0, tuple(runs_of(pages)))
+
+
 def _pages(vm: Vm) -> Iterator[tuple[int, int, str]]:
-    used: dict[int, bool] = {}
-    for core in vm.host.machine.cores:
-        used |= core.used_pages(vm.asid)
-    dirty: dict[int, bool] = {}
-    for copy in vm.host.machine.memory.snapshot():
-        page = copy.page // PAGE
-        dirty[page] = dirty.get(page, False) or copy.dirty_lines > 0
+    states = _States(vm.host.machine, asid=vm.asid)
     for region in sorted(vm.regions, key=lambda region: region.gpa):
         first = region.gpa // PAGE
         for number, frame in enumerate(region.frames):
-            use = used.get(first + number)
-            state = "-" if use is None else "p" if use else "s"
-            held = dirty.get(frame // PAGE)
-            yield first + number, frame // PAGE, state + ("" if held is None else "cd" if held else "c")
+            yield first + number, frame // PAGE, states.of(first + number, frame // PAGE)
+
+
+class _States:
+    """What is known of pages under one ASID, at one moment."""
+
+    def __init__(self, machine: Machine, *, asid: int) -> None:
+        self._used: dict[int, bool] = {}
+        for core in machine.cores:
+            self._used |= core.used_pages(asid)
+        self._dirty: dict[int, bool] = {}
+        for copy in machine.memory.snapshot():
+            page = copy.page // PAGE
+            self._dirty[page] = self._dirty.get(page, False) or copy.dirty_lines > 0
+
+    def of(self, gpa_page: int, spa_page: int) -> str:
+        """Say the state of a page, as `PageSurvey` writes it."""
+        use, held = self._used.get(gpa_page), self._dirty.get(spa_page)
+        return ("-" if use is None else "p" if use else "s") + ("" if held is None else "cd" if held else "c")

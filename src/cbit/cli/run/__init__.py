@@ -110,20 +110,20 @@ def run(args: Namespace) -> Outcome:
         for disk in disks:
             stack.callback(disk.close)
         from cbit.cli.run.place import place
-        from cbit.cli.run.session import run_guest
+        from cbit.cli.run.session import run_software
 
         where = stack.enter_context(
             place(
                 state=args.state,
                 profile_name=args.profile,
-                memory=settings.image.memory_size,
+                memory=settings.dram_size,
                 cache=settings.cache,
                 entropy=entropy,
                 certified=settings.protection is Protection.SEV,
                 quiet=args.json,
             )
         )
-        account = run_guest(
+        account = run_software(
             where,
             settings,
             entropy=entropy,

@@ -11,14 +11,11 @@ from typing import Final
 
 from cbit.cli.progress import progress
 from cbit.crypto.entropy import Entropy
-from cbit.hypervisor.host import Host
 from cbit.machine.board import Machine, Options
 from cbit.machine.manufacture import make_root, manufacture
 from cbit.machine.profiles import profile
 from cbit.machine.state_folder import StateFolder
-from cbit.spec.address import MIB
 
-HOST_MEMORY: Final = 64 * MIB  #: beside the guest's: page tables, and room for commands
 _SMALL_ROOT: Final = 2048  # bits, of a machine whose certificates nobody will look at
 
 
@@ -27,12 +24,12 @@ class Place:
     """A machine that is on, and what its vendor published.
 
     Attributes:
-        host: its host software.
+        machine: the machine; no software runs on it yet.
         vendor_certs: the signed CEK, and ASK ‖ ARK.
         root: the emulated vendor's root.
     """
 
-    host: Host
+    machine: Machine
     vendor_certs: tuple[bytes, ...]
     root: bytes
 
@@ -53,7 +50,7 @@ def place(
     Args:
         state: its folder; None: make one.
         profile_name: of a machine that is made.
-        memory: bytes of the guest; the host gets `HOST_MEMORY` more.
+        memory: bytes of DRAM.
         cache: bytes of plaintext that the machine may hold.
         entropy: where all of its randomness comes from; keys of the emulated vendor excepted.
         certified: whether somebody will verify its certificates.
@@ -62,7 +59,7 @@ def place(
     Raises:
         UnknownProfile, StateError, MachineOff, FirmwareError, ValueError: it cannot be had.
     """
-    options = Options(memory_size=memory + HOST_MEMORY, cache_size=cache, entropy=entropy)
+    options = Options(memory_size=memory, cache_size=cache, entropy=entropy)
     with tempfile.TemporaryDirectory(prefix="cbit-run-") as folder:
         if state is None:
             state = Path(folder) / "machine"
@@ -73,10 +70,8 @@ def place(
         with StateFolder(state) as opened:
             machine = Machine(opened, options)
             machine.power_on()
-            host = Host(machine)
-            host.initialise()
             certs = (opened.read("certs/cek.cert"), opened.read("certs/ask_ark.cert"))
             try:
-                yield Place(host, certs, opened.read("certs/ark.cert"))
+                yield Place(machine, certs, opened.read("certs/ark.cert"))
             finally:
                 machine.power_off()

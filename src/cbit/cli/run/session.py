@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ from cbit.cli.run.terminal import Keyboard, ending_signals
 from cbit.crypto.entropy import Entropy
 from cbit.hypervisor.devices.chipset import Chipset
 from cbit.hypervisor.devices.disk import Disk
-from cbit.hypervisor.host import Protection
+from cbit.hypervisor.execution.bare_metal import LinuxHost
+from cbit.hypervisor.execution.monitor import Monitor
+from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.linux_guest import LinuxGuest, Session
-from cbit.hypervisor.survey import survey
+from cbit.hypervisor.page_survey import PageSurvey
+from cbit.hypervisor.survey import survey, survey_machine
+from cbit.machine.board import Machine
 from cbit.memory.latency import LatencyReport
 
 
@@ -64,7 +69,9 @@ class Outside:
     epoch: int
 
 
-def launch(place: Place, settings: Settings, *, entropy: Entropy) -> tuple[LinuxGuest, dict[str, Any] | None]:
+def launch(
+    host: Host, place: Place, settings: Settings, *, entropy: Entropy
+) -> tuple[LinuxGuest, dict[str, Any] | None]:
     """Load the guest; with SEV, let its owner open a session, compare the measurement and seal the secret.
 
     Returns:
@@ -74,14 +81,14 @@ def launch(place: Place, settings: Settings, *, entropy: Entropy) -> tuple[Linux
         Untrusted, BadMeasurement, FirmwareError, OutOfMemory: it is not launched, or not as the owner wants.
     """
     if settings.protection is not Protection.SEV:
-        return LinuxGuest(place.host, settings.image, protection=settings.protection), None
+        return LinuxGuest(host, settings.image, protection=settings.protection), None
     owner = Owner(settings.launch, settings.policy, entropy)
-    measuring = owner.open(place.host.export_chain(), vendor_certs=place.vendor_certs, root=place.root)
+    measuring = owner.open(host.export_chain(), vendor_certs=place.vendor_certs, root=place.root)
     assert measuring.session is not None
     session = Session(
         policy=settings.policy, godh=bytes(measuring.session.godh), blob=bytes(measuring.session.blob)
     )
-    guest = LinuxGuest(place.host, settings.image, protection=settings.protection, session=session)
+    guest = LinuxGuest(host, settings.image, protection=settings.protection, session=session)
     try:
         assert guest.receipt is not None
         trusted = owner.check(measuring, guest.receipt)
@@ -93,7 +100,53 @@ def launch(place: Place, settings: Settings, *, entropy: Entropy) -> tuple[Linux
         raise
 
 
-def run_guest(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Software at its first instruction, whether a guest's or the machine's own.
+
+    Attributes:
+        monitor: what runs it.
+        exits: gives how often it needed somebody, by what for.
+        survey: looks at its pages.
+        asid: what tags its accesses; 0 without a hypervisor.
+        launched: what a launch came to.
+    """
+
+    monitor: Monitor
+    exits: Callable[[], dict[str, int]]
+    survey: Callable[[], PageSurvey]
+    asid: int = 0
+    launched: dict[str, Any] | None = None
+
+
+@contextmanager
+def started(
+    place: Place, settings: Settings, *, entropy: Entropy, outside: Outside, disks: list[Disk]
+) -> Iterator[Started]:
+    """Start what is to run, for the time of the block (errors as `run_software`)."""
+    machine, console, epoch = place.machine, outside.console, outside.epoch
+    if settings.protection is Protection.SME:
+        linux = LinuxHost(machine, settings.image, console, epoch=epoch, disks=disks)
+        yield Started(
+            monitor=linux.monitor, exits=lambda: linux.exits, survey=lambda: survey_machine(machine)
+        )
+        return
+    host = Host(machine)
+    host.initialise()
+    guest, launched = launch(host, place, settings, entropy=entropy)
+    try:
+        yield Started(
+            monitor=guest.power_on(console, epoch=epoch, disks=disks),
+            exits=lambda: guest.exits,
+            survey=lambda: survey(guest.vm),
+            asid=guest.vm.asid,
+            launched=launched,
+        )
+    finally:
+        guest.end()
+
+
+def run_software(
     place: Place,
     settings: Settings,
     *,
@@ -102,44 +155,44 @@ def run_guest(
     disks: list[Disk],
     dump: Path | None = None,
 ) -> Account:
-    """Run one guest on a machine until it ends, and give an account.
+    """Run one kernel on a machine until it ends, and give an account.
 
     Raises:
         NoEngine, EngineFault: guests do not execute here, or the engine failed.
         Untrusted, BadMeasurement, FirmwareError, OutOfMemory: as `launch`.
         OSError: the dump cannot be written.
     """
-    begun = outside.seconds()
-    guest, launched = launch(place, settings, entropy=entropy)
-    try:
-        took = outside.seconds() - begun
-        features = (guest.vm.host.machine.cores[0].guest_features.c_bit, place.host.machine.profile.features)
+    machine, begun = place.machine, outside.seconds()
+    with started(place, settings, entropy=entropy, outside=outside, disks=disks) as software:
         result: dict[str, Any] = {
             "mode": str(settings.protection),
-            "profile": place.host.machine.profile.name,
+            "profile": machine.profile.name,
             "memory_size": settings.image.memory_size,
             "cache_size": settings.cache,
             "command_line": settings.command_line,
-            "asid": guest.vm.asid,
-            "c_bit": {"guest": features[0], "profile": features[1].c_bit},
-            "launch": launched,
+            "asid": software.asid,
+            "c_bit": {
+                "guest": machine.cores[0].guest_features.c_bit,
+                "profile": machine.profile.features.c_bit,
+            },
+            "launch": software.launched,
+            "launch_seconds": round(outside.seconds() - begun, 3),
         }
         for line in _beginning(result):
             outside.say(line)
-        account = _execute(guest, outside, disks)
-        result["launch_seconds"] = round(took, 3)
-        account.result = result | account.result | _pages(guest, dump)
+        account = _execute(machine, software, outside)
+        account.result = result | account.result | _pages(machine, software, dump)
         return account
-    finally:
-        guest.end()
 
 
 def _beginning(result: dict[str, Any]) -> list[str]:
     c_bit, launched = result["c_bit"], result["launch"]
     mode, memory = result["mode"], result["memory_size"] >> 20
-    lines = [f"{result['profile']}, {memory} MiB, mode {mode}, ASID {result['asid']}"]
+    who = f"guest with ASID {result['asid']}" if result["asid"] else "host"
+    lines = [f"{result['profile']}, {memory} MiB, mode {mode}: a Linux as {who}"]
+    if mode != Protection.NONE:
+        lines[0] += f"; its C-bit is {c_bit['guest']}, the profile's {c_bit['profile']}"
     if launched is not None:
-        lines[0] += f"; C-bit {c_bit['guest']} in the guest, {c_bit['profile']} on the machine"
         lines += [
             f"owner: launch digest of its own copies {launched['digest']}",
             f"owner: measurement {launched['measure']}: it matches",
@@ -149,10 +202,9 @@ def _beginning(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _execute(guest: LinuxGuest, outside: Outside, disks: list[Disk]) -> Account:
-    machine, console = guest.vm.host.machine, outside.console
-    clock = CountingClock(machine.cores[0])
-    monitor = guest.power_on(console, epoch=outside.epoch, disks=disks, clock=clock)
+def _execute(machine: Machine, software: Started, outside: Outside) -> Account:
+    console, monitor = outside.console, software.monitor
+    monitor.clock = clock = CountingClock(machine.cores[0])
     chipset = monitor.devices
     assert isinstance(chipset, Chipset)
     if not outside.keyboard.is_terminal:  # what comes through a pipe would be lost on a kernel that starts
@@ -180,7 +232,7 @@ def _execute(guest: LinuxGuest, outside: Outside, disks: list[Disk]) -> Account:
         "guest_seconds": round((clock.ns - from_ns) / 1e9, 6),
         "executed_blocks": clock.executed,
         "halts": monitor.halts,
-        "exits": guest.exits,
+        "exits": software.exits(),
         "fills": memory.fills - fills,
         "evictions": memory.evictions - evictions,
         "latency": _latency(before, after),
@@ -197,13 +249,12 @@ def _latency(before: LatencyReport, after: LatencyReport) -> dict[str, Any]:
     return moved | {"extra_ns": after.extra_ns - before.extra_ns, "source": after.source}
 
 
-def _pages(guest: LinuxGuest, dump: Path | None) -> dict[str, Any]:
-    """Survey the guest's pages as they are, and only then write the caches back for a dump."""
-    seen, host = survey(guest.vm), guest.vm.host
-    flushed = 0
+def _pages(machine: Machine, software: Started, dump: Path | None) -> dict[str, Any]:
+    """Survey the pages as they are, and only then write the caches back for a dump."""
+    seen, flushed = software.survey(), 0
     if dump is not None:
-        flushed = host.flush_caches()
-        host.machine.probe.dump(dump)
+        flushed = machine.wbinvd_on_all_cores()
+        machine.probe.dump(dump)
     return {
         "dump": None if dump is None else {"file": str(dump), "flushed": flushed},
         "pages": dataclasses.replace(seen, flushed=flushed).as_json(),

@@ -14,12 +14,16 @@ from cbit.hypervisor.host import Protection
 from cbit.owner.measure import DirectLaunch, Kernel
 from cbit.owner.verify.files import read_limited
 from cbit.spec import acpi
-from cbit.spec.address import PAGE
+from cbit.spec.address import MIB, PAGE
 from cbit.spec.errors import NotModelled
 from cbit.spec.linux_boot import ACPI_BASE, SECRET_SIZE, BootImage, boot_image, command_line
 from cbit.spec.policy import Policy
 
 LARGEST: Final = 1 << 32  # bytes of a kernel or initrd
+HOST_MEMORY: Final = 64 * MIB  #: beside the guest's: page tables, and room for commands
+SME_OPTION: Final = (
+    "mem_encrypt=on"  #: a kernel as host asks for its encryption; what is appended may overrule
+)
 DEFAULT_POLICY: Final = int(Policy.NODBG)
 
 
@@ -49,6 +53,12 @@ class Settings:
         return DirectLaunch(kernel=self.kernel, memory_size=self.image.memory_size)
 
     @property
+    def dram_size(self) -> int:
+        """Bytes of DRAM that the machine needs: under SME all of it is the kernel's."""
+        own = 0 if self.protection is Protection.SME else HOST_MEMORY
+        return self.image.memory_size + own
+
+    @property
     def command_line(self) -> str:
         """All of it."""
         return command_line(self.kernel.cmdline)
@@ -67,7 +77,7 @@ def read_settings(args: Namespace) -> Settings:
     kernel = Kernel(
         kernel=read_limited(args.kernel, limit=LARGEST),
         initrd=read_limited(args.initrd, limit=LARGEST) if args.initrd else b"",
-        cmdline=args.append or "",
+        cmdline=_appended(args, protection),
         kernel_name=args.kernel.name,
         initrd_name=args.initrd.name if args.initrd else "",
     )
@@ -84,6 +94,13 @@ def read_settings(args: Namespace) -> Settings:
     )
     policy = DEFAULT_POLICY if args.policy is None else args.policy
     return Settings(protection, kernel, image, policy, secret, args.cache)
+
+
+def _appended(args: Namespace, protection: Protection) -> str:
+    words = [args.append] if args.append else []
+    if protection is Protection.SME:
+        words.insert(0, SME_OPTION)
+    return " ".join(words)
 
 
 def open_disks(paths: list[Path]) -> list[FileDisk]:
@@ -110,8 +127,6 @@ def _refuse(args: Namespace, protection: Protection) -> None:
         )
     if args.kernel is None:
         raise ValueError("--kernel is wanted: a bzImage, as distributions ship it in /boot/vmlinuz-*")
-    if protection is Protection.SME:
-        raise NotModelled("--mode sme: a kernel that encrypts itself as host is not executed yet")
     if args.policy is not None:
         if protection is not Protection.SEV:
             raise ValueError(f"--policy belongs to --mode sev, not to {protection}")
