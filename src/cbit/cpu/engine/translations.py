@@ -82,7 +82,7 @@ class BareMemory:
         Raises:
             NestedPageFault: there is no memory: what a bus would answer with nothing.
         """
-        if gpa + PAGE > self._size:
+        if gpa >= self._size:
             where = PageFaultCode.TABLE if table else PageFaultCode.FINAL
             code = where | (PageFaultCode.W if kind is Kind.WRITE else PageFaultCode(0))
             raise NestedPageFault(code, self.walker.rules.join(gpa, c=guest_c), "no memory there")
