@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from cbit.spec.address import PAGE
+from cbit.spec.address import PAGE, Spa
 from cbit.spec.key_id import HOST, UNENCRYPTED
 from cpu.engine.worlds import (
     CODE,
@@ -28,6 +28,7 @@ from cpu.engine.worlds import (
     RDX,
     SHARED,
     SHUTDOWN,
+    TABLES,
     VMMCALL,
     Guest,
     Machine,
@@ -231,3 +232,31 @@ def test_a_guest_without_sev_is_plain_in_dram() -> None:
     g.machine.cache.wbinvd()
     assert NEW == g.cells(DATA)
     assert word(NEW) == g.register(R9)
+
+
+FLUSH_LINES = "mov rcx, 64; mov rsi, {at}; line: clflush [rsi]; add rsi, 64; dec rcx; jnz line;"
+
+
+@pytest.mark.parametrize("between", ["", "mov cr3, rax;", "invlpg [rdi];"], ids=["plain", "CR3", "INVLPG"])
+def test_a_flush_of_every_line_of_a_page_writes_it_back_and_again_when_it_was_stored_to(between: str) -> None:
+    g = Guest()
+    twice = f"mov qword ptr [{DATA}], 1; call flush; mov qword ptr [{DATA}], 2; {between} call flush; hlt;"
+    lines = FLUSH_LINES.format(at=DATA)
+    g.program(f"mov rax, cr3; mov rdi, {DATA}; {twice} flush: {lines} ret")
+    assert HLT == g.run().code
+    key = g.key
+    assert 2 == int.from_bytes(g.machine.controller.read(Spa(g.at + DATA), 8, key), "little")
+
+
+def test_a_page_that_is_mapped_elsewhere_is_flushed_where_it_is_now() -> None:
+    """The same instruction flushes the same linear page twice; between, its table entry changes."""
+    g = Guest()
+    entry = TABLES + 0x3000 + 8 * (DATA >> 12)
+    other = DATA + 0x5000
+    g.program(
+        f"""mov rdi, {DATA}; mov qword ptr [{DATA}], 1; mov qword ptr [{other}], 2;
+        mov rbx, [{entry + 8 * 5}]; call flush; mov [{entry}], rbx; invlpg [rdi]; call flush; hlt;
+        flush: {FLUSH_LINES.format(at=DATA)} ret"""
+    )
+    assert HLT == g.run().code
+    assert 2 == int.from_bytes(g.machine.controller.read(Spa(g.at + other), 8, g.key), "little")

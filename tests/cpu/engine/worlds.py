@@ -72,7 +72,9 @@ class Machine:
     def __init__(self, *, capacity: int = MIB, coherent: bool = False, seed: str = "a guest") -> None:
         self.dram = Dram(DRAM)
         entropy = SeededEntropy("an engine's memory")
-        controller = MemoryController(Bus(self.dram), mode=Mode.XEX, tweak=Tweak.zen1(), entropy=entropy)
+        controller = self.controller = MemoryController(
+            Bus(self.dram), mode=Mode.XEX, tweak=Tweak.zen1(), entropy=entropy
+        )
         self.cache = Cache(controller, capacity=capacity, coherent=coherent)
         self.fabric = FabricPort(self.cache, controller)
         for key_id in (HOST, guest(ALICE), guest(BOB)):

@@ -403,7 +403,17 @@ class Engine:
             return self._leave_with(fault)
         key = walker.key(Use.DATA, where, controls)
         turn.host.port.memory.clflush(where.spa(found.address), key)
+        if found.base is not None:
+            self._may_repeat(found)
         return self._skip(found)
+
+    def _may_repeat(self, done: Instruction) -> None:
+        """Let the native side skip the same flush of other lines of the page: its copy has left."""
+        processor, flushed = self._processor, self._processor.state.flushed
+        assert done.base is not None  # the caller looked
+        flushed.rip, flushed.length = processor.rip.value, done.length
+        flushed.page, flushed.base = done.address & -PAGE, done.base
+        flushed.distance = (done.address - processor.register(done.base).value) & (1 << 64) - 1
 
     def _leave_with(self, fault: NestedPageFault) -> Answer:
         state = self._processor.state

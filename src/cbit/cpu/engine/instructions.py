@@ -6,7 +6,7 @@ Only CLFLUSH, CLFLUSHOPT and CLWB have an operand; the rest is told by its opcod
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -38,11 +38,13 @@ class Instruction:
         op: which.
         length: bytes.
         address: linear address of its operand; 0 without one.
+        base: the register that the address is a constant away from; None: there is none.
     """
 
     op: Op
     length: int
     address: int = 0
+    base: int | None = field(default=None, compare=False)
 
 
 class _Reader:
@@ -115,21 +117,25 @@ def _line(
         return None
     if not machine.long and short:
         return None  # 16-bit addressing
-    address, stack = 0, False
+    address, stack, simple = 0, False, None
     if rm == _RSP:
         address, stack = _scaled(reader, machine, mod=mod, rex=rex)
     elif rm == _RBP and mod == 0:
         address = reader.signed(4)
         address += machine.rip + reader.at if machine.long else 0  # relative to the next instruction
     else:
-        address, stack = machine.register(rm | (rex & 1) << 3), rm == _RBP and not rex & 1
+        simple = rm | (rex & 1) << 3
+        address, stack = machine.register(simple), rm == _RBP and not rex & 1
     if mod:
         address += reader.signed(1 if mod == 1 else 4)
     address &= (1 << (32 if short or not machine.long else 64)) - 1
     used = segment if segment is not None else _SS if stack else _DS
+    if not machine.long or used >= _FS or short:
+        simple = None
     if not machine.long or used >= _FS:
         address += machine.base(used)
-    return Instruction(Op.FLUSH_LINE, reader.at, address & (1 << (64 if machine.long else 32)) - 1)
+    address &= (1 << (64 if machine.long else 32)) - 1
+    return Instruction(Op.FLUSH_LINE, reader.at, address, simple)
 
 
 def _scaled(reader: _Reader, machine: Machine, *, mod: int, rex: int) -> tuple[int, bool]:

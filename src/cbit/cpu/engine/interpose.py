@@ -37,6 +37,7 @@ REPLACED: Final[Mapping[str, str]] = MappingProxyType(
             "cpu_x86_update_cr4",
             "helper_read_crN",
             "tlb_flush",
+            "tlb_flush_page",
             "cpu_get_tsc",
             "helper_rdrand",
             "helper_syscall",

@@ -36,6 +36,12 @@ ON_EXIT: Final = ctypes.CFUNCTYPE(_I, _U32)
 ON_CALL: Final = ctypes.CFUNCTYPE(_I)
 
 
+class LineFlush(ctypes.Structure):
+    """A line flush that may be repeated without asking: see native/stubs.c."""
+
+    _fields_ = [("rip", _U64), ("length", _U64), ("page", _U64), ("base", _U64), ("distance", _U64)]
+
+
 class _Shot(ctypes.Structure):
     _fields_ = [("leaf", _P), ("before", _U64)]
 
@@ -88,6 +94,7 @@ class EngineState(ctypes.Structure):
         ("aborted", _U64),
         ("host_fault", _U64),
         ("saved_old_exception", _U64),
+        ("flushed", LineFlush),
         ("random_left", _U64),
         ("random", _U64 * RANDOM_WORDS),
         ("event", _Event),
@@ -108,7 +115,7 @@ _LAYOUT: Final = (
 _INTERNAL: Final = (
     *("cpu_vmexit", "x86_cpu_tlb_fill", "tlb_set_page_with_attrs", "tb_invalidate_phys_page_fast"),
     *("cpu_x86_update_cr0", "cpu_x86_update_cr3", "cpu_x86_update_cr4", "helper_read_crN"),
-    *("tb_invalidate_phys_range", "tlb_flush"),
+    *("tb_invalidate_phys_range", "tlb_flush", "tlb_flush_page"),
     *("x86_cpu_do_interrupt", "do_interrupt_x86_hardirq", "do_vmexit", "helper_vmload", "helper_vmsave"),
     *("helper_read_eflags", "helper_write_eflags", "raise_exception"),
     *("cpu_restore_state", "cpu_ldub_code", "helper_check_iob", "helper_check_iow", "helper_check_iol"),

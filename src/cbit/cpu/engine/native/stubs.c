@@ -129,12 +129,14 @@ static void hook_interrupt(void *uc, uint32_t number, void *user)
         return;
     }
     if (number < EXIT_BASE) {
+        e->flushed.length = 0;
         undo_shots(e);                             /* the walk that they were made for has failed */
         deliver(e);
         return;
     }
     uint32_t code = number - EXIT_BASE;
     e->exit_code = code;
+    e->flushed.length = 0;                         /* whatever it is: memory may come back, mappings may change */
     switch (asks_python(e, code) ? e->on_exit(code) : LEAVE) {
     case RESUME:
         break;
@@ -150,6 +152,20 @@ static void hook_interrupt(void *uc, uint32_t number, void *user)
     }
 }
 
+/* Why in C: a kernel whose processor does not keep C-bits coherent flushes every line of a page that it shares, and a
+ * copy leaves the cache whole.  The same instruction on another line of the page that has just left does nothing. */
+static int repeats_flush(struct engine *e)
+{
+    struct line_flush *last = &e->flushed;
+    if (!last->length || ENV(uint64_t, e, rip) != last->rip)
+        return 0;
+    uint64_t address = FIELD(uint64_t, e->env, 8 * last->base) + last->distance;
+    if ((address & -(uint64_t)PAGE) != last->page)
+        return 0;
+    ENV(uint64_t, e, rip) += last->length;
+    return 1;
+}
+
 /* An invalid opcode.  Instructions that QEMU does not do right are made invalid by their CPUID bit and end here. */
 static int hook_invalid(void *uc, void *user)
 {
@@ -160,6 +176,8 @@ static int hook_invalid(void *uc, void *user)
         return 0;
     }
     undo_shots(e);
+    if (repeats_flush(e))
+        return 1;
     e->exit_code = EXIT_EXCEPTION_UD;
     e->exit_info_1 = 0;
     switch (e->on_invalid()) {
@@ -257,6 +275,7 @@ int cbit_vmrun(struct engine *e, uint64_t *registers, uint64_t begin, uint64_t s
 {
     enum { GENERAL = 16 * 8 };
     load_block(e, space);
+    e->flushed.length = 0;
     memcpy(e->env, registers, GENERAL);
     FIELD(uint64_t, e->env, 0) = e->vmcb_at;
     e->host_fault = 0;
@@ -379,8 +398,18 @@ uint64_t stub_helper_read_crN(void *env, int number)
  * on under the same tables its translations stay. */
 void stub_tlb_flush(void *cs)
 {
+    if (current)
+        current->flushed.length = 0;
     if (!current || current->cs != cs || !current->keep_tlb)
         call.tlb_flush(cs);
+}
+
+/* Why: INVLPG: a linear page that was flushed may be another page from now on. */
+void stub_tlb_flush_page(void *cs, uint64_t address)
+{
+    if (current)
+        current->flushed.length = 0;
+    call.tlb_flush_page(cs, address);
 }
 
 /* Why: as CR0: PAE is a bit of CR4. */

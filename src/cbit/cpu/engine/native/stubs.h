@@ -47,6 +47,7 @@ struct functions {
     uint64_t (*helper_read_crN)(void *env, int number);
     void (*tb_invalidate_phys_range)(void *uc, uint64_t start, uint64_t end);
     void (*tlb_flush)(void *cs);
+    void (*tlb_flush_page)(void *cs, uint64_t address);
     void (*x86_cpu_do_interrupt)(void *cs);
     void (*do_interrupt_x86_hardirq)(void *env, int vector, int hardware);
     void (*do_vmexit)(void *env, uint32_t code, uint64_t info);
@@ -98,6 +99,9 @@ struct engine {
     uint64_t aborted;                    /* libunicorn gave up, and the guest was shut down instead */
     uint64_t host_fault;                 /* an exception outside guest mode: an error in this package */
     uint64_t saved_old_exception;
+    struct line_flush {                  /* the instruction that flushed last, and the page that has no copy now */
+        uint64_t rip, length, page, base, distance;
+    } flushed;
     uint64_t random_left;
     uint64_t random[64];
     struct event event;
