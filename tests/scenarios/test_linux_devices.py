@@ -17,17 +17,11 @@ from cbit.guest.linux.user_space import user_space
 from cbit.hypervisor.devices.chipset import Chipset
 from cbit.hypervisor.devices.disk import MemoryDisk
 from cbit.hypervisor.devices.power import Power
-from cbit.hypervisor.execution.clock import BlockClock
-from cbit.hypervisor.execution.cpuid import GuestCpuid
-from cbit.hypervisor.execution.exits import Exits, Stop
-from cbit.hypervisor.execution.monitor import Monitor, run
-from cbit.hypervisor.execution.vcpu import ExecutingVcpu
-from cbit.hypervisor.guest_dma import GuestDma
+from cbit.hypervisor.execution.exits import Stop
 from cbit.hypervisor.host import Protection
-from cbit.hypervisor.launch import SevGuest
-from cbit.hypervisor.vm import Vm
+from cbit.hypervisor.linux_guest import LinuxGuest
 from cbit.spec.acpi import tables
-from cbit.spec.address import MIB, Gpa
+from cbit.spec.address import MIB
 from cbit.spec.linux_boot import ACPI_BASE, boot_image, command_line
 from machine.worlds import host
 
@@ -79,24 +73,15 @@ def boot(folder: Path, protection: Protection, last_words: str) -> Ended:
         memory_size=MEMORY,
         acpi=tables(ACPI_BASE),
     )
-    vm = Vm(host(folder, memory_size=MEMORY + 64 * MIB, cache_size=256 * MIB), protection)
-    vm.add_memory(Gpa(0), MEMORY)
-    for region in image.regions:
-        vm.load(region.gpa, region.data)
-    if protection is Protection.SEV:
-        guest = SevGuest.start(vm, policy=0)
-        for region in image.regions:
-            guest.update(region.gpa, len(region.data))
-        guest.measure_alone()
-        guest.finish()
-    vcpu = ExecutingVcpu(vm, image.entry.save_area())
-    machine, console, disk = vm.host.machine, Printer(), MemoryDisk(SECTORS)
-    clock, dma = BlockClock(machine.cores[0]), GuestDma(vm, machine.dma_port())
-    chipset = Chipset(clock, console=console, epoch=1_700_000_000, disks=[disk], dma=dma)
-    cpuid = GuestCpuid(machine.cores[0], sev=protection is Protection.SEV)
-    monitor = Monitor(vcpu, Exits(vcpu, cpuid=cpuid, ports=chipset), chipset, clock)
-    run([monitor], until=lambda: clock.ns > 60 * 10**9)
-    return Ended(console.text.decode(errors="replace").replace("\r", ""), monitor.stop, disk, chipset)
+    guest = LinuxGuest(
+        host(folder, memory_size=MEMORY + 64 * MIB, cache_size=256 * MIB), image, protection=protection
+    )
+    console, disk = Printer(), MemoryDisk(SECTORS)
+    monitor = guest.power_on(console, epoch=1_700_000_000, disks=[disk])
+    guest.run(until=lambda: monitor.clock.ns > 60 * 10**9)
+    text = console.text.decode(errors="replace").replace("\r", "")
+    assert isinstance(monitor.devices, Chipset)
+    return Ended(text, monitor.stop, disk, monitor.devices)
 
 
 @pytest.mark.parametrize(
