@@ -36,6 +36,12 @@ PAPER: dict[Command, Printed] = {
         (C.PDH_CERT_EXPORT, 0x08, 0x1C, "in/out+err", UP),
         (C.PDH_GEN, 0x09, 0, "none", UP),
         (C.DF_FLUSH, 0x0A, 0, "none", UP),
+        (C.DOWNLOAD_FIRMWARE, 0x0B, 0x0C, "in", {UNINIT}),
+        (C.INIT_EX, 0x0D, 0x24, "in", {UNINIT}),
+        (C.ACTIVATE_EX, 0x25, 0x18, "in", {WORKING}),
+        (C.LAUNCH_UPDATE_VMSA, 0x32, 0x14, "in", {WORKING}),
+        (C.SEND_UPDATE_VMSA, 0x42, 0x34, "in/out+err", {WORKING}),
+        (C.RECEIVE_UPDATE_VMSA, 0x52, 0x34, "in", {WORKING}),
         (C.GET_ID, 0x0C, 0x0C, "in/out+err", ANY),
         (C.NOP, 0x0E, 0, "none", ANY),
         (C.DECOMMISSION, 0x20, 0x04, "in", {WORKING}),
@@ -64,6 +70,10 @@ PAPER: dict[Command, Printed] = {
 #: Guest states a command may be called in (§4); commands that are not here do not care.
 GUEST: dict[Command, frozenset[int]] = {
     C.ACTIVATE: frozenset({LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE}),
+    C.ACTIVATE_EX: frozenset({LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE}),
+    C.LAUNCH_UPDATE_VMSA: frozenset({LUPDATE}),
+    C.SEND_UPDATE_VMSA: frozenset({SUPDATE}),
+    C.RECEIVE_UPDATE_VMSA: frozenset({RUPDATE}),
     C.LAUNCH_UPDATE_DATA: frozenset({LUPDATE}),
     C.LAUNCH_MEASURE: frozenset({LUPDATE}),
     C.LAUNCH_SECRET: frozenset({LSECRET}),

@@ -11,6 +11,7 @@ from _pytest.mark import ParameterSet
 from cbit.spec.command import Command
 from cbit.spec.status import Status
 from secure_processor.debug_faults import SCENES as DEBUG_SCENES
+from secure_processor.es_faults import SCENES as ES_SCENES
 from secure_processor.faults import SCENES, Fault, Scenes
 from secure_processor.import_faults import FAULTS as IMPORT_FAULTS
 from secure_processor.import_faults import ImportScene
@@ -24,6 +25,7 @@ ALL: Scenes = {
     **LAUNCH_SCENES,
     **DEBUG_SCENES,
     **MIGRATION_SCENES,
+    **ES_SCENES,
     Command.PEK_CERT_IMPORT: (ImportScene, IMPORT_FAULTS),
 }
 

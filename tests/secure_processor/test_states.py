@@ -15,7 +15,9 @@ from cbit.spec.policy import ApiVersion
 from cbit.spec.states import GuestState
 from cbit.spec.status import Status
 from cbit.spec.wire import Wire
+from secure_processor.es_faults import es_sending, es_start, take_vmsa
 from secure_processor.migrations import (
+    Packet,
     Papers,
     receive_update,
     receiving,
@@ -46,7 +48,9 @@ def test_a_platform_state_that_is_not_in_the_table_refuses(
 ) -> None:
     in_state(world, state)
     row = PAPER[command]
-    at = world.desk.put(bytes(max(row.size, 1)))
+    # A length is looked at before the state (§7, LAUNCH_UPDATE_VMSA): give a good one.
+    good = bytes(buffers.LaunchUpdateVmsa(handle=0, paddr=0))
+    at = world.desk.put(good if command is Command.LAUNCH_UPDATE_VMSA else bytes(max(row.size, 1)))
     before = world.snapshot()
     status = world.desk.ring(row.number, at)
     if state in row.platform:
@@ -76,10 +80,37 @@ REQUESTS: Mapping[Command, Callable[[World, int], Wire]] = {
 }
 
 
+ES_REQUESTS: Mapping[Command, Callable[[World, int], Wire]] = {
+    Command.ACTIVATE_EX: lambda world, handle: buffers.ActivateEx(
+        handle=handle, asid=LAST, numids=1, ids_paddr=world.desk.room(4)
+    ),
+    Command.LAUNCH_UPDATE_VMSA: lambda world, handle: buffers.LaunchUpdateVmsa(
+        handle=handle, paddr=world.desk.room(4096)
+    ),
+    Command.SEND_UPDATE_VMSA: lambda world, handle: send_update(world, handle, es_guests[world], 4096),
+    Command.RECEIVE_UPDATE_VMSA: lambda world, handle: receive_update(world, handle, es_packets[world]),
+}
+#: Where a guest's save area is, and a packet of it: what `reach` left for the request.
+es_guests: dict[World, int] = {}
+es_packets: dict[World, Packet] = {}
+
+
 def request(world: World, command: Command, handle: int) -> Wire:
     if command in REQUESTS:
         return REQUESTS[command](world, handle)
+    if command in ES_REQUESTS:
+        return ES_REQUESTS[command](world, handle)
     return buffers.GuestHandle(handle=handle)
+
+
+def reach_with_es(world: World, command: Command) -> int:
+    if command is Command.LAUNCH_UPDATE_VMSA:
+        return es_start(world)
+    journey, es_guests[world] = es_sending(world)
+    if command is Command.SEND_UPDATE_VMSA:
+        return journey.handle
+    es_packets[world] = take_vmsa(world, journey.handle, es_guests[world])
+    return receiving(world, journey, asid=2)
 
 
 def reach(world: World, command: Command) -> int:
@@ -88,6 +119,8 @@ def reach(world: World, command: Command) -> int:
         return world.launch(state=GuestState.LSECRET)
     if command is Command.SEND_START:
         return world.launch()
+    if command in ES_REQUESTS and command is not Command.ACTIVATE_EX:
+        return reach_with_es(world, command)
     if command.name.startswith("SEND"):
         return sending(world).handle
     if command.name.startswith("RECEIVE"):
@@ -98,8 +131,8 @@ def reach(world: World, command: Command) -> int:
 @pytest.mark.parametrize("state", GUEST_STATES, ids=lambda state: GuestState(state).name)
 @pytest.mark.parametrize("command", GUEST, ids=lambda command: command.name)
 def test_a_guest_state_that_is_not_in_the_table_refuses(world: World, command: Command, state: int) -> None:
-    handle = reach(world.init(), command)
-    if command is Command.ACTIVATE:
+    handle = reach(world.init(es="VMSA" in command.name), command)
+    if command in (Command.ACTIVATE, Command.ACTIVATE_EX):
         world.deactivate(handle)
     order = request(world, command, handle)
     world.force(handle, GuestState(state))

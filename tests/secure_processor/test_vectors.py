@@ -62,6 +62,9 @@ class AllDone:
     def complexes(self) -> int:
         return 1
 
+    def complex_of(self, apic_id: int) -> int | None:
+        return 0
+
     def wbinvd_done(self, ccx: int) -> bool:
         return True
 
@@ -103,7 +106,7 @@ class Bench:
         )
         asids = AsidTable(max_asid=509, min_sev_asid=ASID, cores=AllDone())
         issuer = Issuer(self.api, flow.key("cek"), self.entropy)
-        self.firmware.start(Platform(identity, issuer, asids, es=True))
+        self.firmware.start(Platform(identity, issuer, asids, nv, es=True))
         assert Status.SUCCESS == dispatch(self.firmware, Command.DF_FLUSH, 0)
         self._free = 0x1000
 

@@ -257,6 +257,10 @@ class _Complexes:
     def complexes(self) -> int:
         return len(self._cores)
 
+    def complex_of(self, apic_id: int) -> int | None:
+        # MODEL CHOICE: APIC ids count the cores from 0, and each core is a complex of its own.
+        return apic_id if apic_id < len(self._cores) else None
+
     def wbinvd_done(self, ccx: int) -> bool:
         return self._cores[ccx].wbinvd_done
 

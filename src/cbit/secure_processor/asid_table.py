@@ -13,6 +13,7 @@ Paper: sev-api.md §4.1; memory-encryption.md §8 rule 7.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum, auto
 from typing import Protocol
 
@@ -25,6 +26,10 @@ class Cores(Protocol):
 
     def complexes(self) -> int:
         """Return the number of core complexes."""
+        ...
+
+    def complex_of(self, apic_id: int) -> int | None:
+        """Return the core complex of a core; None if there is no such core."""
         ...
 
     def wbinvd_done(self, ccx: int) -> bool:
@@ -94,9 +99,9 @@ class AsidTable:
         if {AsidState.ALLOCATED, AsidState.IN_USE} & set(self._state[asid]):
             raise Refused(Status.ASID_OWNED, f"ASID {asid} belongs to another guest")
 
-    def check_clean(self, asid: int) -> None:
-        """Raise DFFLUSH_REQUIRED if a complex may still hold lines of the previous owner."""
-        if AsidState.DIRTY in self._state[asid]:
+    def check_clean(self, asid: int, complexes: Collection[int] | None = None) -> None:
+        """Raise DFFLUSH_REQUIRED if one of the complexes (all) may still hold lines of the previous owner."""
+        if any(self._state[asid][ccx] is AsidState.DIRTY for ccx in complexes or self._complexes):
             raise Refused(
                 Status.DFFLUSH_REQUIRED, f"ASID {asid} is dirty: WBINVD on all cores, then DF_FLUSH"
             )
@@ -111,9 +116,11 @@ class AsidTable:
                 f"ASID {asid}: a guest without ES needs {self.min_sev_asid}..{self.max_asid}",
             )
 
-    def bind(self, asid: int, *, running: bool) -> None:
-        """ACTIVATE: clean becomes allocated, or in-use for a guest that already runs."""
-        self._state[asid] = [AsidState.IN_USE if running else AsidState.ALLOCATED for _ in self._complexes]
+    def bind(self, asid: int, *, running: bool, complexes: Collection[int] | None = None) -> None:
+        """ACTIVATE: clean becomes allocated, or in-use for a guest that runs; on some complexes or all."""
+        for ccx in complexes or self._complexes:
+            if self._state[asid][ccx] is AsidState.CLEAN:
+                self._state[asid][ccx] = AsidState.IN_USE if running else AsidState.ALLOCATED
 
     def start(self, asid: int) -> None:
         """LAUNCH_FINISH: the pending activation is completed."""

@@ -15,7 +15,16 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cbit.secure_processor.call import Call
-from cbit.secure_processor.commands import debug, guest, launch, migration, ownership, platform, report
+from cbit.secure_processor.commands import (
+    debug,
+    guest,
+    launch,
+    migration,
+    ownership,
+    platform,
+    report,
+    update,
+)
 from cbit.secure_processor.firmware import Firmware
 from cbit.secure_processor.refusal import Refused
 from cbit.spec import buffers
@@ -47,6 +56,7 @@ class Row:
         guest: guest states it may be called in; None if it names no guest or does not care.
         then: the guest's state afterwards; None if it stays.
         handler: the paper's action list.
+        first: a check that comes even before the platform's state; mostly None.
     """
 
     layout: type[Wire] | None
@@ -55,6 +65,7 @@ class Row:
     guest: frozenset[GuestState] | None
     then: GuestState | None
     handler: Callable[[Call[Any]], Wire | None]
+    first: Callable[[Any], None] | None = None
 
 
 _P, _G, _B = PlatformState, GuestState, Buffer
@@ -85,17 +96,21 @@ COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
     Command.PDH_CERT_EXPORT:    Row(buffers.PdhCertExport,    _B.IN_OUT_ERR,  _UP,      None,       None,       ownership.pdh_cert_export),
     Command.PDH_GEN:            Row(None,                     _B.NONE,        _UP,      None,       None,       ownership.pdh_gen),
     Command.DF_FLUSH:           Row(None,                     _B.NONE,        _UP,      None,       None,       platform.df_flush),
+    Command.DOWNLOAD_FIRMWARE:  Row(buffers.DownloadFirmware, _B.IN,          _UNINIT,  None,       None,       update.download_firmware),
     Command.GET_ID:             Row(buffers.GetId,            _B.IN_OUT_ERR,  _ANY,     None,       None,       platform.get_id),
+    Command.INIT_EX:            Row(buffers.InitEx,           _B.IN,          _UNINIT,  None,       None,       platform.init_ex),
     Command.NOP:                Row(None,                     _B.NONE,        _ANY,     None,       None,       platform.nop),
 
     Command.DECOMMISSION:       Row(buffers.GuestHandle,      _B.IN,          _WORK,    None,       None,       guest.decommission),
     Command.ACTIVATE:           Row(buffers.Activate,         _B.IN,          _WORK,    _NOT_SENT,  None,       guest.activate),
     Command.DEACTIVATE:         Row(buffers.GuestHandle,      _B.IN,          _WORK,    None,       None,       guest.deactivate),
     Command.GUEST_STATUS:       Row(buffers.GuestStatus,      _B.IN_OUT,      _UP,      None,       None,       guest.guest_status),
+    Command.ACTIVATE_EX:        Row(buffers.ActivateEx,       _B.IN,          _WORK,    _NOT_SENT,  None,       guest.activate_ex),
     Command.COPY:               Row(buffers.Copy,             _B.IN,          _WORK,    None,       None,       guest.copy),
 
     Command.LAUNCH_START:       Row(buffers.LaunchStart,      _B.IN_OUT,      _UP,      None,       _G.LUPDATE, launch.launch_start),
     Command.LAUNCH_UPDATE_DATA: Row(buffers.LaunchUpdateData, _B.IN,          _WORK,    _LUPDATE,   None,       launch.launch_update_data),
+    Command.LAUNCH_UPDATE_VMSA: Row(buffers.LaunchUpdateVmsa, _B.IN,          _WORK,    _LUPDATE,   None,       launch.launch_update_vmsa, launch.vmsa_length),
     Command.LAUNCH_MEASURE:     Row(buffers.LaunchMeasure,    _B.IN_OUT_ERR,  _WORK,    _LUPDATE,   _G.LSECRET, launch.launch_measure),
     Command.LAUNCH_SECRET:      Row(buffers.LaunchSecret,     _B.IN,          _WORK,    _LSECRET,   None,       launch.launch_secret),
     Command.LAUNCH_FINISH:      Row(buffers.GuestHandle,      _B.IN,          _WORK,    _LSECRET,   _G.RUNNING, launch.launch_finish),
@@ -103,11 +118,13 @@ COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
 
     Command.SEND_START:         Row(buffers.SendStart,        _B.IN_OUT_ERR,  _WORK,    _RUNNING,   _G.SUPDATE, migration.send_start),
     Command.SEND_UPDATE_DATA:   Row(buffers.SendUpdateData,   _B.IN_OUT_ERR,  _WORK,    _SUPDATE,   None,       migration.send_update_data),
+    Command.SEND_UPDATE_VMSA:   Row(buffers.SendUpdateData,   _B.IN_OUT_ERR,  _WORK,    _SUPDATE,   None,       migration.send_update_vmsa),
     Command.SEND_FINISH:        Row(buffers.GuestHandle,      _B.IN,          _WORK,    _SUPDATE,   _G.SENT,    migration.send_finish),
     Command.SEND_CANCEL:        Row(buffers.GuestHandle,      _B.IN,          _WORK,    _SUPDATE,   _G.RUNNING, migration.send_cancel),
 
     Command.RECEIVE_START:      Row(buffers.ReceiveStart,     _B.IN_OUT,      _UP,      None,       _G.RUPDATE, migration.receive_start),
     Command.RECEIVE_UPDATE_DATA: Row(buffers.ReceiveUpdateData, _B.IN,        _WORK,    _RUPDATE,   None,       migration.receive_update_data),
+    Command.RECEIVE_UPDATE_VMSA: Row(buffers.ReceiveUpdateData, _B.IN,        _WORK,    _RUPDATE,   None,       migration.receive_update_vmsa),
     Command.RECEIVE_FINISH:     Row(buffers.GuestHandle,      _B.IN,          _WORK,    _RUPDATE,   _G.RUNNING, migration.receive_finish),
 
     Command.DBG_DECRYPT:        Row(buffers.Debug,            _B.IN,          _WORK,    None,       None,       debug.dbg_decrypt),
@@ -142,10 +159,12 @@ def _carry_out(firmware: Firmware, command: int, address: int) -> None:
     if row is None or command not in firmware.implements:
         raise Refused(Status.INVALID_COMMAND, f"{name_of(command)} is not implemented by this firmware")
     raw = _read(firmware, row, address)
+    given = None if row.layout is None else row.layout.parse(raw, canonical=False)
+    if row.first is not None:
+        row.first(given)
     if firmware.state not in row.platform:
         wanted = ", ".join(state.name for state in sorted(row.platform))
         raise Refused(Status.INVALID_PLATFORM_STATE, f"the platform is {firmware.state.name}, needs {wanted}")
-    given = None if row.layout is None else row.layout.parse(raw, canonical=False)
     call = Call(firmware, raw, given, row.guest)
     try:
         answer = row.handler(call)

@@ -16,6 +16,7 @@ from cbit.secure_processor.identity import Identity, Issuer
 from cbit.secure_processor.memory_port import MemoryPort
 from cbit.secure_processor.nv_store import NvStore, NvUnusable
 from cbit.secure_processor.refusal import Refused
+from cbit.secure_processor.vmsa_pool import VmsaPool
 from cbit.spec.key_id import guest as guest_key_id
 from cbit.spec.policy import ApiVersion
 from cbit.spec.states import GuestState, PlatformState
@@ -47,8 +48,10 @@ class Platform:
     identity: Identity
     issuer: Issuer
     asids: AsidTable
+    nv: NvStore  #: where the identity is kept: the flash, or the host's memory
     es: bool = False
     tmr: tuple[int, int] | None = None
+    vmsas: VmsaPool | None = None
     guests: dict[int, Guest] = field(default_factory=dict)
 
 
@@ -125,14 +128,14 @@ class Firmware:
         """Derive the CEK: done at every INIT, kept in the secure processor's memory only."""
         return Issuer(self.api, self.fuses.cek(), self.entropy)
 
-    def save(self, identity: Identity) -> None:
-        """Write the identity to the NV store.
+    def save(self, identity: Identity, store: NvStore | None = None) -> None:
+        """Write the identity to the NV store: the platform's, before INIT the one that is given.
 
         Raises:
             Refused: HWERROR_PLATFORM; the old state is kept.
         """
         try:
-            self.nv.save(identity.to_nv())
+            (store or self.platform.nv).save(identity.to_nv())
         except NvUnusable as error:
             raise Refused(Status.HWERROR_PLATFORM, str(error)) from None
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from cbit.crypto.key import Key
 from cbit.crypto.session import TransportKeys
+from cbit.spec.address import Spa
 from cbit.spec.policy import Policy
 from cbit.spec.states import GuestState
 
@@ -30,6 +31,7 @@ class Guest:
         launch_digest: the final digest, kept for ATTESTATION; zero in a received guest.
         measure: the 32 bytes that LAUNCH_SECRET's MAC covers.
         asid: the ASID it holds, or None.
+        vmsa_slots: where the checksums of its save areas are.
     """
 
     handle: int
@@ -41,6 +43,7 @@ class Guest:
     launch_digest: bytes = bytes(32)
     measure: bytes = b""
     asid: int | None = None
+    vmsa_slots: list[Spa] = field(default_factory=list)
 
     @property
     def is_es(self) -> bool:

@@ -9,7 +9,7 @@ them (sev-api.md §5, DOWNLOAD_FIRMWARE); the rest of AMD's format is not in the
 from __future__ import annotations
 
 import hashlib
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
@@ -33,8 +33,26 @@ class ImageKind(IntEnum):
     X86_BOOT = 2
 
 
+class ImageFault(Enum):
+    """What can be wrong with an image."""
+
+    FORM = "no image, or not all of one"
+    SIGNER = "signed by somebody else"
+    SIGNATURE = "altered"
+    KIND = "for another purpose"
+    OLD = "older than the floor"
+
+
 class ImageRefused(CbitError):
-    """The boot check does not accept an image; the message is the reason."""
+    """The boot check does not accept an image; the message is the reason.
+
+    Attributes:
+        fault: which of its checks.
+    """
+
+    def __init__(self, why: str, fault: ImageFault = ImageFault.FORM) -> None:
+        super().__init__(why)
+        self.fault = fault
 
 
 class ImageHeader(Wire, size=0x100):
@@ -113,18 +131,20 @@ def check_image(image: bytes, *, kind: ImageKind, fuses: Fuses) -> tuple[ImageHe
     # The key before its signature: a stranger's perfectly valid signature is worth nothing.
     if (found := hashlib.sha384(raw_key).digest()) != fuses.vendor_key_hash:
         raise ImageRefused(
-            f"signed by key {found.hex()[:16]}…, not by the vendor's, {fuses.vendor_key_hash.hex()[:16]}…"
+            f"signed by key {found.hex()[:16]}…, not by the vendor's, {fuses.vendor_key_hash.hex()[:16]}…",
+            ImageFault.SIGNER,
         )
     try:
         key = ec.decode_public(EcPublicKey.parse(raw_key))
         ec.verify(key, EcdsaSignature.parse(image[key_end:]), image[:signed_end], hashes.SHA384())
     except (BadSignature, InvalidCertificate, WireError) as error:
-        raise ImageRefused(f"altered or unsigned: {error}") from None
+        raise ImageRefused(f"altered or unsigned: {error}", ImageFault.SIGNATURE) from None
     if header.kind != kind:
-        raise ImageRefused(f"the image is a {header.kind.name}, wanted {kind.name}")
+        raise ImageRefused(f"the image is a {header.kind.name}, wanted {kind.name}", ImageFault.KIND)
     if header.svn < fuses.rollback_floor:
         raise ImageRefused(
-            f"security version {header.svn} is older than the fused floor {fuses.rollback_floor}"
+            f"security version {header.svn} is older than the fused floor {fuses.rollback_floor}",
+            ImageFault.OLD,
         )
     return header, image[ImageHeader.SIZE : signed_end]
 

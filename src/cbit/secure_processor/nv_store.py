@@ -69,12 +69,7 @@ class NvStore:
             NvCorrupt: the MAC does not match.
             NvUnusable: the file cannot be read.
         """
-        try:
-            blob = self._path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise NvUnusable(f"NV store: {error.strerror}") from None
+        blob = self._read()
         if blob[:4] == EMPTY:
             return None
         if len(blob) != SIZE:
@@ -114,6 +109,14 @@ class NvStore:
 
     def _mac(self, ciphertext: bytes, iv: bytes) -> bytes:
         return hmac.digest(self._integrity.material(), ciphertext + iv, "sha256")
+
+    def _read(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return EMPTY
+        except OSError as error:
+            raise NvUnusable(f"NV store: {error.strerror}") from None
 
     def _replace(self, blob: bytes) -> None:
         try:

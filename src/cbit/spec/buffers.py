@@ -20,6 +20,30 @@ class Init(Wire, size=0x14):
     tmr_length: int = at(0x10, 4, default=0)
 
 
+class InitEx(Wire, size=0x24):
+    """Parameter buffer of INIT_EX: INIT, and where the host keeps the non-volatile store.
+
+    Paper: sev-api.md §5, INIT_EX.
+    """
+
+    length: int = at(0x00, 4, default=0x24)
+    flags: int = at(0x04, 4, default=0)
+    tmr_paddr: int = at(0x08, 8, default=0)
+    tmr_length: int = at(0x10, 4, default=0)
+    nv_paddr: int = at(0x18, 8, default=0)  # 0: the flash, as INIT
+    nv_length: int = at(0x20, 4, default=0)
+
+
+class DownloadFirmware(Wire, size=0x0C):
+    """Parameter buffer of DOWNLOAD_FIRMWARE: a signed image that takes the firmware's place until reset.
+
+    Paper: sev-api.md §5, DOWNLOAD_FIRMWARE.
+    """
+
+    paddr: int = at(0x00, 8)
+    length: int = at(0x08, 4)
+
+
 class PlatformStatus(Wire, size=0x0C):
     """Answer of PLATFORM_STATUS: version, state and owner of the platform.
 
@@ -100,6 +124,19 @@ class Activate(Wire, size=0x08):
     asid: int = at(0x04, 4)
 
 
+class ActivateEx(Wire, size=0x18):
+    """Parameter buffer of ACTIVATE_EX: ACTIVATE on the core complexes of some cores.
+
+    Paper: sev-api.md §6, ACTIVATE_EX.
+    """
+
+    length: int = at(0x00, 4, default=0x18)
+    handle: int = at(0x04, 4)
+    asid: int = at(0x08, 4)
+    numids: int = at(0x0C, 4)
+    ids_paddr: int = at(0x10, 8)  # APIC ids, 32 bits each
+
+
 class GuestStatus(Wire, size=0x0D):
     """Parameter buffer of GUEST_STATUS: an invalid handle is answered with SUCCESS and UNINIT.
 
@@ -147,6 +184,17 @@ class LaunchUpdateData(Wire, size=0x14):
     handle: int = at(0x00, 4)
     paddr: int = at(0x08, 8)
     length: int = at(0x10, 4)
+
+
+class LaunchUpdateVmsa(Wire, size=0x14):
+    """Parameter buffer of LAUNCH_UPDATE_VMSA: measure and encrypt the save area of a virtual CPU.
+
+    Paper: sev-api.md §7, LAUNCH_UPDATE_VMSA.
+    """
+
+    handle: int = at(0x00, 4)
+    paddr: int = at(0x08, 8)
+    length: int = at(0x10, 4, default=0x1000)
 
 
 class LaunchMeasure(Wire, size=0x14):

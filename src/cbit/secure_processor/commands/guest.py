@@ -5,6 +5,8 @@ Paper: sev-api.md §6; §4.1 for the activation model.
 
 from __future__ import annotations
 
+from typing import Final
+
 from cbit.secure_processor.call import Call
 from cbit.secure_processor.memory_port import TRANSFER_WINDOW
 from cbit.secure_processor.refusal import Refused
@@ -14,13 +16,18 @@ from cbit.spec.key_id import guest as guest_key_id
 from cbit.spec.states import GuestState
 from cbit.spec.status import Status
 
+MAX_IDS: Final = 1024  #: APIC ids that ACTIVATE_EX takes
+
 
 def decommission(call: Call[buffers.GuestHandle]) -> None:
     """DECOMMISSION: zero the context."""
     guest = call.guest(call.given.handle)
     if guest.asid is not None:
         raise Refused(Status.ACTIVE, f"guest {guest.handle} still holds ASID {guest.asid}: DEACTIVATE first")
-    del call.firmware.platform.guests[guest.handle]
+    platform = call.firmware.platform
+    if platform.vmsas is not None:
+        platform.vmsas.give_back(guest.vmsa_slots)
+    del platform.guests[guest.handle]
 
 
 def activate(call: Call[buffers.Activate]) -> None:
@@ -43,6 +50,38 @@ def activate(call: Call[buffers.Activate]) -> None:
         firmware.trace.emit(
             "secure_processor", "key installed", handle=guest.handle, asid=asid, fingerprint=fingerprint
         )
+
+
+def activate_ex(call: Call[buffers.ActivateEx]) -> None:
+    """ACTIVATE_EX: ACTIVATE on the core complexes of the listed cores; may be repeated with more of them."""
+    firmware, given = call.firmware, call.given
+    asids, asid = firmware.platform.asids, given.asid
+    if given.length != buffers.ActivateEx.SIZE:
+        raise Refused(Status.INVALID_PARAM, f"LENGTH {given.length:#x}, must be {buffers.ActivateEx.SIZE:#x}")
+    guest = call.guest(given.handle)
+    asids.check_range(asid)
+    if not 0 < given.numids <= MAX_IDS:
+        raise Refused(Status.INVALID_PARAM, f"NUMIDS {given.numids}: 1..{MAX_IDS}")
+    raw = firmware.memory.read_host(given.ids_paddr, 4 * given.numids, "IDS_PADDR")
+    complexes = set()
+    for at in range(0, len(raw), 4):
+        apic_id = int.from_bytes(raw[at : at + 4], "little")
+        ccx = firmware.cores.complex_of(apic_id)
+        if ccx is None:
+            raise Refused(Status.INVALID_CONFIG, f"no core has APIC id {apic_id}")
+        complexes.add(ccx)
+    if guest.asid != asid:
+        asids.check_free(asid)
+        if guest.asid is not None:
+            raise Refused(Status.ACTIVE, f"guest {guest.handle} already holds ASID {guest.asid}")
+    call.require_state(guest)
+    asids.check_clean(asid, complexes)
+    asids.check_kind(asid, es=guest.is_es)
+    firmware.install_key(asid, guest.vek)
+    asids.bind(
+        asid, running=guest.state in (GuestState.RUNNING, GuestState.SUPDATE), complexes=frozenset(complexes)
+    )
+    guest.asid = asid
 
 
 def deactivate(call: Call[buffers.GuestHandle]) -> None:

@@ -13,6 +13,7 @@ from cbit.crypto.session import TransportKeys
 from cbit.secure_processor.call import Call
 from cbit.secure_processor.commands.opening import Offer, check_policy, new_guest, open_session
 from cbit.secure_processor.refusal import Refused
+from cbit.secure_processor.vmsa_pool import require_es
 from cbit.spec import buffers
 from cbit.spec.address import BLOCK, KIB
 from cbit.spec.errors import BadMeasurement
@@ -20,6 +21,7 @@ from cbit.spec.key_id import HOST, UNENCRYPTED
 from cbit.spec.key_id import guest as guest_key_id
 from cbit.spec.session import COMPRESSED, CONTEXT_SECRET, MeasureBlob, PacketHeader
 from cbit.spec.status import Status
+from cbit.spec.vmsa import Vmsa
 
 UPDATE_CHUNK: Final = 20 * KIB  #: addresses are checked per chunk, so earlier chunks are already done
 SECRET_MAX: Final = 16 * KIB  #: portable limit; Genoa's scratch would take 0x5000
@@ -65,6 +67,31 @@ def launch_update_data(call: Call[buffers.LaunchUpdateData]) -> None:
             guest.digest.update(plaintext)
     if valid < given.length:  # what came before the bad chunk is measured and encrypted, as on hardware
         rules.check(given.paddr + valid, min(UPDATE_CHUNK, given.length - valid), f"PADDR + {valid:#x}")
+
+
+def vmsa_length(given: buffers.LaunchUpdateVmsa) -> None:
+    """LAUNCH_UPDATE_VMSA's first check, before that of the platform's state."""
+    if given.length != Vmsa.SIZE:
+        raise Refused(Status.INVALID_LENGTH, f"length {given.length:#x}, must be {Vmsa.SIZE:#x}")
+
+
+def launch_update_vmsa(call: Call[buffers.LaunchUpdateVmsa]) -> None:
+    """LAUNCH_UPDATE_VMSA: hash a save area as supplied, add the firmware's words, encrypt it in place."""
+    firmware, given = call.firmware, call.given
+    guest = call.guest(given.handle)
+    call.require_state(guest)
+    pool = require_es(firmware, guest)
+    asid = firmware.active_asid(guest)
+    if given.paddr % BLOCK:
+        raise Refused(Status.INVALID_ADDRESS, f"PADDR {given.paddr:#x} is not aligned to {BLOCK}")
+    memory = firmware.memory
+    target, c = memory.rules.check(given.paddr, Vmsa.SIZE, "PADDR")
+    slot = pool.take()
+    page = memory.fabric.read(target, Vmsa.SIZE, HOST if c else UNENCRYPTED)
+    assert guest.digest is not None
+    guest.digest.update(page)
+    memory.fabric.write(target, pool.seal(page, slot), guest_key_id(asid))
+    guest.vmsa_slots.append(slot)
 
 
 def launch_measure(call: Call[buffers.LaunchMeasure]) -> buffers.LaunchMeasure:

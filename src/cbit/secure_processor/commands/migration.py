@@ -6,7 +6,7 @@
     SEND_FINISH        the guest is gone from here      RECEIVE_FINISH       the guest runs here
 
 Paper: sev-api.md §8, §9; sev-crypto.md §10 (packets), §11 (channel).
-Not implemented: the VMSA's packets, SEND_UPDATE_VMSA and RECEIVE_UPDATE_VMSA.
+MODEL CHOICE: a packet of a save area holds all of its page; the paper names no length of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from cbit.secure_processor.call import Call
 from cbit.secure_processor.commands.opening import Offer, check_policy, new_guest, open_session, shared_secret
 from cbit.secure_processor.commands.receiver import check_receiver
 from cbit.secure_processor.refusal import Refused
+from cbit.secure_processor.vmsa_pool import require_es
 from cbit.spec import buffers
 from cbit.spec.address import BLOCK, KIB
 from cbit.spec.errors import BadMeasurement
 from cbit.spec.key_id import guest as guest_key_id
 from cbit.spec.policy import Policy
-from cbit.spec.session import COMPRESSED, CONTEXT_DATA, PacketHeader, Session
+from cbit.spec.session import COMPRESSED, CONTEXT_DATA, CONTEXT_VMSA, PacketHeader, Session
 from cbit.spec.status import Status
+from cbit.spec.vmsa import Vmsa
 
 PACKET_MAX: Final = 16 * KIB  #: as for LAUNCH_SECRET: the portable limit
 
@@ -58,6 +60,15 @@ def send_start(call: Call[buffers.SendStart]) -> buffers.SendStart:
 
 def send_update_data(call: Call[buffers.SendUpdateData]) -> buffers.SendUpdateData:
     """SEND_UPDATE_DATA: decrypt guest memory and seal it for the receiver; TRANS_LEN stays as given."""
+    return _send_update(call, vmsa=False)
+
+
+def send_update_vmsa(call: Call[buffers.SendUpdateData]) -> buffers.SendUpdateData:
+    """SEND_UPDATE_VMSA: the same of a save area, which must be as it was left (its checksum)."""
+    return _send_update(call, vmsa=True)
+
+
+def _send_update(call: Call[buffers.SendUpdateData], *, vmsa: bool) -> buffers.SendUpdateData:
     firmware, given = call.firmware, call.given
     if given.hdr_len < PacketHeader.SIZE:
         raise Refused(
@@ -67,8 +78,9 @@ def send_update_data(call: Call[buffers.SendUpdateData]) -> buffers.SendUpdateDa
         )
     guest = call.guest(given.handle)
     call.require_state(guest)
+    pool = require_es(firmware, guest) if vmsa else None
     asid = firmware.active_asid(guest)
-    _check_length(given.guest_len, "GUEST_LEN")
+    _check_length(given.guest_len, "GUEST_LEN", vmsa=vmsa)
     if given.trans_len < given.guest_len:
         raise Refused(
             Status.INVALID_LENGTH, f"TRANS_LEN {given.trans_len:#x}, needs GUEST_LEN {given.guest_len:#x}"
@@ -78,11 +90,14 @@ def send_update_data(call: Call[buffers.SendUpdateData]) -> buffers.SendUpdateDa
     source = memory.guest_range(given.guest_paddr, given.guest_len, "GUEST_PADDR")
     memory.host_range(given.hdr_paddr, PacketHeader.SIZE, "HDR_PADDR")
     memory.host_range(given.trans_paddr, given.guest_len, "TRANS_PADDR")
+    plaintext = memory.fabric.read(source, given.guest_len, guest_key_id(asid))
+    if pool is not None and not pool.is_good(plaintext, guest.vmsa_slots):
+        raise Refused(Status.INVALID_PARAM, f"the save area at {source:#x} does not have its checksum")
     assert guest.transport is not None
     header, data = packet.seal(
         guest.transport,
-        memory.fabric.read(source, given.guest_len, guest_key_id(asid)),
-        context=CONTEXT_DATA,
+        plaintext,
+        context=CONTEXT_VMSA if vmsa else CONTEXT_DATA,
         iv=firmware.entropy.draw(16),
     )
     memory.write_host(given.trans_paddr, data, "TRANS_PADDR")
@@ -117,11 +132,21 @@ def receive_start(call: Call[buffers.ReceiveStart]) -> buffers.ReceiveStart:
 
 def receive_update_data(call: Call[buffers.ReceiveUpdateData]) -> None:
     """RECEIVE_UPDATE_DATA: check a packet of the sender, put its content into guest memory, encrypted."""
+    _receive_update(call, vmsa=False)
+
+
+def receive_update_vmsa(call: Call[buffers.ReceiveUpdateData]) -> None:
+    """RECEIVE_UPDATE_VMSA: the same of a save area, which gets a checksum here."""
+    _receive_update(call, vmsa=True)
+
+
+def _receive_update(call: Call[buffers.ReceiveUpdateData], *, vmsa: bool) -> None:
     firmware, given = call.firmware, call.given
     guest = call.guest(given.handle)
     call.require_state(guest)
+    pool = require_es(firmware, guest) if vmsa else None
     asid = firmware.active_asid(guest)
-    _check_length(given.trans_len, "TRANS_LEN")
+    _check_length(given.trans_len, "TRANS_LEN", vmsa=vmsa)
     if given.guest_len != given.trans_len:
         raise Refused(
             Status.INVALID_LENGTH,
@@ -140,10 +165,18 @@ def receive_update_data(call: Call[buffers.ReceiveUpdateData]) -> None:
     assert guest.transport is not None
     try:
         plaintext = packet.open_packet(
-            guest.transport, header, data, context=CONTEXT_DATA, guest_len=given.guest_len
+            guest.transport,
+            header,
+            data,
+            context=CONTEXT_VMSA if vmsa else CONTEXT_DATA,
+            guest_len=given.guest_len,
         )
     except BadMeasurement as error:
         raise Refused(Status.BAD_MEASUREMENT, str(error)) from None
+    if pool is not None:
+        slot = pool.take()
+        plaintext = pool.seal(plaintext, slot)
+        guest.vmsa_slots.append(slot)
     memory.fabric.write(target, plaintext, guest_key_id(asid))
 
 
@@ -161,7 +194,9 @@ def _forget_transport(call: Call[buffers.GuestHandle]) -> None:
     guest.transport = None
 
 
-def _check_length(length: int, what: str) -> None:
+def _check_length(length: int, what: str, *, vmsa: bool) -> None:
+    if vmsa and length != Vmsa.SIZE:
+        raise Refused(Status.INVALID_LENGTH, f"{what} {length:#x}, a save area has {Vmsa.SIZE:#x}")
     if length == 0 or length % BLOCK or length > PACKET_MAX:
         raise Refused(
             Status.INVALID_LENGTH,

@@ -1,0 +1,231 @@
+"""``cbit migrate``: a launched guest moves from one machine to another, sealed by their secure processors."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cbit.cli.capabilities import require_machine
+from cbit.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from cbit.hypervisor.host import Host
+    from cbit.hypervisor.launch import SevGuest
+    from cbit.hypervisor.migration import Moved
+
+HELP = "move a guest to another machine"
+EXAMPLE = """example:
+  cbit migrate receive --state ./there --at ./moving.sock --token ./token &
+  cbit migrate send    --state ./here  --at ./moving.sock --token ./token --firmware OVMF.fd"""
+TOKEN_SIZE: Final = 32
+_PAUSE_S: Final = 0.05
+_MEMORY: Final = 64 << 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EXAMPLE
+    ways = parser.add_subparsers(dest="way", required=True, metavar="send|receive")
+    for name, what in (("send", "launch a guest here and move it"), ("receive", "take one guest in")):
+        way = ways.add_parser(name, help=what, description=what, epilog=EXAMPLE)
+        way.add_argument(
+            "--state", type=Path, required=True, metavar="DIR", help="the machine's state folder"
+        )
+        way.add_argument(
+            "--at", required=True, metavar="WHERE", help="HOST:PORT, or the path of a Unix socket (has a /)"
+        )
+        way.add_argument(
+            "--token",
+            type=Path,
+            required=True,
+            metavar="FILE",
+            help="what both hosts know, 16 bytes or more; 'receive' makes it if it is not there",
+        )
+        way.add_argument("--wait", type=float, default=10.0, metavar="S", help="for the other side (10)")
+        if name == "send":
+            way.add_argument(
+                "--firmware", type=Path, metavar="F", help="image to launch (default: cbit's own)"
+            )
+            way.add_argument("--policy", type=lambda text: int(text, 0), default=0, metavar="P", help="0")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Move; what the other side or a secure processor refuses is not true (exit 1)."""
+    require_machine()
+    from cbit.driver.errors import FirmwareError
+    from cbit.hypervisor.channel import ChannelError
+
+    try:
+        return _send(args) if args.way == "send" else _receive(args)
+    except (FirmwareError, ChannelError) as error:
+        return Outcome(ok=False, reasons=(str(error),))
+
+
+def _send(args: argparse.Namespace) -> Outcome:
+    from cbit.crypto.entropy import SystemEntropy
+    from cbit.guest.generated_firmware import generate
+    from cbit.hypervisor import migration
+    from cbit.hypervisor.channel import Channel
+    from cbit.hypervisor.host import Protection
+    from cbit.hypervisor.launch import SevGuest
+    from cbit.hypervisor.vm import Vm, firmware_start
+
+    image = generate() if args.firmware is None else args.firmware.read_bytes()
+    token = args.token.read_bytes()
+    with _host(args.state) as host:
+        vm = Vm(host, Protection.SEV)
+        vm.load_firmware(image)
+        guest = SevGuest.start(vm, policy=args.policy)
+        guest.update(firmware_start(image), len(image))
+        guest.measure_alone()
+        guest.finish()
+        before = _digest(guest)
+        with _connected(args.at, args.wait) as link:
+            moved = migration.send(guest, Channel.connected(link, token, SystemEntropy()))
+        state = guest.status().state
+        guest.end()
+    return _outcome("sent", moved, before, state)
+
+
+def _receive(args: argparse.Namespace) -> Outcome:
+    from cbit.crypto.entropy import SystemEntropy
+    from cbit.hypervisor import migration
+    from cbit.hypervisor.channel import Channel
+    from cbit.hypervisor.migration import Papers
+
+    token = _token(args.token)
+    with _host(args.state) as host:
+        certs = args.state / "certs"
+        papers = Papers.of(
+            host, cek=(certs / "cek.cert").read_bytes(), ask_ark=(certs / "ask_ark.cert").read_bytes()
+        )
+        with _accepted(args.at, args.wait) as link:
+            channel = Channel.accepted(link, token, SystemEntropy())
+            guest, moved = migration.receive(host, channel, papers)
+        state, after = guest.status().state, _digest(guest)
+        guest.end()
+    return _outcome("received", moved, after, state)
+
+
+def _outcome(what: str, moved: Moved, digest: str | None, state: Any) -> Outcome:
+    from cbit.spec.policy import GuestPolicy
+
+    result = {
+        "way": what,
+        "packets": moved.packets,
+        "bytes": moved.size,
+        "policy": f"{moved.policy:#x}",
+        "state": state.name,
+        "memory_sha256": digest,
+    }
+
+    def lines() -> Iterator[str]:
+        yield f"{what}: {moved.packets} packets, {moved.size} bytes, policy {GuestPolicy.parse(moved.policy)}"
+        yield f"the guest is {state.name} here"
+        if digest is None:
+            yield "its policy forbids debugging: nobody but the guest can say what is in its memory"
+        else:
+            yield f"memory, as its policy lets a debugger read it: sha256 {digest}"
+
+    return Outcome(ok=True, result=result, lines=lines)
+
+
+def _digest(guest: SevGuest) -> str | None:
+    """Hash the guest's memory through DBG_DECRYPT, if its policy allows that."""
+    from cbit.spec import buffers
+    from cbit.spec.address import Spa
+    from cbit.spec.command import Command
+    from cbit.spec.policy import Policy
+
+    if guest.policy & Policy.NODBG:
+        return None
+    host, digest, step = guest.vm.host, hashlib.sha256(), 1 << 16
+    with host.room(step) as room:
+        for region in sorted(guest.vm.regions, key=lambda region: region.gpa):
+            for start in range(0, region.size, step):
+                length = min(step, region.size - start)
+                source = guest.vm.spa(type(region.gpa)(region.gpa + start), length)
+                request = buffers.Debug(handle=guest.handle, src=source, dst=room, length=length)
+                host.ccp.call(Command.DBG_DECRYPT, request)
+                digest.update(host.read(Spa(room), length))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _host(state: Path) -> Iterator[Host]:
+    from cbit.hypervisor.host import Host
+    from cbit.machine.board import Machine, Options
+    from cbit.machine.state_folder import StateFolder
+
+    with StateFolder(state) as folder:
+        machine = Machine(folder, Options(memory_size=_MEMORY))
+        machine.power_on()
+        host = Host(machine)
+        host.initialise()
+        yield host
+
+
+def _token(path: Path) -> bytes:
+    """Read what both hosts know, or make it, for its owner's eyes."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(os.urandom(TOKEN_SIZE))
+    except FileExistsError:
+        pass
+    return path.read_bytes()
+
+
+def _place(at: str) -> tuple[socket.AddressFamily, Any]:
+    if "/" in at:
+        return socket.AF_UNIX, at
+    name, _, port = at.rpartition(":")
+    if not name or not port.isdigit():
+        raise ValueError(f"{at!r} is neither HOST:PORT nor the path of a socket")
+    return socket.AF_INET, (name, int(port))
+
+
+@contextmanager
+def _connected(at: str, wait: float) -> Iterator[socket.socket]:
+    family, place = _place(at)
+    until = time.monotonic() + wait
+    while True:
+        link = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            link.connect(place)
+            break
+        except (ConnectionRefusedError, FileNotFoundError):
+            link.close()
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_PAUSE_S)
+    with link:
+        link.settimeout(wait)
+        yield link
+
+
+@contextmanager
+def _accepted(at: str, wait: float) -> Iterator[socket.socket]:
+    family, place = _place(at)
+    with socket.socket(family, socket.SOCK_STREAM) as door:
+        if family == socket.AF_INET:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(place)
+        try:
+            door.listen(1)
+            print(f"cbit: waits for a guest at {at}", file=sys.stderr, flush=True)
+            door.settimeout(wait)
+            link, _ = door.accept()
+            with link:
+                link.settimeout(wait)
+                yield link
+        finally:
+            if family == socket.AF_UNIX:
+                Path(at).unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Checksums of the save areas of ES guests, in the trusted memory region.
+
+    TMR   slot 0 | slot 1 | …        8 bytes each: CRC-64 of the first 0xFC0 bytes of one save area
+    VMSA  0x380 zero                 0x388 address of its slot
+
+The host cannot write there, so it cannot put an older save area in place of a newer one.
+
+MODEL CHOICE: the CRC is CRC-64/XZ, slots lie side by side from the region's start and are written under the
+host's key, and a guest's slots are free again when it is decommissioned; the paper says none of this.
+
+Paper: sev-api.md §5 (INIT: the pool), §7 LAUNCH_UPDATE_VMSA.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cbit.memory.fabric import FabricPort
+from cbit.secure_processor.refusal import Refused
+from cbit.spec.address import Spa
+from cbit.spec.key_id import HOST
+from cbit.spec.status import Status
+from cbit.spec.vmsa import Vmsa
+
+if TYPE_CHECKING:
+    from cbit.secure_processor.firmware import Firmware
+    from cbit.secure_processor.guest import Guest
+
+SLOT: Final = 8
+COVERED: Final = 0xFC0  #: bytes of a save area that the checksum covers
+_WORDS: Final = slice(Vmsa.FIELDS["firmware_zero"].offset, Vmsa.FIELDS["firmware_checksum_paddr"].end)
+_POLYNOMIAL: Final = 0xC96C5795D7870F42
+_ALL: Final = (1 << 64) - 1
+
+
+class VmsaPool:
+    """Slots of one platform; changes with its guests."""
+
+    def __init__(self, fabric: FabricPort, tmr: tuple[int, int]) -> None:
+        self._fabric = fabric
+        start, end = tmr
+        self._free = list(range(end - SLOT, start - 1, -SLOT))
+        self._table = _table()
+
+    def take(self) -> Spa:
+        """Take a slot.
+
+        Raises:
+            Refused: RESOURCE_LIMIT.
+        """
+        if not self._free:
+            raise Refused(Status.RESOURCE_LIMIT, "no slot for the checksum of another save area is left")
+        return Spa(self._free.pop())
+
+    def give_back(self, slots: list[Spa]) -> None:
+        """Make a guest's slots free."""
+        self._free += slots
+
+    def seal(self, page: bytes, slot: Spa) -> bytes:
+        """Put the firmware's two words into a save area and its checksum into the slot; return the page."""
+        words = bytes(8) + slot.to_bytes(8, "little")
+        sealed = page[: _WORDS.start] + words + page[_WORDS.stop :]
+        self._fabric.write(slot, self._crc(sealed), HOST)
+        return sealed
+
+    def is_good(self, page: bytes, slots: list[Spa]) -> bool:
+        """Whether a save area names a slot of its guest, whose checksum it has."""
+        slot = Spa(int.from_bytes(page[_WORDS][8:], "little"))
+        return slot in slots and self._fabric.read(slot, SLOT, HOST) == self._crc(page)
+
+    def _crc(self, page: bytes) -> bytes:
+        crc, table = _ALL, self._table
+        for byte in page[:COVERED]:
+            crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+        return (crc ^ _ALL).to_bytes(8, "little")
+
+
+def require_es(firmware: Firmware, guest: Guest) -> VmsaPool:
+    """Return the pool for a guest with ES.
+
+    Raises:
+        Refused: UNSUPPORTED, the guest is none.
+    """
+    pool = firmware.platform.vmsas
+    if not guest.is_es or pool is None:
+        raise Refused(Status.UNSUPPORTED, f"guest {guest.handle}'s policy is without ES: no save areas")
+    return pool
+
+
+def _table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = value >> 1 ^ (_POLYNOMIAL if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
