@@ -6,6 +6,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -106,7 +107,8 @@ def travel(
                     far.sendall(piece)
                 number += 1
         except (ChannelError, OSError):
-            far.close()
+            with suppress(OSError):
+                far.shutdown(socket.SHUT_WR)
 
     def back() -> None:
         try:
@@ -114,7 +116,8 @@ def travel(
                 near.sendall(data)
         except OSError:
             pass
-        near.close()
+        with suppress(OSError):
+            near.shutdown(socket.SHUT_WR)
 
     threads = [threading.Thread(target=target, daemon=True) for target in (receive, forward, back)]
     for thread in threads:
@@ -127,6 +130,8 @@ def travel(
         here.close()
     for thread in threads:
         thread.join(30)
+    for link in (near, far, there):
+        link.close()
     return journey
 
 

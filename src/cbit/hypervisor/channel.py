@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hmac
 import socket
+from contextlib import suppress
 from enum import IntEnum
 from typing import Final, Self
 
@@ -125,6 +126,17 @@ class Channel:
             names = " or ".join(kind.name for kind in kinds)
             raise ChannelError(f"frame {wanted} is of kind {head.kind}, {names} was to come")
         return Kind(head.kind), payload
+
+    def refuse(self, reason: str) -> None:
+        """Tell the other side why this one gives up, and let it finish what it was saying.
+
+        Who closes a connection with unread data in it takes back what was said last.
+        """
+        with suppress(OSError):
+            self.send(Kind.REFUSED, reason.encode())
+            self._link.shutdown(socket.SHUT_WR)
+            while self._link.recv(1 << 16):
+                pass
 
 
 def _key(token: bytes, direction: bytes, sender: bytes, receiver: bytes) -> bytes:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cbit.driver.errors import FirmwareError
-from cbit.hypervisor.channel import Channel, ChannelError, Kind
+from cbit.hypervisor.channel import Channel, ChannelError, Kind, OtherSide
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.vm import Vm
@@ -126,10 +126,14 @@ def send(guest: SevGuest, channel: Channel) -> Moved:
     try:
         session = _send_start(guest, papers)
     except FirmwareError as refusal:
-        channel.send(Kind.REFUSED, str(refusal).encode())
+        channel.refuse(str(refusal))
         raise
     try:
-        moved = _send_all(guest, channel, session)
+        try:
+            moved = _send_all(guest, channel, session)
+        except OSError as error:
+            channel.receive()  # it broke: was something said before?
+            raise ChannelError(f"the connection broke: {error}") from None
         channel.receive(Kind.READY)
     except BaseException:
         guest._call(Command.SEND_CANCEL, buffers.GuestHandle(handle=guest.handle))
@@ -224,20 +228,11 @@ def receive(host: Host, channel: Channel, papers: Papers) -> tuple[SevGuest, Mov
         guest._call(Command.RECEIVE_FINISH, buffers.GuestHandle(handle=guest.handle))
     except BaseException as error:
         arriving.undo()
-        if isinstance(error, CbitError) and not isinstance(error, ChannelError):
-            channel.send(Kind.REFUSED, str(error).encode())
-        elif isinstance(error, ChannelError):
-            _tell(channel, error)
+        if isinstance(error, CbitError) and not isinstance(error, OtherSide):
+            channel.refuse(str(error))
         raise
     channel.send(Kind.RUNS)
     return guest, moved
-
-
-def _tell(channel: Channel, error: ChannelError) -> None:
-    try:
-        channel.send(Kind.REFUSED, str(error).encode())
-    except OSError:
-        return  # nobody is there any more
 
 
 class _Arriving:
