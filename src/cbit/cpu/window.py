@@ -32,14 +32,12 @@ class Window:
         Raises:
             ValueError: the range leaves the page.
         """
-        self._check(at, length)
+        if at < 0 or at + length > PAGE:
+            raise ValueError(f"{length} bytes at {at:#x} leave the page")
         return self._port.read(Spa(self._spa + at), length, self._key)
 
     def write(self, at: int, data: bytes) -> None:
         """Write bytes of the page (errors as `read`)."""
-        self._check(at, len(data))
+        if at < 0 or at + len(data) > PAGE:
+            raise ValueError(f"{len(data)} bytes at {at:#x} leave the page")
         self._port.write(Spa(self._spa + at), data, self._key)
-
-    def _check(self, at: int, length: int) -> None:
-        if at < 0 or at + length > PAGE:
-            raise ValueError(f"{length} bytes at {at:#x} leave the page")

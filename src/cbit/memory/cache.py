@@ -145,11 +145,15 @@ class Cache:
     def write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
         """Write under a tag (errors as `read`)."""
         length = len(data)
+        start = spa % PAGE
+        copy = self._copies.get((spa - start, key_id))
+        if copy is not None and 0 < length <= PAGE - start and len(self._by_page[copy.page]) == 1:
+            self._put(self._use(copy), start, data)  # a hit, and nobody else has the page
+            return
         if length >= STREAM:
             self.snoop_write(spa, data, key_id)
             return
         self._controller.check(spa, length, key_id)
-        start = spa % PAGE
         if start + length <= PAGE:
             if length:
                 self._store(spa - start, start, data, key_id)
@@ -160,15 +164,17 @@ class Cache:
             done += count
 
     def _store(self, page: int, start: int, data: Data, key_id: KeyId) -> None:
-        count = len(data)
         # A store that covers the page needs nothing from DRAM.
-        copy = self._hold(page, key_id, fill=count != PAGE)
+        copy = self._hold(page, key_id, fill=len(data) != PAGE)
         if self.coherent and len(self._by_page[page]) > 1:
             self._only_tag(page, key_id)  # engines may share clean copies of several tags
+        self._put(copy, start, data)
+
+    def _put(self, copy: _Copy, start: int, data: Data) -> None:
         self._pool.put(copy.slot, start, data)
         if copy.borrower is not None:
             copy.borrower.overwritten(copy.slot)
-        first, last = start // LINE, (start + count - 1) // LINE
+        first, last = start // LINE, (start + len(data) - 1) // LINE
         copy.dirty |= ((2 << (last - first)) - 1) << first
 
     # ---- requests that are not cached: devices, and transfers of STREAM bytes or more

@@ -3,7 +3,7 @@
 Nothing here looks at the clock of the computer that emulates, so two runs with one seed tell the same time.
 
 MODEL CHOICE: a block of guest code takes 10 ns, whatever is in it: 32 ticks of a 3.2 GHz time-stamp counter;
-an access to a port takes 1 us.
+an access to a port takes 8 us, as an exit to a device in user space does on a real host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cbit.cpu.core import Core
 
 NS_PER_BLOCK: Final = 10
 TSC_KHZ: Final = 3_200_000  #: 32 ticks a block
-PORT_NS: Final = 1_000  #: of one access to a port, as on the bus that such devices once had
+PORT_NS: Final = 8_000  #: of one access to a port
 
 
 class GuestClock(Protocol):

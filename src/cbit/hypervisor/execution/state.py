@@ -77,6 +77,7 @@ class ProcessorState(ABC):
         self.context = context
         self.waits = False
         self._read: list[bytearray | None] = [None] * len(_PARTS)  # since the last exit
+        self._touched = False  # any of them was read
         self._changed: list[tuple[int, int] | None] = [None] * len(_PARTS)  # from, to
         page.write(AT_SAVE, _save_area(start))
         for number, name in enumerate(_REGISTERS):
@@ -98,6 +99,9 @@ class ProcessorState(ABC):
 
     def settle(self) -> None:
         """Write what was changed to the VMCB; what others write there is seen from now on."""
+        if not self._touched:
+            return
+        self._touched = False
         for number, (start, _) in enumerate(_PARTS):
             part, changed = self._read[number], self._changed[number]
             if part is not None and changed is not None:
@@ -230,6 +234,7 @@ class ProcessorState(ABC):
     def _part(self, number: int) -> bytearray:
         start, length = _PARTS[number]
         part = self._read[number] = bytearray(self._page.read(start, length))
+        self._touched = True
         return part
 
     def _set_event(self, value: int) -> None:
