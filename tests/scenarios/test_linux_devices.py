@@ -17,16 +17,18 @@ from cbit.guest.linux.user_space import user_space
 from cbit.hypervisor.devices.chipset import Chipset
 from cbit.hypervisor.devices.disk import MemoryDisk
 from cbit.hypervisor.devices.power import Power
+from cbit.hypervisor.execution.bare_metal import LinuxHost
 from cbit.hypervisor.execution.exits import Stop
 from cbit.hypervisor.host import Protection
 from cbit.hypervisor.linux_guest import LinuxGuest
 from cbit.spec.acpi import tables
 from cbit.spec.address import MIB
 from cbit.spec.linux_boot import ACPI_BASE, boot_image, command_line
-from machine.worlds import host
+from machine.worlds import host, machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.oracle, pytest.mark.timeout(600)]
 
+EPOCH = 1_700_000_000  # in 2023
 MEMORY = 192 * MIB
 SECTORS = b"".join(hashlib.sha256(bytes([i >> 8, i & 0xFF])).digest() * 16 for i in range(2048))
 WORDS = b"written by the guest"
@@ -64,38 +66,48 @@ class Printer:
         return b""
 
 
-def boot(folder: Path, protection: Protection, last_words: str) -> Ended:
+def boot(folder: Path, mode: str, last_words: str) -> Ended:
     files = fetch_linux()
     image = boot_image(
         files.kernel.read_bytes(),
         user_space(files.busybox.read_bytes(), modules=files.modules, commands=COMMANDS + last_words),
-        cmdline=command_line(),
+        cmdline=command_line("mem_encrypt=on" if mode == "sme" else ""),
         memory_size=MEMORY,
         acpi=tables(ACPI_BASE),
     )
-    guest = LinuxGuest(
-        host(folder, memory_size=MEMORY + 64 * MIB, cache_size=256 * MIB), image, protection=protection
-    )
     console, disk = Printer(), MemoryDisk(SECTORS)
-    monitor = guest.power_on(console, epoch=1_700_000_000, disks=[disk])
-    guest.run(until=lambda: monitor.clock.ns > 60 * 10**9)
+    runs: LinuxHost | LinuxGuest
+    if mode == "sme":
+        bare = machine(folder, memory_size=MEMORY, cache_size=256 * MIB)
+        runs = LinuxHost(bare, image, console, epoch=EPOCH, disks=[disk])
+        monitor = runs.monitor
+    else:
+        on = host(folder, memory_size=MEMORY + 64 * MIB, cache_size=256 * MIB)
+        runs = LinuxGuest(on, image, protection=Protection(mode))
+        monitor = runs.power_on(console, epoch=EPOCH, disks=[disk])
+    stop = runs.run(until=lambda: monitor.clock.ns > 60 * 10**9)
     text = console.text.decode(errors="replace").replace("\r", "")
     assert isinstance(monitor.devices, Chipset)
-    return Ended(text, monitor.stop, disk, monitor.devices)
+    return Ended(text, stop, disk, monitor.devices)
 
 
 @pytest.mark.parametrize(
-    ("protection", "last_words", "stop"),
-    [(Protection.SEV, "poweroff -f", Power.OFF), (Protection.NONE, "reboot -f", Power.RESET)],
+    ("mode", "last_words", "expected"),
+    [
+        ("none", "reboot -f", Power.RESET),
+        ("sme", "poweroff -f", Power.OFF),
+        ("sev", "poweroff -f", Power.OFF),
+    ],
 )
-def test_linux_uses_its_board(tmp_path: Path, protection: Protection, last_words: str, stop: Power) -> None:
+def test_linux_uses_its_board(tmp_path: Path, mode: str, last_words: str, expected: Power) -> None:
     try:
-        ended = boot(tmp_path, protection, last_words)
+        ended = boot(tmp_path, mode, last_words)
     except (NoPackage, NoEngine) as error:
         pytest.skip(str(error))
     text = ended.text
-    assert stop is ended.stop, text
-    assert (protection is Protection.SEV) is ("Memory Encryption Features active: AMD SEV" in text)
+    assert expected is ended.stop, text
+    says = re.findall("Memory Encryption Features active: AMD (SEV|SME)", text)
+    assert ([] if mode == "none" else [mode.upper()]) == says
 
     for found in (
         "ACPI: Using PIC for interrupt routing",

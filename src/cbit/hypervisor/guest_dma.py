@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from cbit.hypervisor.vm import NoSuchMemory, Vm
 from cbit.memory.dma import DmaPort
-from cbit.spec.address import Gpa, strip_c_bit
+from cbit.spec.address import Gpa
 
 
 class GuestDma:
@@ -24,20 +24,19 @@ class GuestDma:
         vm: whose memory.
         port: where the devices are attached.
         c: whether every address is driven with the C-bit; None: if the host uses it for this guest.
-        c_bit: position of the C-bit in addresses that the *guest* gives its devices, if it believes to be the
-            host (SME); None: guests with SEV, and those without encryption, never give one.
 
     Raises:
         ValueError: the C-bit is to be driven, and the machine's encryption is off.
     """
 
-    def __init__(self, vm: Vm, port: DmaPort, *, c: bool | None = None, c_bit: int | None = None) -> None:
+    def __init__(self, vm: Vm, port: DmaPort, *, c: bool | None = None) -> None:
         self._vm = vm
         self._port = port
-        self._c = vm.c if c is None else c
-        self._c_bit = c_bit
-        if (self._c or c_bit is not None) and port.c_bit is None:
-            raise ValueError("a device cannot drive the C-bit while memory encryption is off")
+        self._mark = 0
+        if vm.c if c is None else c:
+            if port.c_bit is None:
+                raise ValueError("a device cannot drive the C-bit while memory encryption is off")
+            self._mark = 1 << port.c_bit
 
     def read(self, gpa: int, length: int) -> bytes:
         """Read memory as the device sees it.
@@ -56,15 +55,10 @@ class GuestDma:
 
     def _pieces(self, gpa: int, length: int) -> Iterator[tuple[int, int]]:
         """Cut a request where guest memory changes its region: (address as driven, count)."""
-        c = self._c
-        if self._c_bit is not None:
-            gpa, marked = strip_c_bit(gpa, self._c_bit)
-            c |= marked
-        mark = 1 << self._port.c_bit if c and self._port.c_bit is not None else 0
         while length > 0:
             region = next((region for region in self._vm.regions if gpa in region), None)
             if region is None:
                 raise NoSuchMemory(f"guest memory has nothing at {gpa:#x}..{gpa + length - 1:#x}")
             count = min(length, region.gpa + region.size - gpa)
-            yield self._vm.spa(Gpa(gpa), count) | mark, count
+            yield self._vm.spa(Gpa(gpa), count) | self._mark, count
             gpa, length = gpa + count, length - count
