@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.key import Key
 from cbit.crypto.memory_modes import KEY_BYTES, Mode, Tweak
+from cbit.memory.bus import BusOp
 from cbit.memory.errors import AddressError
 from cbit.memory.latency import SOURCE
 from cbit.spec.address import LINE, MIB, PAGE, Spa
@@ -330,3 +331,55 @@ def reachable(*roots: object) -> Iterator[object]:
 
 def test_key_sizes_are_what_the_tests_assume() -> None:
     assert {mode: KEY_BYTES[mode] for mode in Mode} == {Mode.XE: 16, Mode.XEX: 16, Mode.XTS: 32}
+
+
+# ---- parts of a page
+
+
+class Recorder:
+    """A bus probe that keeps what passes."""
+
+    def __init__(self, passed: list[tuple[BusOp, int, bytes]]) -> None:
+        self.passed = passed
+
+    def __call__(self, op: BusOp, spa: Spa, data: bytes) -> None:
+        self.passed.append((op, spa, data))
+
+
+@given(
+    dirty=st.integers(1, (1 << PAGE // LINE) - 1),
+    key_id=st.sampled_from([UNENCRYPTED, HOST, ALICE]),
+    seed=st.integers(0, 255),
+)
+def test_parts_of_a_page_are_written_as_if_each_were_alone(dirty: int, key_id: KeyId, seed: int) -> None:
+    """The same cells, the same on the wires, the same counts; and no other line moves."""
+    lines = [line for line in range(PAGE // LINE) if dirty >> line & 1]
+    parts = [(line * LINE, (line + 1) * LINE) for line in lines]
+    data = bytes((seed + at) % 256 for at in range(PAGE))
+    for mode in Mode:
+        seen = []
+        for at_once in (True, False):
+            world = World(mode=mode)
+            before = world.probe.read(Spa(PAGE), PAGE)
+            wires: list[tuple[BusOp, int, bytes]] = []
+            with world.bus.tap(Recorder(wires)):
+                if at_once:
+                    world.controller.write_parts(Spa(PAGE), memoryview(data), parts, key_id)
+                else:
+                    for start, stop in parts:
+                        world.controller.write(Spa(PAGE + start), data[start:stop], key_id)
+            cells, written = world.probe.read(Spa(PAGE), PAGE), world.controller.counts.report()
+            for line in set(range(PAGE // LINE)) - set(lines):
+                assert before[line * LINE :][:LINE] == cells[line * LINE :][:LINE]
+            for start, stop in parts:
+                assert data[start:stop] == world.controller.read(Spa(PAGE + start), stop - start, key_id)
+            seen.append((cells, written, wires))
+        assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(("spa", "key_id"), [(Spa(1 << 40), HOST), (Spa(0), KeyId(5000))])
+def test_parts_that_cannot_be_written_move_nothing(any_mode: World, spa: Spa, key_id: KeyId) -> None:
+    before = any_mode.probe.read(Spa(0), PAGE)
+    with pytest.raises((AddressError, ValueError)):
+        any_mode.controller.write_parts(spa, memoryview(TEXT), [(0, LINE)], key_id)
+    assert before == any_mode.probe.read(Spa(0), PAGE)

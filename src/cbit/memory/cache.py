@@ -440,9 +440,12 @@ class Cache:
         return copy.dirty != 0
 
     def _write_back(self, copy: _Copy) -> None:
-        page = self._pool.page(copy.slot)
-        for start, stop in _runs(copy.dirty):
-            # The tag's key, not that of whoever needs the room (§6.1 rule 1).
+        page, runs = self._pool.page(copy.slot), _runs(copy.dirty)
+        # The tag's key, not that of whoever needs the room (§6.1 rule 1).
+        if len(runs) > 1:
+            self._controller.write_parts(Spa(copy.page), page, runs, copy.key_id)
+        elif runs:
+            ((start, stop),) = runs
             self._controller.write(Spa(copy.page + start), page[start:stop], copy.key_id)
 
     def _cached_pages(self, spa: int, length: int) -> list[int]:
