@@ -30,7 +30,7 @@ def test_it_says_what_this_build_can_do(capsys: pytest.CaptureFixture[str]) -> N
     found = capabilities(capsys)
     assert found["version"] == __version__
     assert {"demo", "setup", "owner", "capabilities"} <= set(found["commands"])
-    assert "run" not in found["commands"]
+    assert {"run", "memory", "attack"} <= set(found["commands"])
     assert found["executes_guests"] is (not missing())
     assert found["owner"] is True
     assert found["machine"] is True
