@@ -11,6 +11,8 @@ QUICK: dict[str, dict[str, Number]] = {
     "block-move-xe": {"corpus_mib": 1},
     "block-move-xex": {"corpus_mib": 1},
     "code-injection": {"corpus_mib": 1},
+    "ciphertext-dictionary": {"bits": 64},
+    "ciphertext-collision": {"bits": 64},
 }
 
 

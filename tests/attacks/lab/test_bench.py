@@ -72,14 +72,13 @@ def test_a_victim_that_crashes_is_said_to(workshop: Workshop) -> None:
 def test_a_victims_registers_are_at_the_hypervisors_hands(workshop: Workshop) -> None:
     stand = Stand(workshop, Setup(), mode=Mode.SEV, variant="", seed=1, parameters={})
     guest = stand.guest(Program("add rbx, r9; hlt"))
-    hands = Hands(
-        stand.host, guest, frozenset({Power.USE_REGISTERS, Power.TAKE_EXITS}), own_sev=True, hwcr_locked=False
-    )
+    powers = frozenset({Power.USE_REGISTERS, Power.TAKE_EXITS})
+    hands = Hands(stand.host, Scene((), Facts({}), guest), powers, own_sev=True)
     hands.registers["rbx"], hands.registers["r9"] = 40, 2
     assert HLT == hands.victim.run().code
     assert 42 == hands.registers["rbx"] == hands.registers.all()["rbx"]
     assert CODE + 3 == hands.registers["rip"]
-    assert {Power.USE_REGISTERS, Power.TAKE_EXITS} == hands.used
+    assert powers == hands.used
 
 
 def test_a_program_that_does_not_assemble_is_refused() -> None:

@@ -6,19 +6,24 @@ from typing import Final
 
 from cbit.attacks.experiments.bit_flip import bit_flip
 from cbit.attacks.experiments.block_move import block_move_xe, block_move_xex
+from cbit.attacks.experiments.ciphertext import ciphertext_collision, ciphertext_dictionary
 from cbit.attacks.experiments.code_injection import code_injection
+from cbit.attacks.experiments.cold_boot import cold_boot
 from cbit.attacks.experiments.crossline import crossline_v1, crossline_v2
 from cbit.attacks.experiments.debug_policy import debug_policy
 from cbit.attacks.experiments.dropped_store import dropped_store
 from cbit.attacks.experiments.faked_cpuid import faked_cpuid
 from cbit.attacks.experiments.host_read import bus_probe, dma_read, host_read
+from cbit.attacks.experiments.launch_permutation import launch_permutation
 from cbit.attacks.experiments.registers import register_oracle
 from cbit.attacks.experiments.replay import replay
 from cbit.attacks.experiments.severed import severed
 from cbit.attacks.experiments.tweak_constants import tweak_constants_xe, tweak_constants_xex
+from cbit.attacks.experiments.withheld_flush import withheld_flush
 from cbit.attacks.lab.attack import Attack, BadCase
 
 ALL: Final[tuple[Attack, ...]] = (
+    cold_boot,
     host_read,
     dma_read,
     bus_probe,
@@ -28,6 +33,7 @@ ALL: Final[tuple[Attack, ...]] = (
     register_oracle,
     faked_cpuid,
     dropped_store,
+    launch_permutation,
     debug_policy,
     tweak_constants_xe,
     tweak_constants_xex,
@@ -36,6 +42,9 @@ ALL: Final[tuple[Attack, ...]] = (
     code_injection,
     crossline_v1,
     crossline_v2,
+    ciphertext_dictionary,
+    ciphertext_collision,
+    withheld_flush,
 )
 
 

@@ -15,6 +15,7 @@ Paper: sev-api.md §7 (launch); memory-encryption.md §4.2, §10.1; launch-input
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -71,7 +72,7 @@ class Program:
     data: tuple[tuple[int, bytes], ...] = ()
     size: int = SIZE
 
-    def image(self, *, c_bit: bool) -> bytes:
+    def image(self, *, c_bit: int | None) -> bytes:
         """Lay the measured image out, from `TABLES` on."""
         pieces = [(TABLES, tables(c_bit=c_bit)), (GDT, _GDT), (CODE, assemble(self.source, CODE)), *self.data]
         end = max(at + len(data) for at, data in pieces)
@@ -84,9 +85,9 @@ class Program:
 _GDT: Final = struct.pack("<4Q", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 
 
-def tables(*, c_bit: bool, top: int = TABLES) -> bytes:
+def tables(*, c_bit: int | None, top: int = TABLES) -> bytes:
     """Make five pages of page tables: the private view and the shared one."""
-    c, use = 1 << C_BIT if c_bit else 0, _P | _W | _U | _A
+    c, use = 1 << c_bit if c_bit is not None else 0, _P | _W | _U | _A
     pages = [bytearray(PAGE) for _ in range(5)]
     struct.pack_into("<Q", pages[0], 0, top + PAGE | c | use)
     struct.pack_into("<Q", pages[1], 0, top + 2 * PAGE | c | use)
@@ -213,23 +214,42 @@ def describe(exit: Exit) -> str:
 
 
 def boot(
-    host: Host, protection: Protection, program: Program, secret: bytes, *, tenant: Tenant, entropy: Entropy
+    host: Host,
+    protection: Protection,
+    program: Program,
+    secret: bytes,
+    *,
+    tenant: Tenant,
+    entropy: Entropy,
+    pieces: Sequence[tuple[int, bytes]] | None = None,
 ) -> Guest:
     """Start a victim; with SEV its owner verifies the platform, measures the image and seals the secret.
+
+    Args:
+        host: where.
+        protection: how.
+        program: what it runs.
+        secret: what its owner gives it.
+        tenant: its owner.
+        entropy: the owner's randomness.
+        pieces: what the host loads and measures, in this order, each at its guest address; by default the
+            image, as its owner means it.
 
     Raises:
         FirmwareError, BadMeasurement, Untrusted: the launch fails.
         NoEngine: this computer cannot execute guests.
     """
     sev_mode = protection is Protection.SEV
-    image = program.image(c_bit=sev_mode)
+    image = program.image(c_bit=C_BIT if sev_mode else None)
     vm = Vm(host, protection)
     vm.add_memory(Gpa(0), program.size)
-    vm.load(Gpa(TABLES), image)
+    pieces = [(TABLES, image)] if pieces is None else pieces
+    for at, data in pieces:
+        vm.load(Gpa(at), data)
     sev = None
     if sev_mode:
         sev = launch(
-            vm, image, secret, program.secret_at, tenant=replace(tenant, image=image), entropy=entropy
+            vm, pieces, secret, program.secret_at, tenant=replace(tenant, image=image), entropy=entropy
         )
     elif secret:
         vm.load(Gpa(program.secret_at), secret)
@@ -239,7 +259,13 @@ def boot(
 
 
 def launch(
-    vm: Vm, image: bytes, secret: bytes, secret_at: int, *, tenant: Tenant, entropy: Entropy
+    vm: Vm,
+    pieces: Sequence[tuple[int, bytes]],
+    secret: bytes,
+    secret_at: int,
+    *,
+    tenant: Tenant,
+    entropy: Entropy,
 ) -> SevGuest:
     """Launch what lies in a guest's memory, for an owner who checks it (errors as `boot`)."""
     session = tenant.open_session(vm.host.export_chain(), entropy)
@@ -247,7 +273,8 @@ def launch(
     sev = SevGuest.start(
         vm, policy=tenant.policy, godh=bytes(session.session.godh), session=bytes(session.session.blob)
     )
-    sev.update(Gpa(TABLES), len(image))
+    for at, data in pieces:
+        sev.update(Gpa(at), len(data))
     trusted = tenant.check(session, sev.measure())
     if secret:
         header, payload = trusted.seal(secret, entropy=entropy)

@@ -8,11 +8,12 @@ Paper: attacks.md §0.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from cbit.attacks.lab.guest import Guest
 from cbit.attacks.lab.own_guest import OwnGuest
+from cbit.attacks.lab.scene import Scene
 from cbit.attacks.lab.tools import (
     Caches,
     Client,
@@ -27,10 +28,12 @@ from cbit.attacks.lab.tools import (
     Tables,
     Thwarted,
 )
+from cbit.attacks.lab.two_cpus import TwoCpus
 from cbit.attacks.power import Power
 from cbit.hypervisor.host import Host
+from cbit.owner.errors import Untrusted
 from cbit.spec.address import Spa
-from cbit.spec.errors import CbitError
+from cbit.spec.errors import BadMeasurement, CbitError
 
 
 class PowerNotHeld(CbitError):
@@ -42,20 +45,17 @@ class Hands:
 
     Args:
         host: the host that it has (partly) taken over.
-        guest: the victim.
+        scene: the victim, and what the processor does by itself.
         holds: the powers granted.
         own_sev: whether a guest of its own is a SEV guest.
-        hwcr_locked: whether the processor keeps INVD harmless.
 
     Attributes:
         used: the powers that it made use of.
     """
 
-    def __init__(
-        self, host: Host, guest: Guest | None, holds: frozenset[Power], *, own_sev: bool, hwcr_locked: bool
-    ) -> None:
-        self._host, self._guest, self._holds = host, guest, holds
-        self._own_sev, self._hwcr_locked = own_sev, hwcr_locked
+    def __init__(self, host: Host, scene: Scene, holds: frozenset[Power], *, own_sev: bool) -> None:
+        self._host, self._scene, self._guest, self._holds = host, scene, scene.guest, holds
+        self._own_sev = own_sev
         self.used: set[Power] = set()
 
     def _take(self, power: Power) -> None:
@@ -84,7 +84,7 @@ class Hands:
     def dropper(self) -> Dropper:
         """INVD, and HWCR (p7)."""
         self._take(Power.DROP_CACHES)
-        return Dropper(self._host, self._victim(), locked=self._hwcr_locked)
+        return Dropper(self._host, self._victim(), locked=self._scene.hwcr_locked)
 
     @property
     def tables(self) -> Tables:
@@ -137,6 +137,28 @@ class Hands:
         """The secure processor's mailbox (p12)."""
         self._take(Power.COMMAND)
         return Commands(self._host, self._guest)
+
+    @property
+    def two_cpus(self) -> TwoCpus:
+        """Two virtual CPUs of the victim's (p6), and an unprivileged program on one of them (A15)."""
+        self._take(Power.WITHHOLD_FLUSH)
+        self._take(Power.PROCESS)
+        c_bit = self._host.machine.profile.features.c_bit
+        return TwoCpus(self._victim(), c_bit=c_bit, flushes=self._scene.tlb_flushes)
+
+    def launch(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Launch the victim by one LAUNCH_UPDATE_DATA for each piece, at the adversary's places (p12).
+
+        Raises:
+            Thwarted: its owner does not trust what it sees.
+        """
+        self._take(Power.CARRY_LAUNCH)
+        if self._scene.launcher is None:
+            raise Thwarted("there is nothing to launch")
+        try:
+            self._guest = self._scene.launcher(pieces)
+        except (BadMeasurement, Untrusted) as refusal:
+            raise Thwarted(str(refusal)) from None
 
     def spoofed(self, *, rip: int, cr3: int, map_memory: bool = True) -> Spoofed:
         """A virtual CPU of the adversary's own that runs under the victim's ASID (p5)."""

@@ -130,13 +130,7 @@ def run(
         raise NoControl(f"{attack.name}, {mode}: the victim does not hold what was planted")
     if not scene.secrets or min(map(len, scene.secrets)) < SHORTEST_SECRET:
         raise NoControl(f"{attack.name}: secrets of {SHORTEST_SECRET} bytes at least")
-    hands = Hands(
-        stand.host,
-        scene.guest,
-        attack.holds,
-        own_sev=mode is Mode.SEV,
-        hwcr_locked=scene.hwcr_locked,
-    )
+    hands = Hands(stand.host, scene, attack.holds, own_sev=mode is Mode.SEV)
     log, loot, note = Log(), b"", ""
     try:
         loot = attack.attempt(hands, scene.facts, log)

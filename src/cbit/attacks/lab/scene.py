@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cbit.attacks.lab.guest import Guest
 
+#: Launches the victim from pieces of its image, each at the place that the host chose.
+Launcher = Callable[[Sequence[tuple[int, bytes]]], Guest]
 Fact = int | float | bytes | tuple[int, ...]
 
 
@@ -55,6 +57,8 @@ class Scene:
         guest: the victim, if it is a guest.
         planted: whether the secrets are where they belong: the positive control, asked before the attempt.
         hwcr_locked: whether the processor ignores a write that would let INVD lose dirty lines.
+        tlb_flushes: whether the processor flushes the TLB for each virtual CPU by itself.
+        launcher: starts the victim as the adversary wants it, if it is the adversary who launches it.
     """
 
     secrets: tuple[bytes, ...]
@@ -62,3 +66,5 @@ class Scene:
     guest: Guest | None = None
     planted: bool = True
     hwcr_locked: bool = False
+    tlb_flushes: bool = False
+    launcher: Launcher | None = None

@@ -6,7 +6,7 @@ Paper: sev-api.md §7 (what a launch is); attacks.md §3.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,13 +122,21 @@ class Stand:
         """A parameter that is a whole number."""
         return int(self.parameters[name])
 
-    def guest(self, program: Program, *, secret: bytes = b"", policy: Policy = Policy.NODBG) -> Guest:
+    def guest(
+        self,
+        program: Program,
+        *,
+        secret: bytes = b"",
+        policy: Policy = Policy.NODBG,
+        pieces: Sequence[tuple[int, bytes]] | None = None,
+    ) -> Guest:
         """Start a victim as its protection wants it; with SEV, by its owner's measured launch.
 
         Args:
             program: what it runs.
             secret: what its owner gives it, at `Program.secret_at`.
             policy: what its owner asks for.
+            pieces: how the host loads it, if not as its owner means it.
         """
         tenant = Tenant(
             image=b"",
@@ -136,4 +144,12 @@ class Stand:
             vendor_certs=(self._state.read("certs/cek.cert"), self._state.read("certs/ask_ark.cert")),
             trust=AmdCert.parse(self._state.read("certs/ark.cert")),
         )
-        return boot(self.host, self.mode.protection, program, secret, tenant=tenant, entropy=self.entropy)
+        return boot(
+            self.host,
+            self.mode.protection,
+            program,
+            secret,
+            tenant=tenant,
+            entropy=self.entropy,
+            pieces=pieces,
+        )

@@ -1,0 +1,160 @@
+"""E1, A1: modules carried away, with keys in them."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.guest import SECRET, Program
+from cbit.attacks.lab.hands import Hands
+from cbit.attacks.lab.key_search import AES_128, AES_256, aes_keys
+from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by
+from cbit.attacks.lab.rsa_search import find_modulus, read_numbers, rebuild
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.power import Power
+from cbit.crypto.entropy import Entropy
+from cbit.spec.address import MIB
+
+E, BITS = 65537, 1024
+SCHEDULES = 0x20000
+
+#: Expands the two AES keys that its owner gave it, with the processor's own instructions, as disk encryption
+#: does; the RSA key stays where it lies, as a web server keeps it.
+EXPANDER = f"""
+.macro mix
+    movdqa xmm3, xmm1
+    pslldq xmm3, 4
+    pxor xmm1, xmm3
+    pslldq xmm3, 4
+    pxor xmm1, xmm3
+    pslldq xmm3, 4
+    pxor xmm1, xmm3
+    pxor xmm1, xmm2
+    movdqu [rdi], xmm1
+    add rdi, 16
+.endm
+.macro expand rcon
+    aeskeygenassist xmm2, xmm1, \\rcon
+    pshufd xmm2, xmm2, 0xFF
+    mix
+.endm
+    mov rdi, {SCHEDULES:#x}
+    movdqu xmm1, [{SECRET:#x}]
+    movdqu [rdi], xmm1
+    add rdi, 16
+    .irp rcon, 1, 2, 4, 8, 16, 32, 64, 128, 27, 54
+    expand \\rcon
+    .endr
+.macro upper
+    aeskeygenassist xmm2, xmm4, 0
+    pshufd xmm2, xmm2, 0xAA
+    movdqa xmm5, xmm1
+    movdqa xmm1, xmm6
+    mix
+    movdqa xmm6, xmm1
+    movdqa xmm1, xmm5
+.endm
+    mov rdi, {SCHEDULES + 0x1003:#x}   # anywhere: not aligned
+    movdqu xmm1, [{SECRET + 16:#x}]
+    movdqu xmm6, [{SECRET + 32:#x}]
+    movdqu [rdi], xmm1
+    movdqu [rdi + 16], xmm6
+    add rdi, 32
+    .irp rcon, 1, 2, 4, 8, 16, 32
+    aeskeygenassist xmm2, xmm6, \\rcon
+    pshufd xmm2, xmm2, 0xFF
+    mix
+    movdqa xmm4, xmm1
+    upper
+    .endr
+    aeskeygenassist xmm2, xmm6, 64
+    pshufd xmm2, xmm2, 0xFF
+    mix
+    hlt
+"""
+
+
+def _prime(entropy: Entropy, bits: int) -> int:
+    while True:
+        drawn = int.from_bytes(entropy.draw(bits // 8), "big") | 3 << bits - 2 | 1
+        small = drawn % E == 1 or not all(drawn % prime for prime in (3, 5, 7, 11, 13, 17, 19, 23, 29))
+        if not small and all(pow(base, drawn - 1, drawn) == 1 for base in (2, 3, 5)):
+            return drawn
+
+
+def expander(stand: Stand) -> Scene:
+    """Start a victim with two AES key schedules and an RSA key in its memory."""
+    keys = stand.entropy.draw(16), stand.entropy.draw(32)
+    p, q = _prime(stand.entropy, BITS // 2), _prime(stand.entropy, BITS // 2)
+    d = pow(E, -1, (p - 1) * (q - 1))
+    numbers = rsa.RSAPrivateNumbers(
+        p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), rsa.RSAPublicNumbers(E, p * q)
+    )
+    file = numbers.private_key().private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    sealed = keys[0] + keys[1] + file
+    sealed += bytes(-len(sealed) % 16)
+    guest = stand.guest(Program(EXPANDER), secret=sealed)
+    guest.until_idle()
+    modulus = (p * q).to_bytes(BITS // 8, "big")
+    facts = Facts({"modulus": modulus, "decay": float(stand.parameters["decay"])})
+    secrets = (*keys, min(p, q).to_bytes(BITS // 16, "big"))
+    return Scene(secrets, facts, guest, planted=guest.peek(SECRET, len(sealed)) == sealed)
+
+
+_LOST = stopped_by("the key was in the chip and is gone with the power: what is left is noise")
+
+
+@attack(
+    title="Cold boot",
+    experiment="E1",
+    paper="Halderman et al., USENIX Security 2008 (attacks.md A1)",
+    holds={Power.CUT_POWER, Power.FLUSH_CACHES},
+    expect={
+        Mode.NONE: SUCCEEDS,
+        Mode.SME: _LOST,
+        Mode.SEV: _LOST,
+        Mode.SEV_ES: _LOST,
+        Mode.SEV_SNP: _LOST,
+    },
+    victim=expander,
+    setup=Setup(memory=8 * MIB),
+    parameters={"decay": 0.02},
+)
+def cold_boot(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Cut the power, carry the modules away, and look for keys in what has not faded.
+
+    An expanded AES key is many times as long as the key and obeys relations everywhere, so it can be found at
+    any offset and mended when some of its bits have fallen.  A private RSA key holds five numbers that follow
+    from one another.  Under memory encryption the image is noise, and a single fallen bit of ciphertext makes
+    sixteen bytes of other noise: there is nothing to mend.
+    """
+    hands.caches.write_back()
+    decay = facts.real("decay")
+    image = hands.carry_away(decay=decay)
+    log.step(
+        f"{len(image) >> 20} MiB read after {decay:.1%} of the charged cells had faded", image[: 1 << 16]
+    )
+    loot, found = b"", 0
+    for name, kind in (("AES-128", AES_128), ("AES-256", AES_256)):
+        for offset, key in aes_keys(image, kind):
+            log.step(f"{name} key schedule at {offset:#x}", key)
+            loot, found = loot + key, found + 1
+    modulus = facts.data("modulus")
+    for offset in find_modulus(image, modulus):
+        log.step(f"the public modulus at {offset:#x}, and the private numbers behind it")
+        primes = rebuild(read_numbers(image, offset, len(modulus)), int.from_bytes(modulus, "big"), E)
+        if primes is not None:
+            factor = min(primes).to_bytes(len(modulus) // 2, "big")
+            log.step("a prime factor", factor)
+            loot, found = loot + factor, found + 1
+    log.figure(
+        "keys found", found, published="at 5 to 15 % decay all, from memory", source="attacks.md A1 (M)"
+    )
+    return loot

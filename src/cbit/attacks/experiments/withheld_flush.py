@@ -1,0 +1,63 @@
+"""E12, A15: one virtual CPU uses the translations of another."""
+
+from __future__ import annotations
+
+from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.guest import SECRET
+from cbit.attacks.lab.hands import Hands
+from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Thwarted
+from cbit.attacks.lab.two_cpus import PASSWORD, SERVICES_PAGE, victim
+from cbit.attacks.power import Power
+
+
+def two_cpus(stand: Stand) -> Scene:
+    """Start a victim with a service, and a program of somebody else's beside it."""
+    secret, password = stand.entropy.draw(32), stand.entropy.draw(16)
+    c_bit = stand.machine.profile.features.c_bit
+    guest = stand.guest(victim(password, c_bit=c_bit), secret=secret)
+    planted = guest.peek(SECRET, 32) == secret and guest.peek(SERVICES_PAGE, 16) == password
+    return Scene((secret,), Facts({}), guest, planted=planted, tlb_flushes=stand.variant == "flushed")
+
+
+_OTHERWISE = does_not_apply("the hypervisor reads the memory of such a guest by itself")
+
+
+@attack(
+    title="TLB poisoning: the flush that did not come",
+    experiment="E12",
+    paper="Li et al., ACSAC 2021 (attacks.md A15); memory-encryption.md §7 rule 3",
+    holds={Power.WITHHOLD_FLUSH, Power.PROCESS},
+    expect={
+        Mode.NONE: _OTHERWISE,
+        Mode.SME: _OTHERWISE,
+        Mode.SEV: succeeds("the hypervisor is responsible for the flush"),
+        Mode.SEV_ES: SUCCEEDS,
+        Mode.SEV_SNP: stopped_by("TLB_ID and PCPU_ID in the VMSA: hardware flushes"),
+    },
+    defences={"flushed": "the flush of the ASID at VMRUN, which SNP's hardware forces by PCPU_ID"},
+    victim=two_cpus,
+    executes=False,
+)
+def withheld_flush(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Run a program that maps a page of its own where the service has its password; then run the service.
+
+    Both are virtual CPUs of one guest, so they share an ASID, and with it the tag of their translations.  The
+    service loads "its password" through the translation that the program has left in the TLB.
+    """
+    cpus, known = hands.two_cpus, b"the intruder's  "
+    if cpus.ask(known, SECRET, 32):
+        raise Thwarted("the service needs no password")
+    cpus.flush()  # the service's own translation goes
+    log.step("the service refuses the intruder's password")
+    cpus.program_stores(known)
+    log.step(f"the program stores that password at {PASSWORD:#x}, on a page of its own, and fills the TLB")
+    loot = cpus.ask(known, SECRET, 32)
+    log.step("the service runs on the same core, without a flush", loot)
+    log.figure(
+        "attempts that succeed", 100.0 * bool(loot), "%", published="20 of 20 (sshd)", source="attacks.md A15"
+    )
+    return loot
