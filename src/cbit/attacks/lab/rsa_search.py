@@ -94,7 +94,7 @@ def rebuild(read: Read, modulus: int, e: int) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """g e d = k φ(N) + g, where g = 1 or a common divisor of p-1 and q-1; e dP = kp (p-1) + 1; likewise dQ."""
+    """g e d = k φ(N) + g, where g divides p-1 and q-1; e dP = kp (p-1) + 1; likewise dQ."""
 
     g: int
     k: int
