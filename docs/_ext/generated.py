@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import attack_pages
 import command_tables
 import paper_index
 import wire_tables
 
 #: What may stand after "generated:", and what makes it.
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
+    "attacks": attack_pages.attacks,
     "wire-structures": wire_tables.wire_structures,
     "commands": command_tables.commands,
     "statuses": command_tables.statuses,

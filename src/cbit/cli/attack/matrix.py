@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELP: Final = "run every attack against every mode; exit code 1 if a cell differs from its prediction"
 EXAMPLE: Final = """examples:
-  cbit attack matrix
+  cbit attack matrix --html lab.html
   cbit attack matrix --only severed --only replay --json"""
 _MARKS: Final = {
     "succeeds": "SUCCEEDS",
@@ -28,6 +28,7 @@ _MARKS: Final = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report, one self-contained page")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="this row; may be repeated"
     )
@@ -55,8 +56,12 @@ def run(args: argparse.Namespace) -> Outcome:
 
     rows = tuple(named(name) for name in dict.fromkeys(args.only)) or ALL
     told = run_campaign(args, whole_matrix(rows, seed=args.seed))
+    if args.html:
+        from cbit.attacks.report.page import page
+
+        args.html.write_text(page(rows, told), encoding="utf-8")
     reasons = tuple(_surprise(cell) for cell in told if not cell["as_expected"])
-    return Outcome(not reasons, {"cells": told}, reasons=reasons, lines=lambda: _lines(told))
+    return Outcome(not reasons, {"cells": told}, reasons=reasons, lines=lambda: _lines(told, args.html))
 
 
 def run_campaign(args: argparse.Namespace, cases: list[Any]) -> list[Told]:
@@ -75,7 +80,7 @@ def _surprise(cell: Told) -> str:
     return f"{where}: predicted {cell['expected']}, the run says {cell['verdict']}"
 
 
-def _lines(told: list[Told]) -> Iterator[str]:
+def _lines(told: list[Told], html: Path | None) -> Iterator[str]:
     modes = list(dict.fromkeys(cell["mode"] for cell in told if not cell["variant"]))
     yield f"{'':<22}" + "".join(f"{mode:<14}" for mode in modes)
     for name in dict.fromkeys(cell["attack"] for cell in told):
@@ -85,6 +90,8 @@ def _lines(told: list[Told]) -> Iterator[str]:
         for cell in row:
             if cell["variant"]:
                 yield f"  with {cell['variant']:<15}{cell['mode']}: {_mark(cell)} - {cell['why']}"
+    if html:
+        yield f"report: {html}"
 
 
 def _mark(cell: Told) -> str:

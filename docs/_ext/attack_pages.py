@@ -1,0 +1,41 @@
+"""The attacks of the lab, as their own declarations have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cbit.attacks.experiments import ALL
+from cbit.attacks.lab.attack import Attack
+from cbit.attacks.lab.outcome import Mode
+
+
+def attacks() -> str:
+    """One section for each attack."""
+    return "\n".join(line for attack in ALL for line in _section(attack))
+
+
+def _section(attack: Attack) -> Iterator[str]:
+    yield f"## {attack.name}"
+    yield ""
+    number = f" Experiment {attack.experiment}." if attack.experiment else ""
+    yield f"**{attack.title}.**{number}"
+    yield f"Source: {attack.paper}."
+    yield ""
+    yield from attack.idea.splitlines()
+    yield ""
+    powers = sorted(power.value for power in attack.holds)
+    yield f"Powers: {'; '.join(powers)}."
+    yield ""
+    yield "| mode | expected | because |"
+    yield "| --- | --- | --- |"
+    for mode in Mode:
+        expected = attack.expect[mode]
+        absent = "" if mode.modelled else ", not modelled"
+        yield f"| {mode.value}{absent} | {expected.verdict.value} | {expected.why} |"
+    for variant, what in attack.defences.items():
+        yield f"| {attack.defended.value}, `--variant {variant}` | stopped | {what} |"
+    yield ""
+    if attack.parameters:
+        given = ", ".join(f"`{name}={value}`" for name, value in attack.parameters.items())
+        yield f"Parameters: {given}."
+        yield ""

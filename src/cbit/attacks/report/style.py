@@ -1,0 +1,37 @@
+"""The style sheet of the lab's report: light and dark, for screens and for paper."""
+
+from typing import Final
+
+STYLE: Final = """
+:root { --ink: #1d2530; --paper: #fbfaf7; --line: #d9d5cc; --won: #b3372f; --held: #2d6a4f; --shade: #34568b;
+  --faint: #6b7280; --partly: #a76a00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e3dc; --paper: #171a1f; --line: #363b44; --won: #ef7d72;
+  --held: #74c69d; --shade: #8fb3e8; --faint: #9aa1ad; --partly: #e0a94a; } }
+* { box-sizing: border-box; }
+body { color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, sans-serif; max-width: 72rem;
+  margin: 2.5rem auto; padding: 0 1.5rem; }
+h1 { font-size: 2rem; margin: 0 0 .6rem; letter-spacing: -.01em; }
+h2 { margin: 2.6rem 0 .6rem; font-size: 1.35rem; }
+h3 { margin: 1.4rem 0 .3rem; font-size: 1rem; color: var(--faint); }
+header p, .attack > p { max-width: 48rem; }
+a { color: inherit; text-decoration-color: var(--line); text-underline-offset: .2em; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th, td { text-align: left; vertical-align: top; padding: .38rem .6rem; border-bottom: 1px solid var(--line); }
+thead th { color: var(--faint); font-weight: 600; }
+.matrix tbody th { font-weight: 500; }
+.number { color: var(--faint); font-size: .8rem; }
+td.won { color: var(--won); font-weight: 650; } td.held { color: var(--held); }
+td.partly { color: var(--partly); font-weight: 650; } td.none, td.absent, .defence { color: var(--faint); }
+td.surprise { outline: 2px solid var(--partly); outline-offset: -2px; }
+.paper, .found { color: var(--faint); margin-top: 0; }
+.attack { border-top: 1px solid var(--line); }
+ol > li { margin: .5rem 0; } ul { margin: .2rem 0; }
+pre { font: .84rem/1.45 ui-monospace, monospace; margin: .3rem 0; overflow-x: auto; }
+.bytes { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: center; }
+svg { display: block; margin: .4rem 0; max-width: 100%; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--faint); }
+.curve .axis { fill: none; stroke: var(--line); } .curve circle { fill: var(--shade); }
+.curve polyline { fill: none; stroke: var(--shade); stroke-width: 2; } .field rect { fill: var(--shade); }
+footer { margin: 3rem 0 1rem; color: var(--faint); font-size: .85rem; }
+@media print { body { margin: 0; max-width: none; } .attack { break-inside: avoid-page; } }
+"""

@@ -1,0 +1,136 @@
+"""The report: one page that needs nothing beside it, says what the results say, and looks right in a browser."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbit.attacks.experiments import ALL
+from cbit.attacks.lab.campaign import Told, whole_matrix
+from cbit.attacks.lab.log import Curve, Field, picture_as_json
+from cbit.attacks.lab.outcome import Verdict
+from cbit.attacks.report.page import page
+from cbit.attacks.report.svg import draw
+
+VOID = {"meta", "br", "rect", "circle", "path", "polyline"}
+
+
+def results() -> list[Told]:
+    """A result for each cell, as if all had been run and had come out as predicted."""
+    told = []
+    for case in whole_matrix(ALL):
+        attack = next(attack for attack in ALL if attack.name == case.attack)
+        expected = attack.expectation(case.mode, case.variant)
+        verdict = expected.verdict if case.mode.modelled else Verdict.NOT_MODELLED
+        picture = picture_as_json(Curve("x", "y", ((1.0, 2.0), (2.0, 3.0))))
+        step = {"text": "a <step> & more", "data": "00ff" * 8, "length": 4096, "picture": picture}
+        figure = {"name": "count", "ours": 3, "unit": "", "published": "4", "source": "s", "difference": "d"}
+        told.append(
+            case.as_json()
+            | {"verdict": verdict.value, "expected": expected.verdict.value, "why": expected.why}
+            | {"as_expected": True, "found": 1, "planted": 1, "note": "", "loot_bytes": 32, "powers": []}
+            | {"figures": [figure], "steps": [step]}
+        )
+    return told
+
+
+class Reader(HTMLParser):
+    """Holds a page to its brackets, and collects what it refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.refers: set[str] = set()
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.add(value or "")
+            if name in ("href", "src", "xlink:href"):
+                self.refers.add(value or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    return reader
+
+
+def test_the_page_is_whole_and_refers_to_itself_only() -> None:
+    text = page(ALL, results())
+    reader = read(text)
+    assert [] == reader.open
+    assert {f"#{attack.name}" for attack in ALL} == reader.refers
+    assert {attack.name for attack in ALL} <= reader.ids
+    assert not {"script", "link", "img", "iframe", "object"} & set(reader.tags)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert "a &lt;step&gt; &amp; more" in text
+    assert "<step>" not in text
+
+
+def test_every_cell_has_its_verdict_and_a_surprise_is_marked() -> None:
+    told = results()
+    table = page(ALL, told).partition('class="matrix"')[2].partition("</table>")[0]
+    assert len(ALL) * 5 == len(re.findall(r"<td class=\"(?:won|held|partly|none|absent)\"", table))
+    assert "surprise" not in table
+    told[0] |= {"verdict": "stopped", "as_expected": False}
+    text = page(ALL, told)
+    assert 'class="held surprise"' in text
+    assert "1 came out otherwise than predicted" in text
+
+
+def test_figures_stand_beside_the_published_ones() -> None:
+    text = page(ALL, results())
+    assert "<td>count</td><td>3</td><td>4</td><td>s</td><td>d</td>" in text
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [Curve("a", "b", ()), Curve("a", "b", ((0.0, 0.0),)), Field(3, b"\x00\x80\xff\x10"), Field(2, b"")],
+)
+def test_a_picture_is_drawn_whatever_is_in_it(picture: Curve | Field) -> None:
+    told = picture_as_json(picture)
+    assert told is not None
+    assert [] == read(draw(told)).open
+
+
+def test_a_picture_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="a picture of kind 'photograph'"):
+        draw({"kind": "photograph"})
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_a_real_browser_shows_it(require_program: Callable[[str, str], list[str]], tmp_path: Path) -> None:
+    chromium = require_program("chromium", "apt install chromium")
+    report, picture = tmp_path / "lab.html", tmp_path / "lab.png"
+    report.write_text(page(ALL, results()), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+
+    def browse(*words: str) -> Any:
+        call = [*chromium, *options, *words, report.as_uri()]
+        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=100)
+
+    seen = browse("--dump-dom").stdout
+    assert all(attack.title in seen for attack in ALL)
+    assert len(results()) - sum(1 for c in results() if c["variant"]) == len(
+        re.findall(r"<td class=\"(?:won|held|partly|none|absent)\"", seen)
+    )
+    browse(f"--screenshot={picture}", "--window-size=1200,1600")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert 20_000 < picture.stat().st_size
