@@ -57,9 +57,9 @@ def _head(told: Sequence[Told]) -> Iterator[str]:
     surprises = [cell for cell in told if not cell["as_expected"]]
     yield "<header><h1>Attacks on encrypted memory</h1>"
     yield (
-        "<p>Each cell is an attempt that was made, against a victim in an emulated machine. It succeeds if the "
-        "secrets that were planted in the victim are in the bytes that the adversary brought back, and in no "
-        "other way. What is expected of a cell follows from the rules of the hardware; the run decides.</p>"
+        "<p>Each cell is an attempt that was made, against a victim in an emulated machine. It succeeds if "
+        "the secrets that were planted in the victim are in the bytes that the adversary brought back, and "
+        "in no other way. What is expected of a cell follows from the hardware's rules; the run decides.</p>"
     )
     verdict = (
         "every one came out as the rules say"
@@ -98,7 +98,8 @@ def _cell(cell: Told, word: str) -> str:
 def _figures(told: Sequence[Told]) -> Iterator[str]:
     yield "<section><h2>Figures beside the published ones</h2>"
     yield "<p>Only numbers that do not depend on the speed of a machine.</p><table><thead><tr>"
-    yield "<th>attack</th><th>figure</th><th>here</th><th>published</th><th>source</th><th>why they differ</th>"
+    yield "<th>attack</th><th>figure</th><th>here</th>"
+    yield "<th>published</th><th>source</th><th>why they differ</th>"
     yield "</tr></thead><tbody>"
     for name, figure in _best_figures(told):
         ours = f"{figure['ours']:g} {figure['unit']}".strip()

@@ -5,8 +5,8 @@ from typing import Final
 STYLE: Final = """
 :root { --ink: #1d2530; --paper: #fbfaf7; --line: #d9d5cc; --won: #b3372f; --held: #2d6a4f; --shade: #34568b;
   --faint: #6b7280; --partly: #a76a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e3dc; --paper: #171a1f; --line: #363b44; --won: #ef7d72;
-  --held: #74c69d; --shade: #8fb3e8; --faint: #9aa1ad; --partly: #e0a94a; } }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e3dc; --paper: #171a1f; --line: #363b44;
+  --won: #ef7d72; --held: #74c69d; --shade: #8fb3e8; --faint: #9aa1ad; --partly: #e0a94a; } }
 * { box-sizing: border-box; }
 body { color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, sans-serif; max-width: 72rem;
   margin: 2.5rem auto; padding: 0 1.5rem; }
