@@ -79,10 +79,14 @@ def _matrix(attacks: Sequence[Attack], told: Sequence[Told]) -> Iterator[str]:
         yield f'<tr><th><a href="#{attack.name}">{escape(attack.title)}</a>{number}</th>'
         for mode in Mode:
             (cell,) = (cell for cell in row if cell["mode"] == mode.value and not cell["variant"])
-            yield _cell(cell, _WORDS.get(cell["verdict"], cell["verdict"]))
+            yield _cell(cell, _word(cell["verdict"]))
         defences = (f"{cell['variant']}: {cell['verdict']}" for cell in row if cell["variant"])
         yield f'<td class="defence">{escape("; ".join(defences))}</td></tr>'
     yield "</tbody></table></section>"
+
+
+def _word(verdict: str) -> str:
+    return _WORDS.get(verdict, verdict)
 
 
 def _cell(cell: Told, word: str) -> str:
@@ -91,7 +95,7 @@ def _cell(cell: Told, word: str) -> str:
     kind = _CLASSES[cell["verdict"]]
     predicted = ""
     if cell["verdict"] == "not modelled":
-        predicted = f"<br><small>predicted: {escape(_WORDS.get(cell['expected'], cell['expected']))}</small>"
+        predicted = f"<br><small>predicted: {escape(_word(cell['expected']))}</small>"
     return f'<td class="{kind}{surprise}" title="{why}">{escape(word)}{predicted}</td>'
 
 
