@@ -155,10 +155,8 @@ class Model:
             return NO_GUEST
         if not 1 <= asid <= LAST:
             return ASID
-        if not cores:
-            return PARAM
-        if max(cores) >= COMPLEXES:
-            return CONFIG
+        if not cores or max(cores) >= COMPLEXES:
+            return CONFIG if cores else PARAM
         guest = self.guests[handle]
         if guest.asid != asid:
             if any(other.asid == asid for other in self.guests.values()):
