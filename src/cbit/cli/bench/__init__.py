@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
-    from cbit.cli.bench.figure import Figure
+    from cbit.cli.bench.figure import Figure, Skipped
 
+#: Group to the module and function that measure it; `owner` needs nothing of the machine.
+GROUPS: Final = {
+    "aes-bulk": ("aes", "bulk"),
+    "aes-page": ("aes", "page"),
+    "launch": ("launch", "figures"),
+    "memory": ("memory", "figures"),
+    "guest": ("guest", "figures"),
+    "owner": ("owner", "figures"),
+}
 EXECUTING = ("guest",)  #: groups that need a computer on which guests execute
 HELP = "figures against their limit, side by side in one run"
 EXAMPLE = """examples:
@@ -26,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="groups to run: aes-bulk, aes-page, launch, memory, guest (default: all)",
+        help=f"groups to run: {', '.join(GROUPS)} (default: all)",
     )
     parser.add_argument(
         "--rounds", type=int, default=7, metavar="N", help="pairs of runs behind each median (default 7)"
@@ -35,49 +45,57 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Run the groups and collect their figures."""
-    from cbit.cli.capabilities import require_machine
-    from cbit.cli.demo.execution import why_not_executing
+    from cbit.cli.bench.figure import Figure
     from cbit.cli.progress import progress
 
-    require_machine()
-    groups = _groups()
-    if unknown := [name for name in args.names if name not in groups]:
-        raise ValueError(f"no such figure: {', '.join(unknown)}; there are {', '.join(groups)}")
+    names = list(args.names or GROUPS)
+    if unknown := [name for name in names if name not in GROUPS]:
+        raise ValueError(f"no such figure: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
     if args.rounds < 1:
         raise ValueError("--rounds is at least 1")
+    left_out: dict[str, str] = {}
+    if set(names) != {"owner"}:
+        left_out = _what_the_machine_leaves_out(asked=bool(args.names))
     figures: list[Figure] = []
-    why_not = why_not_executing() if not args.names else ""
-    for name in args.names or groups:
-        if name in EXECUTING and why_not:
+    for name in names:
+        if name in left_out:
             continue
         with progress(f"measuring {name}", quiet=args.json):
-            figures += groups[name](args.rounds)
+            for found in _measured(name, args.rounds):
+                if isinstance(found, Figure):
+                    figures.append(found)
+                else:
+                    left_out[f"{found.group}, {found.name}"] = found.why
     result: dict[str, Any] = {
         "rounds": args.rounds,
         "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures],
-        "left_out": dict.fromkeys(EXECUTING, why_not) if why_not else {},
+        "left_out": left_out,
     }
-    return Outcome(True, result, lines=lambda: _table(figures, result["left_out"]))
+    return Outcome(True, result, lines=lambda: _table(figures, left_out))
 
 
-def _groups() -> dict[str, Callable[[int], list[Figure]]]:
-    from cbit.cli.bench import aes, guest, launch, memory
+def _what_the_machine_leaves_out(*, asked: bool) -> dict[str, str]:
+    from cbit.cli.capabilities import require_machine
+    from cbit.cli.demo.execution import why_not_executing
 
-    return {
-        "aes-bulk": aes.bulk,
-        "aes-page": aes.page,
-        "launch": launch.figures,
-        "memory": memory.figures,
-        "guest": guest.figures,
-    }
+    require_machine()
+    why_not = "" if asked else why_not_executing()
+    return dict.fromkeys(EXECUTING, why_not) if why_not else {}
+
+
+def _measured(name: str, rounds: int) -> list[Figure | Skipped]:
+    module, function = GROUPS[name]
+    measure = getattr(importlib.import_module(f"cbit.cli.bench.{module}"), function)
+    found: list[Figure | Skipped] = measure(rounds)
+    return found
 
 
 def _table(figures: list[Figure], left_out: dict[str, str]) -> Iterator[str]:
-    yield f"{'figure':<24} {'ours':>12} {'limit':>12} {'ratio':>7}  reach"
+    yield f"{'figure':<28} {'ours':>12} {'limit':>12} {'ratio':>7}  reach"
     for figure in figures:
         mark = "" if figure.reached is None else ("reached" if figure.reached else "MISSED")
         yield (
-            f"{figure.name:<24} {figure.ours:>9.4g} {figure.unit:<3}{figure.limit:>9.4g} {figure.unit:<3}"
+            f"{figure.name:<28} {figure.ours:>9.4g} {figure.unit:<3}{figure.limit:>9.4g} {figure.unit:<3}"
             f"{figure.ratio:>6.2f}  {figure.reach or 'reported':<8} {mark}"
         )
     yield "limits:"

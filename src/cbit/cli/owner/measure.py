@@ -71,7 +71,8 @@ def configure(parser: Parser) -> None:
 
 def run(args: Namespace) -> Outcome:
     """Begin to hash what is large; then load what does the rest, and do it."""
-    mapped = args.firmware is not None and not args.explain  # else the bytes themselves are wanted
+    # An explanation and a direct boot want the bytes themselves.
+    mapped = args.firmware is not None and args.kernel is not None and not args.explain
     args.begun = {
         name: begun(path)
         for name, path in (("initrd", args.initrd), ("kernel", args.kernel))
