@@ -419,9 +419,8 @@ class Cache:
 
     def _leave_all(self, copies: Iterable[_Copy], *, write_back: bool) -> int:
         """Let copies leave, least recently used first; return how many were dirty."""
-        oldest_first = list(copies)
+        oldest_first = sorted(copies, key=attrgetter("used"))
         if len(oldest_first) > 1:
-            oldest_first.sort(key=_last_use)
             self._recall(oldest_first)
         return sum(self._leave(copy, write_back=write_back) for copy in oldest_first)
 
@@ -464,9 +463,6 @@ def _split(spa: int, length: int) -> Iterator[tuple[int, int, int]]:
         count = min(PAGE - start, end - spa)
         yield spa - start, start, count
         spa += count
-
-
-_last_use: Final = attrgetter("used")
 
 
 def _stretches(pages: list[int]) -> Iterator[tuple[int, int]]:
