@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cbit.cli import bench, main
-from cbit.cli.bench import aes, guest, memory, owner
+from cbit.cli.bench import aes, guest, memory
 from cbit.cli.bench.figure import Figure, medians, pairs
 from cbit.guest.builtin import image as builtin
 from cbit.spec.address import MIB
@@ -75,36 +74,6 @@ def test_the_memory_group_sees_what_a_process_grows_by(monkeypatch: pytest.Monke
     assert figure.ours > 30, "all of DRAM was touched, so it must be resident"
 
 
-def test_the_owner_group_measures_what_it_names_and_says_what_it_skips(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in (("INITRD", MIB), ("KERNEL", MIB), ("FIRMWARE_MIB", (1,)), ("REPORTS", 2)):
-        monkeypatch.setattr(owner, name, value)
-    monkeypatch.setattr(owner, "RELEASES", 2)
-    monkeypatch.setenv("CBIT_SEV_SNP_MEASURE", "no-such-program")
-    assert 0 == main(["bench", "owner", "--rounds", "1", "--json"])
-    result = json.loads(capsys.readouterr().out)["result"]
-    assert ["owner, SNP digest, 1 MiB, command"] == list(result["left_out"])
-    assert all("pipx install" in why for why in result["left_out"].values())
-    reaches = {figure["name"]: figure["reach"] for figure in result["figures"]}
-    assert {"SNP digest, 1 MiB": "<= 1.3", "SNP reports verified": ">= 0.7", "broker releases": ""} == reaches
-    assert all(figure["ours"] > 0 and figure["limit"] > 0 for figure in result["figures"])
-
-
-@pytest.mark.oracle
-def test_the_owner_group_runs_the_peer_on_the_same_files(
-    monkeypatch: pytest.MonkeyPatch, require_program: Callable[[str, str], list[str]]
-) -> None:
-    (peer,) = require_program("sev-snp-measure", "pipx install sev-snp-measure==0.0.13")
-    monkeypatch.setenv("CBIT_SEV_SNP_MEASURE", peer)
-    for name, value in (("INITRD", MIB), ("KERNEL", MIB), ("FIRMWARE_MIB", (1,)), ("REPORTS", 1)):
-        monkeypatch.setattr(owner, name, value)
-    monkeypatch.setattr(owner, "RELEASES", 1)
-    figure = owner.figures(1)[0]
-    assert isinstance(figure, Figure)
-    assert ("SNP digest, 1 MiB, command", "<= 0.6") == (figure.name, figure.reach)
-
-
 @pytest.mark.parametrize("words", [["nothing"], ["aes-bulk", "--rounds", "0"]])
 def test_bad_words_are_one_sentence_and_exit_code_2(
     words: list[str], capsys: pytest.CaptureFixture[str]
@@ -140,7 +109,7 @@ def test_without_an_engine_the_guests_are_left_out_aloud(
 ) -> None:
     monkeypatch.setenv("CC", "no-such-cc")
     builtin.image.cache_clear()
-    monkeypatch.setattr(bench, "GROUPS", {"guest": ("guest", "figures")})
+    monkeypatch.setattr(bench, "_groups", lambda: {"guest": guest.figures})
     assert 0 == main(["bench", "--json"])
     result = json.loads(capsys.readouterr().out)["result"]
     assert [] == result["figures"]

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any
 
 from cbit import __version__
 
@@ -25,6 +27,7 @@ def _nothing() -> Iterable[str]:
     return ()
 
 
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The answer of a sub-command.
 
@@ -36,22 +39,11 @@ class Outcome:
         exit_code: where 0 and 1 do not say it.
     """
 
-    # Written out: ``dataclasses`` takes longer to load than all the rest of the command line.
-    __slots__ = ("exit_code", "lines", "ok", "reasons", "result")
-
-    def __init__(
-        self,
-        ok: bool,
-        result: dict[str, Any] | None = None,
-        reasons: tuple[str, ...] = (),
-        lines: Callable[[], Iterable[str]] = _nothing,
-        exit_code: int | None = None,
-    ) -> None:
-        self.ok: Final = ok
-        self.result: Final = {} if result is None else result
-        self.reasons: Final = reasons
-        self.lines: Final = lines
-        self.exit_code: Final = exit_code
+    ok: bool
+    result: dict[str, Any] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    lines: Callable[[], Iterable[str]] = _nothing
+    exit_code: int | None = None
 
     @property
     def code(self) -> int:
@@ -63,8 +55,6 @@ class Outcome:
 
 def envelope(command: str, outcome: Outcome) -> str:
     """Write the JSON object of ``--json``."""
-    import json
-
     return json.dumps(
         {
             "cbit": __version__,

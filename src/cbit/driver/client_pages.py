@@ -14,12 +14,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cbit.memory.physical import PhysicalMemory
-from cbit.spec.address import MIB, PAGE, Spa
+from cbit.spec.address import GIB, MIB, PAGE, Spa
 from cbit.spec.errors import CbitError
 from cbit.spec.key_id import UNENCRYPTED, KeyId
+
+#: MODEL CHOICE: the largest region that can be registered; Linux asks the caller's limit of locked memory.
+REGION_MAX: Final = 64 * GIB
 
 
 class MemoryRule(StrEnum):
@@ -117,8 +120,11 @@ class ClientPages:
         """
         if length == 0 or address + length > 1 << 64:
             raise OSError(errno.EINVAL, f"{length:#x} bytes at {address:#x} cannot be pinned")
+        if length > REGION_MAX:
+            raise OSError(errno.ENOMEM, f"{length:#x} bytes are more than {REGION_MAX:#x}")
         try:
-            for at in (*range(address, address + length, MIB), address + length - 1):
+            caller.read(address + length - 1, 1)
+            for at in range(address, address + length, MIB):
                 caller.read(at, 1)
         except OSError as error:
             if error.errno != errno.EFAULT:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,11 +24,24 @@ from typing import Final
 
 import cbit
 from cbit.cli.bench.figure import Figure, medians
+from cbit.crypto import ec, sev_cert
+from cbit.crypto.entropy import SystemEntropy
+from cbit.hypervisor.host import Host
+from cbit.machine.board import Machine
+from cbit.machine.manufacture import make_root, manufacture
+from cbit.machine.profiles import DEFAULT, profile
+from cbit.machine.state_folder import StateFolder
+from cbit.owner.session import Session
+from cbit.owner.verify.verdict import UnverifiedPlatform
 from cbit.redirect.device import Client, Memory
 from cbit.redirect.errors import RedirectError, Unsupported
 from cbit.redirect.features import GIVE, NAMESPACE, SYNC_WAKE_UP, KernelFeatures, probe
 from cbit.redirect.files import SEV, sev_files
 from cbit.redirect.launcher import Mechanism, start
+from cbit.spec import buffers
+from cbit.spec.certificate import CERT_SIZE, SevCert
+from cbit.spec.command import Command
+from cbit.spec.policy import Policy
 
 BUDGET_US: Final = 60.0
 BUDGET_WITHOUT_SYNC_US: Final = 150.0
@@ -100,7 +115,7 @@ def figures(rounds: int) -> list[Figure]:
             found += _under(Mechanism.NAMESPACE, client, features, rounds)
         if features.has(GIVE):
             found += _under(Mechanism.OPENS, client, features, rounds)
-        return found
+        return found + _whole(client, features, rounds)
 
 
 def _under(mechanism: Mechanism, client: Path, features: KernelFeatures, rounds: int) -> list[Figure]:
@@ -115,6 +130,92 @@ def _under(mechanism: Mechanism, client: Path, features: KernelFeatures, rounds:
             _unrelated(mechanism, "open()", (redirected, alone), rounds=rounds, reach=reach),
             _unrelated(mechanism, "ioctl()", (redirected, alone), rounds=rounds, reach=reach),
         ]
+
+
+def _whole(client: Path, features: KernelFeatures, rounds: int) -> list[Figure]:
+    """Measure PLATFORM_STATUS with the model behind, of one's own or served; and LAUNCH_START."""
+    mechanism = Mechanism.NAMESPACE if features.has(NAMESPACE) else Mechanism.OPENS
+    budget = BUDGET_US if features.has(SYNC_WAKE_UP) else BUDGET_WITHOUT_SYNC_US
+    command = [sys.executable, "-m", "cbit"]
+    state, sock = client.parent / "machine", client.parent / "cbit.sock"
+    manufacture(state, profile(DEFAULT), entropy=SystemEntropy(), root=make_root(2048))
+    found = []
+    with ExitStack() as stack:
+        run = [*command, "exec", "--kvm", "none", "--mechanism", mechanism]
+        ways = {"own machine": [*run, "--state", str(state), "--", str(client)]}
+        for name, words in ways.items():
+            with _asked(words) as one:
+                found.append(_status(name, one, budget, rounds))
+        stack.enter_context(_daemon([*command, "serve", "--state", str(state), "--socket", str(sock)], sock))
+        served = stack.enter_context(_asked([*run, "--socket", str(sock), "--", str(client)]))
+        found.append(_status("served machine", served, budget, rounds))
+    with StateFolder(state) as folder:
+        machine = Machine(folder)
+        machine.power_on()
+        host = Host(machine)
+        host.initialise()
+        found.append(_launch_start(host, rounds))
+    return found
+
+
+def _status(name: str, asked: _Asked, budget: float, rounds: int) -> Figure:
+    asked.ask("c", COMMANDS // 4)
+    ours, limit, ratio = medians([(asked.ask("c", COMMANDS // 4), budget) for _ in range(rounds)])
+    against = f"the budget of a command, {budget:g} us on this kernel"
+    return Figure("redirect", f"PLATFORM_STATUS, {name}", ours, limit, "us", ratio, against, "<= 1.0")
+
+
+def _launch_start(host: Host, rounds: int) -> Figure:
+    """LAUNCH_START with an owner's session, against its elliptic-curve operations."""
+    policy = int(Policy.NODBG)
+    pdh = SevCert.parse(host.export_chain()[:CERT_SIZE])
+    session = Session.open(UnverifiedPlatform.dangerously_trust(pdh), policy=policy).session
+    assert session is not None
+    own = ec.random_key(SystemEntropy())
+
+    def start() -> float:
+        with host.lent(bytes(session.godh)) as godh, host.lent(bytes(session.blob)) as blob:
+            request = buffers.LaunchStart(
+                handle=0,
+                policy=policy,
+                dh_cert_paddr=godh,
+                dh_cert_len=len(bytes(session.godh)),
+                session_paddr=blob,
+                session_len=len(bytes(session.blob)),
+            )
+            begun = time.perf_counter()
+            handle = host.ccp.call(Command.LAUNCH_START, request).handle
+            took = time.perf_counter() - begun
+        host.ccp.call(Command.DECOMMISSION, buffers.GuestHandle(handle=handle))
+        return 1e6 * took
+
+    def floor() -> float:
+        begun = time.perf_counter()
+        ec.shared_secret(own, sev_cert.public_key(session.godh))
+        return 1e6 * (time.perf_counter() - begun)
+
+    start(), floor()
+    times = [
+        (statistics.median(start() for _ in range(20)), statistics.median(floor() for _ in range(20)))
+        for _ in range(rounds)
+    ]
+    ours, limit, ratio = medians(times)
+    against = "of LAUNCH_START: one P-384 key agreement with a fresh certificate"
+    return Figure("redirect", "LAUNCH_START", ours, limit, "us", ratio, against, "<= 1.6")
+
+
+@contextmanager
+def _daemon(words: Sequence[str], sock: Path) -> Iterator[None]:
+    where = {"PYTHONPATH": str(Path(cbit.__file__).parents[1])}
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | where) as process:
+        try:
+            for _ in range(2000):
+                if sock.exists() or process.poll() is not None:
+                    break
+                time.sleep(0.01)
+            yield
+        finally:
+            process.terminate()
 
 
 def _command(mechanism: Mechanism, redirected: _Asked, features: KernelFeatures, rounds: int) -> Figure:

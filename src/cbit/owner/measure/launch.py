@@ -118,10 +118,7 @@ class Launch:
         """
         if reasons := self.unusable():
             raise Unmeasurable("; ".join(reasons))
-        table = None
-        if self.kernel is not None:
-            self.kernel.begin()
-            table = self.kernel.table
+        table = self.kernel.table() if self.kernel else None
         if self.mode is Mode.SNP:
             hypervisor = self._vcpus().hypervisor
             return snp.digest(self.image, table=table, vmsas=self.vmsas(), hypervisor=hypervisor)

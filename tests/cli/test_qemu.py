@@ -1,0 +1,249 @@
+"""Debian's unmodified QEMU launches an encrypted guest against cbit, and another's validator accepts it.
+
+The guest itself runs unencrypted (its processor has no AES engine), and no later than ``cont``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.test_exec import cbit
+from conftest import RequireProgram
+from owner.images import OVMF, installed, with_hash_area
+from redirect.conftest import ON_LINUX, environment
+
+if not ON_LINUX:
+    pytest.skip("programs are redirected on Linux x86-64", allow_module_level=True)
+
+pytestmark = [pytest.mark.oracle, pytest.mark.slow]
+
+SECRET_AT = 0x820000
+SECRET = b"the disk's key, which nobody else sees.."
+TIMEOUT_S = 100
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    machine = tmp_path_factory.mktemp("qemu") / "machine"
+    ended = cbit("setup", "--state", machine, "--profile", "naples")
+    assert 0 == ended.returncode, ended.stderr
+    return machine
+
+
+@pytest.fixture
+def qemu(any_way: None, require_program: RequireProgram) -> list[str]:
+    program = require_program("qemu-system-x86_64", "apt install qemu-system-x86")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("/dev/kvm cannot be used here, and this QEMU wants more of KVM than cbit supplies")
+    return program
+
+
+@pytest.fixture
+def validate(require_program: RequireProgram) -> list[str]:
+    return require_program("virt-qemu-sev-validate", "apt install libvirt-clients-qemu")
+
+
+@pytest.fixture
+def session(machine: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "session"
+    words = ["owner", "session", "--chain", machine / "certs", "--trust", machine / "certs/ark.cert"]
+    ended = cbit(*words, "--policy", "0x1", "--out", folder)
+    assert 0 == ended.returncode, ended.stderr
+    return folder
+
+
+class Qmp:
+    """A running QEMU, asked through its standard streams."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.refused = ""
+
+    def ask(self, what: str, **arguments: object) -> Any:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({"execute": what, "arguments": arguments}) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            said = json.loads(line)
+            if "return" in said:
+                return said["return"]
+            if "error" in said:
+                return said["error"]["desc"]
+        raise AssertionError(f"QEMU ended: {self.end()}")
+
+    def end(self) -> str:
+        _, err = self.process.communicate(timeout=TIMEOUT_S)
+        return err
+
+
+@contextmanager
+def running(
+    qemu: list[str], machine: Path, session: Path, *more: str, firmware: Path = OVMF
+) -> Iterator[Qmp]:
+    guest = (
+        "sev-guest,id=sev0,cbitpos=0,reduced-phys-bits=1,policy=0x1"  # CPUID is not answered: 0 is what fits
+    )
+    if "-kernel" in more:
+        guest += ",kernel-hashes=on"
+    files = f"dh-cert-file={session / 'godh.b64'},session-file={session / 'launch_blob.b64'}"
+    words = [
+        *(sys.executable, "-m", "cbit", "exec", "--state", str(machine), "--kvm", "host", "--", *qemu),
+        *("-accel", "kvm", "-cpu", "qemu64", "-m", "128", "-S", "-display", "none", "-nodefaults"),
+        *("-machine", "q35,smm=off,confidential-guest-support=sev0", "-object", f"{guest},{files}"),
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={firmware}", "-qmp", "stdio", *more),
+    ]
+    with subprocess.Popen(
+        words,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout
+            if not process.stdout.readline():  # the greeting
+                assert process.stderr
+                raise AssertionError(process.stderr.read())
+            asked = Qmp(process)
+            assert {} == asked.ask("qmp_capabilities")
+            yield asked
+        finally:
+            process.kill()
+
+
+def said_by(validate: list[str], session: Path, measurement: str, firmware: Path, *more: str) -> int:
+    words = [
+        *validate,
+        "--measurement",
+        measurement,
+        "--api-major",
+        "0",
+        "--api-minor",
+        "17",
+        "--build-id",
+        "48",
+    ]
+    words += ["--policy", "1", "--firmware", str(firmware), "--tk", str(session / "tmp_tk.bin"), *more]
+    return subprocess.run(words, capture_output=True, check=False).returncode
+
+
+def test_a_launch_by_qemu_from_query_to_cont(
+    qemu: list[str], validate: list[str], machine: Path, session: Path, tmp_path: Path
+) -> None:
+    installed(OVMF)
+    with running(qemu, machine, session) as guest:
+        found = guest.ask("query-sev")
+        assert {"state": "launch-secret", "policy": 1, "api-major": 0, "api-minor": 17, "build-id": 48} == {
+            name: found[name] for name in ("state", "policy", "api-major", "api-minor", "build-id")
+        }
+        able = guest.ask("query-sev-capabilities")
+        assert (machine / "certs/pdh.cert").read_bytes() == base64.b64decode(able["pdh"])
+        measurement = guest.ask("query-sev-launch-measure")["data"]
+        assert 0 == said_by(validate, session, measurement, OVMF)
+
+        receipt, key = tmp_path / "receipt.json", tmp_path / "key"
+        key.write_bytes(SECRET)
+        words = ["owner", "measure", "--mode", "sev", "--firmware", OVMF, "--tk", session / "tmp_tk.bin"]
+        words += ["--measurement", measurement, "--api-major", "0", "--api-minor", "17", "--build-id", "48"]
+        assert 0 == cbit(*words, "--policy", "0x1", "--receipt", receipt).returncode
+        sealed = ["owner", "secret", "--receipt", receipt, "--tk", session / "tmp_tk.bin", "--raw", key]
+        assert 0 == cbit(*sealed, "--out", tmp_path).returncode
+        header = base64.b64encode((tmp_path / "packaged_secret_header.bin").read_bytes()).decode()
+        payload = base64.b64encode((tmp_path / "packaged_secret.bin").read_bytes()).decode()
+        inject = {"secret": payload, "gpa": SECRET_AT}
+        zero = base64.b64encode(bytes(52)).decode()
+        answer = guest.ask("sev-inject-launch-secret", **{"packet-header": zero}, **inject)
+        assert "fw_error=11 'Bad measurement'" in answer
+        assert {} == guest.ask("sev-inject-launch-secret", **{"packet-header": header}, **inject)
+        dump = tmp_path / "memory"
+        assert {} == guest.ask("pmemsave", val=SECRET_AT, size=64, filename=str(dump))
+        assert SECRET == dump.read_bytes()[: len(SECRET)]
+        assert {} == guest.ask("cont")
+        assert "running" == guest.ask("query-sev")["state"]
+        assert guest.ask("query-status")["running"]
+        guest.ask("quit")
+        log = guest.end()
+    assert "cbit exec: KVM LAUNCH_SECRET: LAUNCH_SECRET: BAD_MEASUREMENT (0x000b)" in log
+
+
+def test_another_image_is_another_measurement(
+    qemu: list[str], validate: list[str], machine: Path, session: Path, tmp_path: Path
+) -> None:
+    image = bytearray(installed(OVMF))
+    image[0x1000] ^= 1
+    (tmp_path / "other.fd").write_bytes(image)
+    with running(qemu, machine, session, firmware=tmp_path / "other.fd") as guest:
+        measurement = guest.ask("query-sev-launch-measure")["data"]
+    assert 1 == said_by(validate, session, measurement, OVMF)
+    assert 0 == said_by(validate, session, measurement, tmp_path / "other.fd")
+
+
+def test_the_kernel_hashes_that_qemu_writes_are_measured(
+    qemu: list[str], validate: list[str], machine: Path, session: Path, tmp_path: Path
+) -> None:
+    """The image's hash area is given to it, as in the builds that support it."""
+    firmware, kernel, initrd = tmp_path / "amdsev.fd", tmp_path / "kernel", tmp_path / "initrd"
+    firmware.write_bytes(with_hash_area(installed(OVMF)))
+    kernel.write_bytes(a_kernel())
+    initrd.write_bytes(b"an initrd" * 700)
+    line = "console=ttyS0 root=/dev/vda"
+    boot = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", line]
+    with running(qemu, machine, session, *boot, firmware=firmware) as guest:
+        measurement = guest.ask("query-sev-launch-measure")["data"]
+    given = ["--kernel", str(kernel), "--initrd", str(initrd), "--cmdline"]
+    assert 0 == said_by(validate, session, measurement, firmware, *given, line)
+    assert 1 == said_by(validate, session, measurement, firmware, *given, line + " init=/bin/sh")
+    words = ["owner", "measure", "--mode", "sev", "--firmware", firmware, "--tk", session / "tmp_tk.bin"]
+    words += ["--measurement", measurement, "--api-major", "0", "--api-minor", "17", "--build-id", "48"]
+    words += ["--policy", "0x1", "--kernel", kernel, "--initrd", initrd, "--append"]
+    assert 0 == cbit(*words, line).returncode
+    assert 1 == cbit(*words, line + " init=/bin/sh").returncode
+
+
+def test_a_session_for_another_machine_starts_nothing(
+    qemu: list[str], machine: Path, session: Path, tmp_path: Path
+) -> None:
+    installed(OVMF)
+    other = tmp_path / "other"
+    assert 0 == cbit("setup", "--state", other, "--profile", "naples").returncode
+    with pytest.raises(AssertionError) as refused, running(qemu, other, session):
+        pass
+    assert "fw_error=11 'Bad measurement'" in str(refused.value)
+    assert "cbit exec: KVM LAUNCH_START: LAUNCH_START: BAD_MEASUREMENT (0x000b): the session's" in str(
+        refused.value
+    )
+
+
+def test_the_supplied_kvm_is_not_enough_for_qemu(
+    any_way: None, machine: Path, session: Path, require_program: RequireProgram
+) -> None:
+    """And it says so at its first question, as LIMITATIONS does."""
+    program = require_program("qemu-system-x86_64", "apt install qemu-system-x86")
+    words = ["exec", "--state", machine, "--kvm", "supplied", "--", *program]
+    ended = cbit(*words, "-accel", "kvm", "-nodefaults", "-display", "none", "-S")
+    assert 0 != ended.returncode
+    assert "kvm does not support KVM_CAP_SET_TSS_ADDR" in ended.stderr
+
+
+def a_kernel() -> bytes:
+    """A file with the header of a bzImage: one sector of setup, protocol 2.12, loaded high."""
+    setup = bytearray(2 * 512)
+    setup[0x1F1] = 1
+    struct.pack_into("<H", setup, 0x1FE, 0xAA55)
+    struct.pack_into("<4sH", setup, 0x202, b"HdrS", 0x020C)
+    setup[0x211] = 1
+    struct.pack_into("<I", setup, 0x22C, 0x7FFFFFFF)
+    return bytes(setup) + b"the rest of a kernel" * 400
