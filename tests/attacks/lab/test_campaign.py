@@ -112,7 +112,7 @@ def test_a_sweep_killed_with_sigkill_and_resumed_has_the_same_result(tmp_path: P
     whole = subprocess.run([*command, tmp_path / "whole"], capture_output=True, text=True, check=True).stdout
     journal = tmp_path / "killed"
     killed = subprocess.Popen([*command, journal], stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a loaded machine is no failure
     while not (journal.exists() and journal.read_bytes().count(b"\n")) and time.monotonic() < deadline:
         assert killed.poll() is None
         time.sleep(0.05)
