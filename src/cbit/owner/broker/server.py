@@ -99,6 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "cbit-owner"
     sys_version = ""
     timeout = TIMEOUT_S
+    disable_nagle_algorithm = True  # else head and body of an answer wait for each other
 
     def setup(self) -> None:
         self.request.do_handshake()
