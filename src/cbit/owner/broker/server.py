@@ -27,6 +27,7 @@ from cbit.spec.errors import CbitError
 from cbit.spec.receipt import FORMAT, Fields, LaunchReceipt, read_object
 
 LARGEST_BODY: Final = 1 << 18
+MOST_DISCARDED: Final = 1 << 22  #: of a body that is too large
 TIMEOUT_S: Final = 20  # of a silent client
 MOST_CLIENTS: Final = 64
 
@@ -130,7 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             length = -1
         if not 0 <= length <= LARGEST_BODY:
-            self.close_connection = True  # the rest of the body is not read
+            self.close_connection = True
+            left = min(length, MOST_DISCARDED)  # a client that is still sending would not hear the answer
+            while left > 0 and (part := self.rfile.read(min(left, LARGEST_BODY))):
+                left -= len(part)
             return 413, {
                 "reasons": [f"a body of up to {LARGEST_BODY} bytes is wanted, with its Content-Length"]
             }
