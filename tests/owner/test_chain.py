@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cbit.crypto import sev_cert
 from cbit.crypto.entropy import SeededEntropy
 from cbit.owner.errors import Missing, Untrusted
+from cbit.owner.files import LARGEST
 from cbit.owner.verify.chain import chain_of, read_chain
-from cbit.owner.verify.files import LARGEST, LAYOUTS, NAMES, Piece, pieces_of
+from cbit.owner.verify.files import LAYOUTS, NAMES, Piece, pieces_of
 from cbit.owner.verify.verdict import inspect, verify_chain
 from cbit.spec.certificate import CERT_SIZE, CHAIN_SIZE, Usage
 from cbit.spec.errors import WireError

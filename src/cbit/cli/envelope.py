@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 from cbit import __version__
 
@@ -27,7 +25,6 @@ def _nothing() -> Iterable[str]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """The answer of a sub-command.
 
@@ -39,11 +36,22 @@ class Outcome:
         exit_code: where 0 and 1 do not say it.
     """
 
-    ok: bool
-    result: dict[str, Any] = field(default_factory=dict)
-    reasons: tuple[str, ...] = ()
-    lines: Callable[[], Iterable[str]] = _nothing
-    exit_code: int | None = None
+    # Written out: ``dataclasses`` takes longer to load than all the rest of the command line.
+    __slots__ = ("exit_code", "lines", "ok", "reasons", "result")
+
+    def __init__(
+        self,
+        ok: bool,
+        result: dict[str, Any] | None = None,
+        reasons: tuple[str, ...] = (),
+        lines: Callable[[], Iterable[str]] = _nothing,
+        exit_code: int | None = None,
+    ) -> None:
+        self.ok: Final = ok
+        self.result: Final = {} if result is None else result
+        self.reasons: Final = reasons
+        self.lines: Final = lines
+        self.exit_code: Final = exit_code
 
     @property
     def code(self) -> int:
@@ -55,6 +63,8 @@ class Outcome:
 
 def envelope(command: str, outcome: Outcome) -> str:
     """Write the JSON object of ``--json``."""
+    import json
+
     return json.dumps(
         {
             "cbit": __version__,

@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
     ``label`` of the parsed arguments names the sub-command that was reached.
     """
 
+    _shown = False
+
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         options.setdefault("allow_abbrev", False)
@@ -44,6 +46,23 @@ class Parser(argparse.ArgumentParser):
     def label(self) -> str:
         """The words after ``cbit``."""
         return self.prog.removeprefix("cbit").strip()
+
+    def format_help(self) -> str:
+        """Write the help, as wide as the terminal."""
+        self._shown = True
+        return super().format_help()
+
+    def format_usage(self) -> str:
+        """Write the usage, likewise."""
+        self._shown = True
+        return super().format_usage()
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        # One is made for every argument, to look at its metavar: asking for the terminal's width each time
+        # would load half of the standard library.
+        if self._shown:
+            return super()._get_formatter()
+        return argparse.HelpFormatter(prog=self.prog, width=80)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line."""

@@ -11,12 +11,16 @@ import os
 from pathlib import Path
 from typing import Final
 
+from cbit.spec.errors import WireError
+
 GODH: Final = "godh.cert"
 LAUNCH_BLOB: Final = "launch_blob.bin"
 TRANSPORT_KEYS: Final = "tmp_tk.bin"  #: TEK then TIK: the secret of the launch
 SESSION_RECORD: Final = "session.json"
 SECRET_HEADER: Final = "packaged_secret_header.bin"
 SECRET: Final = "packaged_secret.bin"
+
+LARGEST: Final = 0x10000  #: bytes; no file of certificates, keys or reports is larger
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -64,3 +68,16 @@ def write_twins(path: Path, data: bytes) -> list[Path]:
     write_public(path, data)
     write_public(twin, base64.b64encode(data))
     return [path, twin]
+
+
+def read_limited(path: Path, *, limit: int = LARGEST) -> bytes:
+    """Read a file that must be small, whatever is behind its name.
+
+    Raises:
+        WireError: it is larger than ``limit`` bytes.
+    """
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise WireError(f"{path.name}: larger than the {limit} bytes that such a file can have")
+    return data

@@ -128,10 +128,12 @@ class Wire:
     SIZE: ClassVar[int]
     FIELDS: ClassVar[Mapping[str, Field]]
     _CODEC: ClassVar[Codec]
+    _DEFAULTS: ClassVar[Mapping[str, Any]]
     _WRITTEN_BACK: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, *, size: int) -> None:
-        dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
+        # Its methods stand below, once: written anew for each class, they would take half of all start-up.
+        dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False, kw_only=True)(cls)
         kinds = _kinds(cls)
         fields = sorted(
             (
@@ -149,10 +151,29 @@ class Wire:
         cls.SIZE = size
         cls.FIELDS = MappingProxyType({field.name: field for field in fields})
         cls._CODEC = Codec(fields, size)
+        declared = dataclasses.fields(cls)  # type: ignore[arg-type]  # made one above
+        cls._DEFAULTS = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
         cls._WRITTEN_BACK = tuple(field.name for field in fields if field.direction is not Dir.IN)
 
-    def __post_init__(self) -> None:
-        self._CODEC.check(self.__dict__)
+    def __init__(self, **values: Any) -> None:
+        given = {**self._DEFAULTS, **values}
+        if given.keys() != self.FIELDS.keys():
+            odd = ", ".join(sorted(given.keys() ^ self.FIELDS.keys()))
+            raise TypeError(f"{type(self).__name__}: no such field, or no value for it: {odd}")
+        self._CODEC.check(given)
+        self.__dict__.update(given)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(self.__dict__[name] for name in self.FIELDS)))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
     @classmethod
     def parse(cls, data: bytes, *, canonical: bool = True) -> Self:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
-    from cbit.cli.bench.figure import Figure
+    from cbit.cli.bench.figure import Figure, Skipped
 
 EXECUTING = ("guest",)  #: groups that need a computer on which guests execute
 HELP = "figures against their limit, side by side in one run"
@@ -30,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="groups to run: aes-bulk, aes-page, launch, memory, guest, redirect (default: all but redirect)",
+        help="groups to run: aes-bulk, aes-page, launch, memory, guest, owner, redirect "
+        "(default: all but redirect)",
     )
     parser.add_argument(
         "--rounds", type=int, default=7, metavar="N", help="pairs of runs behind each median (default 7)"
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Run the groups and collect their figures."""
+    from cbit.cli.bench.figure import Figure
     from cbit.cli.capabilities import require_machine
     from cbit.cli.demo.execution import why_not_executing
     from cbit.cli.progress import progress
@@ -50,22 +52,27 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.rounds < 1:
         raise ValueError("--rounds is at least 1")
     figures: list[Figure] = []
+    left_out: dict[str, str] = {}
     why_not = why_not_executing() if not args.names else ""
     for name in args.names or [name for name in groups if name not in ON_REQUEST]:
         if name in EXECUTING and why_not:
             continue
         with progress(f"measuring {name}", quiet=args.json):
-            figures += groups[name](args.rounds)
+            for found in groups[name](args.rounds):
+                if isinstance(found, Figure):
+                    figures.append(found)
+                else:
+                    left_out[f"{found.group}, {found.name}"] = found.why
     result: dict[str, Any] = {
         "rounds": args.rounds,
         "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures],
-        "left_out": dict.fromkeys(EXECUTING, why_not) if why_not else {},
+        "left_out": left_out | (dict.fromkeys(EXECUTING, why_not) if why_not else {}),
     }
     return Outcome(True, result, lines=lambda: _table(figures, result["left_out"]))
 
 
-def _groups() -> dict[str, Callable[[int], list[Figure]]]:
-    from cbit.cli.bench import aes, guest, launch, memory, redirect
+def _groups() -> dict[str, Callable[[int], Sequence[Figure | Skipped]]]:
+    from cbit.cli.bench import aes, guest, launch, memory, owner, redirect
 
     return {
         "aes-bulk": aes.bulk,
@@ -74,15 +81,16 @@ def _groups() -> dict[str, Callable[[int], list[Figure]]]:
         "memory": memory.figures,
         "guest": guest.figures,
         "redirect": redirect.figures,
+        "owner": owner.figures,
     }
 
 
 def _table(figures: list[Figure], left_out: dict[str, str]) -> Iterator[str]:
-    yield f"{'figure':<24} {'ours':>12} {'limit':>12} {'ratio':>7}  reach"
+    yield f"{'figure':<28} {'ours':>12} {'limit':>12} {'ratio':>7}  reach"
     for figure in figures:
         mark = "" if figure.reached is None else ("reached" if figure.reached else "MISSED")
         yield (
-            f"{figure.name:<24} {figure.ours:>9.4g} {figure.unit:<3}{figure.limit:>9.4g} {figure.unit:<3}"
+            f"{figure.name:<28} {figure.ours:>9.4g} {figure.unit:<3}{figure.limit:>9.4g} {figure.unit:<3}"
             f"{figure.ratio:>6.2f}  {figure.reach or 'reported':<8} {mark}"
         )
     yield "limits:"

@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Figure:
         name: its name.
         ours: our median, in ``unit``.
         limit: the limit's median, in ``unit``.
-        unit: "GB/s" (more is better) or "us", "ms", "MiB" (less is better).
+        unit: "GB/s", "/s" (more is better) or "us", "ms", "MiB" (less is better).
         ratio: median of ours / limit over the pairs.
         against: what the limit is.
         reach: the bound to reach (">= 0.45", "<= 1.6"); empty for a figure that is only reported.
@@ -33,6 +33,10 @@ class Figure:
     against: str
     reach: str = ""
 
+    def with_bound(self, against: str, reach: str) -> Figure:
+        """Return the figure with what it is held against."""
+        return replace(self, against=against, reach=reach)
+
     @property
     def reached(self) -> bool | None:
         """Whether the bound is reached; None if there is none."""
@@ -40,6 +44,15 @@ class Figure:
             return None
         relation, bound = self.reach.split()
         return self.ratio >= float(bound) if relation == ">=" else self.ratio <= float(bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A figure that could not be measured, and why."""
+
+    group: str
+    name: str
+    why: str
 
 
 def pairs(

@@ -7,19 +7,20 @@ import base64
 import binascii
 from argparse import Namespace
 from pathlib import Path
-from typing import Final
-from uuid import UUID
+from typing import TYPE_CHECKING, Final
 
 from cbit.cli.parser import Parser
-from cbit.crypto.session import TransportKeys
-from cbit.owner.verify.chain import Chain, read_chain
-from cbit.owner.verify.files import Piece, read_limited
-from cbit.owner.verify.roots import read_root
-from cbit.spec.amd_certificate import AmdCert
-from cbit.spec.certificate import Usage
+from cbit.owner.files import read_limited
 from cbit.spec.errors import WireError
-from cbit.spec.policy import ApiVersion, GuestPolicy, Policy
-from cbit.spec.session import MeasureBlob
+
+if TYPE_CHECKING:  # each reader loads what it reads: `measure` shares some of them, and is in a hurry
+    from uuid import UUID
+
+    from cbit.crypto.session import TransportKeys
+    from cbit.owner.verify.chain import Chain
+    from cbit.spec.amd_certificate import AmdCert
+    from cbit.spec.policy import ApiVersion
+    from cbit.spec.session import MeasureBlob
 
 SIMULATED: Final = "SIMULATED"  #: the mark on everything that stands under a root that is not AMD's
 
@@ -46,6 +47,11 @@ def add_trust(parser: Parser) -> None:
 
 def chain_and_roots(paths: list[Path], args: Namespace) -> tuple[Chain, list[AmdCert]]:
     """Read the chain that the arguments name, and the roots that they trust."""
+    from cbit.owner.verify.chain import read_chain
+    from cbit.owner.verify.files import Piece
+    from cbit.owner.verify.roots import read_root
+    from cbit.spec.certificate import Usage
+
     files = [(path, read_limited(path)) for path in args.trust]
     roots = [read_root(data, source=path.name) for path, data in files]
     pieces = [Piece(Usage.ARK, data, path.name) for path, data in files]
@@ -54,6 +60,8 @@ def chain_and_roots(paths: list[Path], args: Namespace) -> tuple[Chain, list[Amd
 
 def policy(text: str) -> int:
     """Read a policy: numbers and names of bits, joined by ``|`` ("0x1", "NODBG|NOKS", "NODBG|0x18000000")."""
+    from cbit.spec.policy import GuestPolicy, Policy
+
     word = 0
     for term in text.split("|"):
         name = term.strip().upper()
@@ -65,6 +73,8 @@ def policy(text: str) -> int:
 
 
 def _number(term: str) -> int:
+    from cbit.spec.policy import Policy
+
     try:
         return int(term.strip(), 0)
     except ValueError:
@@ -89,12 +99,16 @@ def _plain(text: str) -> int:
 
 def api_version(text: str) -> ApiVersion:
     """Read a version such as 0.24."""
+    from cbit.spec.policy import ApiVersion
+
     major, _, minor = text.partition(".")
     return ApiVersion(byte(major), byte(minor))
 
 
 def measure_blob(text: str) -> MeasureBlob:
     """Read base64(MEASURE ‖ MNONCE), as hypervisors print it."""
+    from cbit.spec.session import MeasureBlob
+
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -106,6 +120,8 @@ def measure_blob(text: str) -> MeasureBlob:
 
 def entry(text: str) -> tuple[UUID, Path]:
     """Read GUID:FILE."""
+    from uuid import UUID
+
     guid, colon, path = text.partition(":")
     try:
         parsed = UUID(guid)
@@ -122,6 +138,8 @@ def transport_keys(path: Path) -> TransportKeys:
     Raises:
         WireError: not 32 bytes.
     """
+    from cbit.crypto.session import TransportKeys
+
     data = read_limited(path)
     if len(data) != 32:
         raise WireError(f"{path.name}: transport keys have 32 bytes (TEK then TIK), not {len(data)}")

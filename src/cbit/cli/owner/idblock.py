@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
-from cbit.cli.owner.measure_explain import digest_value
+from cbit.cli.owner.measure_arguments import digest_value
 from cbit.cli.parser import Parser
 from cbit.owner import files, idblock
-from cbit.owner.verify.files import read_limited
+from cbit.owner.files import read_limited
 from cbit.spec.errors import WireError
 from cbit.spec.id_block import IdAuth, IdBlock
 from cbit.spec.snp_report import SnpPolicy

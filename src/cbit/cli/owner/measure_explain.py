@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import base64
-import binascii
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner import measure_output
-from cbit.cli.owner.measure_inputs import LARGEST
-from cbit.cli.parser import Parser
+from cbit.cli.owner.measure_arguments import DIGEST_SIZES, LARGEST
 from cbit.owner.explain import Digest, Explanation, File, Measurement, explain, explain_direct
+from cbit.owner.files import read_limited
 from cbit.owner.measure import DirectLaunch, Launch, Mode
-from cbit.owner.verify.files import read_limited
 
 _SIBLINGS: Final = frozenset({".fd", ".bin", ".rom"})
 _LARGEST_SIBLING: Final = 1 << 24
 _MOST_SIBLINGS: Final = 16
-_SIZES: Final = {Mode.SEV: 32, Mode.SEV_ES: 32, Mode.SNP: 48}
-
-
-def add_explain(parser: Parser) -> None:
-    """Declare the arguments."""
-    group = parser.add_argument_group("when it does not match")
-    group.add_argument("--explain", action="store_true", help="show every input with its place, and search")
-    group.add_argument(
-        "--expect",
-        type=digest_value,
-        metavar="VALUE",
-        help="the digest that somebody else gives for this launch, hex or base64",
-    )
-    group.add_argument(
-        "--also",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a file that may have been used in place of one of yours",
-    )
-    group.add_argument(
-        "--time-limit", type=float, default=30.0, metavar="S", help="seconds of searching (default: 30)"
-    )
-
-
-def digest_value(text: str) -> bytes:
-    """Read a digest, hex or base64."""
-    plain = "".join(text.split()).removeprefix("0x")
-    for read in (bytes.fromhex, lambda value: base64.b64decode(value, validate=True)):
-        try:
-            value = read(plain)
-        except (ValueError, binascii.Error):
-            continue
-        if len(value) in _SIZES.values():
-            return value
-    raise argparse.ArgumentTypeError("a digest has 32 bytes (SEV, SEV-ES) or 48 (SNP), in hex or base64")
 
 
 def check_size(launch: Launch | DirectLaunch, value: bytes) -> None:
@@ -66,9 +24,9 @@ def check_size(launch: Launch | DirectLaunch, value: bytes) -> None:
     Raises:
         ValueError: says which.
     """
-    if len(value) == _SIZES[launch.mode]:
+    if len(value) == DIGEST_SIZES[launch.mode]:
         return
-    if len(value) == _SIZES[Mode.SNP]:
+    if len(value) == DIGEST_SIZES[Mode.SNP]:
         raise ValueError(
             "--expect has 48 bytes: a digest of SNP (--mode snp), or a measurement with its nonce "
             "(--measurement, with --tk and the firmware's version)"

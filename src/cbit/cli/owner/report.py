@@ -23,9 +23,9 @@ from cbit.cli.owner.verify import (
 )
 from cbit.cli.parser import Parser
 from cbit.owner.errors import Missing
+from cbit.owner.files import read_limited
 from cbit.owner.validate.facts import Evidence, of_sev_report, of_snp_report
 from cbit.owner.validate.wishes import Wishes, read_wishes
-from cbit.owner.verify.files import read_limited
 from cbit.owner.verify.kds import vcek_address
 from cbit.owner.verify.report import Check, inspect_report, inspect_sev_report, read_report
 from cbit.owner.verify.snp_files import find_report

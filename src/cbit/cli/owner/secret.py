@@ -12,9 +12,9 @@ from cbit.cli.owner.arguments import SIMULATED, entry, measure_blob, transport_k
 from cbit.cli.parser import Parser
 from cbit.crypto.session import TransportKeys
 from cbit.owner import files, secret
+from cbit.owner.files import read_limited
 from cbit.owner.receipt import CheckedReceipt
 from cbit.owner.session import Measuring, Trusted
-from cbit.owner.verify.files import read_limited
 from cbit.spec.secret_table import DISK_PASSPHRASE
 
 HELP: Final = "seal a secret for a checked launch"

@@ -23,7 +23,7 @@ from cbit.owner.broker.rules import Broker
 from cbit.owner.broker.server import Server
 from cbit.owner.broker.sqlite import SqliteStore
 from cbit.owner.broker.store import File, Kind, Policy
-from cbit.owner.verify.files import read_limited
+from cbit.owner.files import read_limited
 from cbit.spec.errors import WireError
 from cbit.spec.receipt import Fields, read_object
 

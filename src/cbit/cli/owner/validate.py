@@ -13,6 +13,7 @@ from cbit.cli.owner.report import add_offset
 from cbit.cli.parser import Parser
 from cbit.crypto.session import TransportKeys
 from cbit.owner.errors import Missing, Untrusted
+from cbit.owner.files import read_limited
 from cbit.owner.receipt import CHECKED_FORMAT, CheckedReceipt
 from cbit.owner.session import Measuring
 from cbit.owner.validate.facts import (
@@ -23,7 +24,6 @@ from cbit.owner.validate.facts import (
     of_snp_report,
 )
 from cbit.owner.validate.wishes import Wishes, read_wishes
-from cbit.owner.verify.files import read_limited
 from cbit.owner.verify.report import form_problems, read_report
 from cbit.owner.verify.snp_files import find_report
 from cbit.spec import snp_report

@@ -13,7 +13,7 @@ from typing import Any, Final
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner.arguments import add_trust, chain_and_roots
 from cbit.cli.parser import Parser
-from cbit.owner.verify.files import read_limited
+from cbit.owner.files import read_limited
 from cbit.owner.verify.snp_chain import SnpInspection, assemble_snp, crls_of, inspect_snp, trusted_root
 from cbit.owner.verify.snp_files import holds_snp, read_certificates
 from cbit.owner.verify.verdict import (

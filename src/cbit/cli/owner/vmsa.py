@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
-from cbit.cli.owner.measure_inputs import LARGEST_FIRMWARE, add_vcpu, vcpus_of
+from cbit.cli.owner.measure_arguments import LARGEST_FIRMWARE, add_vcpu
+from cbit.cli.owner.measure_inputs import vcpus_of
 from cbit.cli.parser import Parser
 from cbit.owner import files, vmsa
 from cbit.owner.errors import Missing
+from cbit.owner.files import read_limited
 from cbit.owner.measure import Image
-from cbit.owner.verify.files import read_limited
 from cbit.owner.vmsa import BOOT_EIP, CONVENTIONS, Vcpus
 from cbit.spec.cpu_signature import name_of
 

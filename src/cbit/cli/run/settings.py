@@ -11,8 +11,8 @@ from cbit.cli.run.tenant import table_of
 from cbit.cli.sizes import in_words
 from cbit.hypervisor.devices.disk import BadDisk, FileDisk
 from cbit.hypervisor.host import Protection
+from cbit.owner.files import read_limited
 from cbit.owner.measure import DirectLaunch, Kernel
-from cbit.owner.verify.files import read_limited
 from cbit.spec import acpi
 from cbit.spec.address import MIB, PAGE
 from cbit.spec.errors import NotModelled

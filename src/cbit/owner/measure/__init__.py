@@ -12,14 +12,21 @@ A launch that no host can make is refused instead of measured: its number would 
 Paper: launch-inputs.md §1–§3, §5–§7.
 """
 
-from cbit.owner.measure.direct import DirectLaunch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from cbit.owner.measure.image import Image
-from cbit.owner.measure.inputs import Expectation, Input, Kernel, Mode
+from cbit.owner.measure.inputs import BegunKernel, Expectation, Input, Kernel, Mode
 from cbit.owner.measure.launch import SECTION, Launch, Step, expect, expect_sev
 from cbit.owner.measure.sev import launch_digest
 
+if TYPE_CHECKING:
+    from cbit.owner.measure.direct import DirectLaunch
+
 __all__ = (
     "SECTION",
+    "BegunKernel",
     "DirectLaunch",
     "Expectation",
     "Image",
@@ -32,3 +39,12 @@ __all__ = (
     "expect_sev",
     "launch_digest",
 )
+
+
+def __getattr__(name: str) -> type[DirectLaunch]:
+    """Load what a direct boot needs only for who asks for one: the other launches are in a hurry."""
+    if name == "DirectLaunch":
+        from cbit.owner.measure.direct import DirectLaunch  # noqa: PLC0415  # see above
+
+        return DirectLaunch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

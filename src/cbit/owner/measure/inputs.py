@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from cbit.owner.blob import Blob
 from cbit.spec.firmware_table import Area
 from cbit.spec.kernel_hash_table import KernelHashTable
 
@@ -65,15 +66,24 @@ class Kernel:
     initrd_name: str = ""
 
     @cached_property
+    def _blobs(self) -> tuple[Blob, Blob]:
+        return Blob(self.initrd), Blob(self.kernel)
+
+    def begin(self) -> None:
+        """Begin to hash, if that has not begun: ``hashes`` then waits for what is left of it."""
+        self._blobs  # noqa: B018  # made and kept when first asked for
+
+    @cached_property
     def hashes(self) -> KernelHashTable:
         """The table that stands for it.
 
         The command line is hashed *with* its trailing NUL and without trimming (§3).
         """
+        initrd, kernel = self._blobs
         return KernelHashTable(
             cmdline_hash=hashlib.sha256(self.cmdline.encode() + b"\x00").digest(),
-            initrd_hash=hashlib.sha256(self.initrd).digest(),
-            kernel_hash=hashlib.sha256(self.kernel).digest(),
+            initrd_hash=initrd.sha256(),
+            kernel_hash=kernel.sha256(),
         )
 
     def table(self) -> bytes:
@@ -82,9 +92,35 @@ class Kernel:
 
     def inputs(self) -> tuple[Input, ...]:
         """Its parts, in the order of the table; the command line with the NUL that is hashed too."""
-        hashes = self.hashes
+        hashes, (initrd, kernel) = self.hashes, self._blobs
         return (
             Input("command line", "", len(self.cmdline.encode()) + 1, hashes.cmdline_hash.hex()),
-            Input("initrd", self.initrd_name, len(self.initrd), hashes.initrd_hash.hex()),
-            Input("kernel", self.kernel_name, len(self.kernel), hashes.kernel_hash.hex()),
+            Input("initrd", self.initrd_name, len(initrd), hashes.initrd_hash.hex()),
+            Input("kernel", self.kernel_name, len(kernel), hashes.kernel_hash.hex()),
         )
+
+
+class BegunKernel(Kernel):
+    """A kernel whose files are being hashed already; their bytes are copied when somebody asks for them."""
+
+    def __init__(
+        self,
+        *,
+        kernel: Blob,
+        initrd: Blob,
+        cmdline: str = "",
+        kernel_name: str = "kernel",
+        initrd_name: str = "",
+    ) -> None:
+        names = {"kernel_name": kernel_name, "initrd_name": initrd_name}
+        self.__dict__.update(_blobs=(initrd, kernel), cmdline=cmdline, **names)
+
+    @property
+    def kernel(self) -> bytes:
+        """The kernel's file."""
+        return bytes(self._blobs[1])
+
+    @property
+    def initrd(self) -> bytes:
+        """The initrd's file."""
+        return bytes(self._blobs[0])

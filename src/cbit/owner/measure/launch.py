@@ -118,7 +118,10 @@ class Launch:
         """
         if reasons := self.unusable():
             raise Unmeasurable("; ".join(reasons))
-        table = self.kernel.table() if self.kernel else None
+        table = None
+        if self.kernel is not None:
+            self.kernel.begin()
+            table = self.kernel.table
         if self.mode is Mode.SNP:
             hypervisor = self._vcpus().hypervisor
             return snp.digest(self.image, table=table, vmsas=self.vmsas(), hypervisor=hypervisor)

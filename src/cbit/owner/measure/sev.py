@@ -10,7 +10,7 @@ Paper: launch-inputs.md §1, sev-crypto.md §8.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from cbit.owner.errors import Unmeasurable
 from cbit.owner.measure.image import Image
@@ -19,11 +19,17 @@ from cbit.spec import kernel_hashes
 from cbit.spec.vmsa import Vmsa
 
 
-def digest(image: bytes, *, table: bytes | None = None, vmsas: Iterable[bytes] = ()) -> bytes:
-    """Hash what LAUNCH_UPDATE_DATA and LAUNCH_UPDATE_VMSA are given."""
+def digest(image: bytes, *, table: Callable[[], bytes] | None = None, vmsas: Iterable[bytes] = ()) -> bytes:
+    """Hash what LAUNCH_UPDATE_DATA and LAUNCH_UPDATE_VMSA are given.
+
+    Args:
+        image: the firmware.
+        table: gives the kernel-hash table; asked only when the image is hashed.
+        vmsas: the registers of each vCPU.
+    """
     whole = hashlib.sha256(image)
     if table is not None:
-        whole.update(table)
+        whole.update(table())
     for page in vmsas:
         whole.update(page)
     return whole.digest()
@@ -48,4 +54,5 @@ def launch_digest(
     reasons += [f"a VMSA of {len(p)} bytes, must be {Vmsa.SIZE}" for p in pages if len(p) != Vmsa.SIZE]
     if reasons:
         raise Unmeasurable("; ".join(reasons))
-    return digest(firmware, table=kernel_hash_table, vmsas=pages)
+    table = None if kernel_hash_table is None else lambda: kernel_hash_table
+    return digest(firmware, table=table, vmsas=pages)

@@ -11,7 +11,7 @@ Paper: launch-inputs.md §7.1 (chain), §7.2 (order), §7.3 (sections), §7.4 (k
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -136,9 +136,25 @@ def add_regions(chain: Chain, parts: Iterable[Region]) -> None:
             chain.add_data(region.gpa, region.data)
 
 
-def digest(image: Image, *, table: bytes | None, vmsas: Iterable[bytes], hypervisor: Hypervisor) -> bytes:
-    """Compute the launch digest, 48 bytes."""
+def digest(
+    image: Image, *, table: Callable[[], bytes] | None, vmsas: Iterable[bytes], hypervisor: Hypervisor
+) -> bytes:
+    """Compute the launch digest, 48 bytes.
+
+    Args:
+        image: the firmware.
+        table: gives the kernel-hash table; asked only when the image is hashed, so that the kernel can be
+            hashed meanwhile.
+        vmsas: the registers of each vCPU.
+        hypervisor: whose order and page types.
+
+    Raises:
+        WireError: malformed metadata.
+    """
     chain = Chain()
-    add_regions(chain, regions(image, table, hypervisor=hypervisor))
+    chain.add_data(image.base, image.data)
+    parts = regions(image, None if table is None else table(), hypervisor=hypervisor)
+    next(parts)  # the image, which is in the chain
+    add_regions(chain, parts)
     chain.add_vmsas(vmsas)
     return chain.digest

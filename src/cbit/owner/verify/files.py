@@ -16,11 +16,10 @@ from types import MappingProxyType
 from typing import Final
 
 from cbit.owner.errors import Missing, Untrusted
+from cbit.owner.files import read_limited
 from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.certificate import CERT_SIZE, SevCert, Usage
 from cbit.spec.errors import WireError
-
-LARGEST: Final = 0x10000  #: no file of certificates is larger
 
 #: Names whose single certificate has a known role.
 ROLES: Final[Mapping[str, Usage]] = MappingProxyType(
@@ -143,16 +142,3 @@ def _files_of(path: Path) -> Sequence[Path]:
     if not files:
         raise Missing(f"{path}: none of {', '.join(NAMES)} is in this folder")
     return files
-
-
-def read_limited(path: Path, *, limit: int = LARGEST) -> bytes:
-    """Read a file that must be small, whatever is behind its name.
-
-    Raises:
-        WireError: it is larger than ``limit`` bytes.
-    """
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise WireError(f"{path.name}: larger than the {limit} bytes that such a file can have")
-    return data

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from cbit.owner.errors import Missing
+from cbit.owner.files import read_limited
 from cbit.owner.verify import files
-from cbit.owner.verify.files import read_limited
 from cbit.owner.verify.pem import is_x509
 from cbit.owner.verify.snp_chain import certificates_of
 from cbit.owner.verify.x509 import Certificate
