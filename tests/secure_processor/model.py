@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 OK, PLATFORM, GUEST_STATE, CONFIG, LENGTH = 0x00, 0x01, 0x02, 0x03, 0x04
 POLICY, INACTIVE, ADDRESS, MEASUREMENT = 0x07, 0x08, 0x09, 0x0B
 OWNED, ASID, WBINVD, DFFLUSH, NO_GUEST, ACTIVE = 0x0C, 0x0D, 0x0E, 0x0F, 0x10, 0x12
-UNSUPPORTED = 0x15
+UNSUPPORTED, PARAM = 0x15, 0x16
 UNINIT, INIT, WORKING = 0, 1, 2
 LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT = 1, 2, 3, 4, 5, 6
 
@@ -30,6 +30,7 @@ class Context:
     policy: int
     state: int = LUPDATE
     asid: int = 0
+    where: set[int] = field(default_factory=set)  # the complexes that have its key
     data: bytes = b""  # what was measured so far
     measure: bytes = b""
     journey: int = 0  # of its transport keys, while it migrates
@@ -139,7 +140,38 @@ class Model:
             return DFFLUSH
         if bool(guest.policy & 4) != (asid < FIRST_PLAIN):
             return ASID
-        guest.asid = asid
+        guest.asid, guest.where = asid, set(range(COMPLEXES))
+        if guest.state in (RUNNING, SUPDATE):
+            self.running.add(asid)
+        return OK
+
+    def activate_ex(self, handle: int, asid: int, *, cores: list[int], length: int) -> int:  # noqa: PLR0912  # a check each
+        """A core is a complex of its own, and its APIC id is its number."""
+        if self.state != WORKING:
+            return PLATFORM
+        if length != 0x18:
+            return PARAM
+        if handle not in self.guests:
+            return NO_GUEST
+        if not 1 <= asid <= LAST:
+            return ASID
+        if not cores:
+            return PARAM
+        if max(cores) >= COMPLEXES:
+            return CONFIG
+        guest = self.guests[handle]
+        if guest.asid != asid:
+            if any(other.asid == asid for other in self.guests.values()):
+                return OWNED
+            if guest.asid:
+                return ACTIVE
+        if guest.state == SENT:
+            return GUEST_STATE
+        if any((asid, ccx) in self.dirty for ccx in cores):
+            return DFFLUSH
+        if bool(guest.policy & 4) != (asid < FIRST_PLAIN):
+            return ASID
+        guest.asid, guest.where = asid, guest.where | set(cores)
         if guest.state in (RUNNING, SUPDATE):
             self.running.add(asid)
         return OK
@@ -154,9 +186,9 @@ class Model:
             return INACTIVE
         if guest.asid in self.running:
             self.running.discard(guest.asid)
-            self.dirty |= {(guest.asid, ccx) for ccx in range(COMPLEXES)}
-            self.done = [False] * COMPLEXES
-        guest.asid = 0
+            self.dirty |= {(guest.asid, ccx) for ccx in guest.where}
+            self.done = [done and ccx not in guest.where for ccx, done in enumerate(self.done)]
+        guest.asid, guest.where = 0, set()
         return OK
 
     def decommission(self, handle: int) -> int:
@@ -205,6 +237,25 @@ class Model:
             return ADDRESS
         if length == 0 or length % 16:
             return LENGTH
+        guest.data += plaintext
+        return OK
+
+    def launch_update_vmsa(self, handle: int, *, paddr: int, length: int, plaintext: bytes) -> int:
+        if length != 0x1000:
+            return LENGTH
+        if self.state != WORKING:
+            return PLATFORM
+        if handle not in self.guests:
+            return NO_GUEST
+        guest = self.guests[handle]
+        if guest.state != LUPDATE:
+            return GUEST_STATE
+        if not guest.policy & 4:
+            return UNSUPPORTED
+        if not guest.asid:
+            return INACTIVE
+        if paddr % 16:
+            return ADDRESS
         guest.data += plaintext
         return OK
 

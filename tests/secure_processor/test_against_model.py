@@ -111,6 +111,20 @@ class AgainstTheModel(RuleBasedStateMachine):
         expected = self.model.activate(handle, asid)
         assert expected == self.give(Command.ACTIVATE, buffers.Activate(handle=handle, asid=asid))[0]
 
+    @rule(
+        handle=HANDLES,
+        asid=ASIDS,
+        cores=st.lists(st.sampled_from([0, 0, 1, 1, 2]), max_size=3),
+        length=st.sampled_from([0x18] * 5 + [0x17]),
+    )
+    def activate_ex(self, handle: int, asid: int, cores: list[int], length: int) -> None:
+        expected = self.model.activate_ex(handle, asid, cores=cores, length=length)
+        self.world.desk.write(SCRATCH, b"".join(core.to_bytes(4, "little") for core in cores) or bytes(4))
+        asked = buffers.ActivateEx(
+            length=length, handle=handle, asid=asid, numids=len(cores), ids_paddr=SCRATCH
+        )
+        assert expected == self.give(Command.ACTIVATE_EX, asked)[0]
+
     @rule(handle=HANDLES)
     def deactivate(self, handle: int) -> None:
         asked = buffers.GuestHandle(handle=handle)
@@ -129,6 +143,17 @@ class AgainstTheModel(RuleBasedStateMachine):
         asked = buffers.LaunchStart(handle=share, policy=policy)
         status, after = self.give(Command.LAUNCH_START, asked)
         assert expected == (status, after.handle if status == OK else 0)
+
+    @rule(
+        handle=HANDLES, offset=st.sampled_from([0, 0, 4096, 8]), length=st.sampled_from([4096] * 4 + [4080])
+    )
+    def launch_update_vmsa(self, handle: int, offset: int, length: int) -> None:
+        desk, paddr = self.world.desk, Spa(DATA + offset)
+        plaintext = bytes([handle]) * 4096
+        desk.write(paddr, plaintext)
+        expected = self.model.launch_update_vmsa(handle, paddr=paddr, length=length, plaintext=plaintext)
+        asked = buffers.LaunchUpdateVmsa(handle=handle, paddr=paddr, length=length)
+        assert expected == self.give(Command.LAUNCH_UPDATE_VMSA, asked)[0]
 
     @rule(handle=HANDLES, offset=st.sampled_from([0, 0, 16, 4096, 8]), length=LENGTHS)
     def launch_update_data(self, handle: int, offset: int, length: int) -> None:

@@ -23,10 +23,13 @@ from cbit.driver.kvm_structs import (
     KvmSevCommand,
 )
 from cbit.driver.kvm_vm import Asked, Lent, SevVm
+from cbit.driver.kvm_vmsa import after_reset
 from cbit.driver.sev_structs import BLOB_MAX
 from cbit.spec import buffers
-from cbit.spec.address import BLOCK, PAGE
+from cbit.spec.address import BLOCK, PAGE, Spa
 from cbit.spec.command import Command
+from cbit.spec.errors import CbitError
+from cbit.spec.key_id import UNENCRYPTED
 
 Handler = Callable[[SevVm, Asked], None]
 
@@ -57,6 +60,22 @@ def _launch_update_data(vm: SevVm, asked: Asked) -> None:
         vm.pages.take_image(asked.memory, [run])  # what was done before a refusal is done
         if refusal is not None:
             raise refusal
+
+
+def _launch_update_vmsa(vm: SevVm, asked: Asked) -> None:
+    """One save area for each virtual CPU, in the order of their numbers."""
+    if not vm.es:
+        raise OSError(errno.ENOTTY, "the machine has no ES")
+    page = after_reset(signature=vm.signature, features=vm.features, fpu=vm.by_init2)
+    for _ in range(vm.cpus):
+        try:
+            frames = vm.host.frames.take(PAGE)
+        except CbitError as error:
+            raise OSError(errno.ENOMEM, str(error)) from None
+        vm.save_areas.append(frames)
+        vm.host.machine.memory.write(Spa(frames.start), page, UNENCRYPTED)
+        request = buffers.LaunchUpdateVmsa(handle=vm.handle, paddr=frames.start)
+        vm.issue(asked, Command.LAUNCH_UPDATE_VMSA, request)
 
 
 def _launch_measure(vm: SevVm, asked: Asked) -> None:
@@ -326,6 +345,7 @@ ROWS: Final[Mapping[int, Handler]] = MappingProxyType({
     KvmSevCommand.SEV_ES_INIT:            SevVm.init_legacy,
     KvmSevCommand.LAUNCH_START:           _launch_start,
     KvmSevCommand.LAUNCH_UPDATE_DATA:     _launch_update_data,
+    KvmSevCommand.LAUNCH_UPDATE_VMSA:     _launch_update_vmsa,
     KvmSevCommand.LAUNCH_SECRET:          _launch_secret,
     KvmSevCommand.LAUNCH_MEASURE:         _launch_measure,
     KvmSevCommand.LAUNCH_FINISH:          _plain(Command.LAUNCH_FINISH),

@@ -15,6 +15,7 @@ from cbit.driver.ccp import Ccp
 from cbit.driver.client_pages import CallerMemory, ClientPages, FreeFrames, MemoryRule, Run
 from cbit.driver.errors import FirmwareError, MailboxTimeout
 from cbit.driver.kvm_structs import EncRegion, KvmInit2, KvmSevCmd, KvmSevCommand, VmType
+from cbit.driver.kvm_vmsa import NO_CPUID
 from cbit.driver.sev_ioctl import SevDevice
 from cbit.driver.sev_structs import BLOB_MAX
 from cbit.machine.board import Machine
@@ -146,6 +147,7 @@ class SevVm:
         handle: the firmware's; 0 until LAUNCH_START or RECEIVE_START.
         cpus: how many virtual CPUs were created.
         regions: what the program registered.
+        save_areas: frames of the virtual CPUs' save areas, encrypted.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class SevVm:
         rule: MemoryRule,
         is_sev: Callable[[int], bool],
         kind: int = VmType.DEFAULT,
+        signature: int = NO_CPUID,
     ) -> None:
         """Begin with a machine that has no encryption yet.
 
@@ -165,12 +168,14 @@ class SevVm:
             rule: what the program's pages hold after a command has encrypted them.
             is_sev: whether a descriptor number of the caller is /dev/sev; EBADF if there is none.
             kind: the type that KVM_CREATE_VM was given.
+            signature: CPUID Fn1 EAX of its virtual CPUs.
         """
         self.host, self.device, self._is_sev, self._kind = host, device, is_sev, kind
         memory = host.machine.memory
         self.pages = ClientPages(memory, host.frames, limit=host.machine.memory_size, rule=rule)
         self.asid = self.handle = self.cpus = 0
-        self.features = 0
+        self.features, self.signature = 0, signature
+        self.save_areas: list[range] = []
         self.es = self.active = self.by_init2 = False
         self.regions: list[EncRegion] = []
 
@@ -187,6 +192,9 @@ class SevVm:
         if self.host.machine.is_on:
             self.host.machine.wbinvd_on_all_cores()  # the frames change hands
         self.pages.release()
+        for frames in self.save_areas:
+            self.host.frames.give_back(frames)
+        self.save_areas.clear()
         self.regions.clear()
         self.asid = self.handle = 0
         self.active = False
