@@ -12,15 +12,16 @@ from cbit.cli.envelope import Outcome
 if TYPE_CHECKING:
     from cbit.cli.bench.figure import Figure, Skipped
 
-EXECUTING = ("guest",)  #: groups that need a computer on which guests execute
+EXECUTING = ("guest", "linux")  #: groups that need a computer on which guests execute
 HELP = "figures against their limit, side by side in one run"
 EXAMPLE = """examples:
   cbit bench
-  cbit bench aes-page launch --rounds 15 --json"""
+  cbit bench aes-page launch --rounds 15 --json
+  cbit bench linux --rounds 3"""
 
 
-#: Compiles a client and starts launchers and a daemon: minutes on a busy computer.
-ON_REQUEST = frozenset({"redirect"})
+#: Take minutes: one compiles a client and starts launchers, one fetches a kernel and boots it.
+ON_REQUEST = frozenset({"redirect", "linux"})
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="groups to run: aes-bulk, aes-page, launch, memory, guest, owner, redirect "
-        "(default: all but redirect)",
+        help="groups to run: aes-bulk, aes-page, launch, memory, guest, owner, redirect, linux "
+        "(default: all but the last two)",
     )
     parser.add_argument(
         "--rounds", type=int, default=7, metavar="N", help="pairs of runs behind each median (default 7)"
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _groups() -> dict[str, Callable[[int], Sequence[Figure | Skipped]]]:
-    from cbit.cli.bench import aes, guest, launch, memory, owner, redirect
+    from cbit.cli.bench import aes, guest, launch, linux, memory, owner, redirect
 
     return {
         "aes-bulk": aes.bulk,
@@ -82,6 +83,7 @@ def _groups() -> dict[str, Callable[[int], Sequence[Figure | Skipped]]]:
         "guest": guest.figures,
         "redirect": redirect.figures,
         "owner": owner.figures,
+        "linux": linux.figures,
     }
 
 
