@@ -43,6 +43,7 @@ def test_a_guest_prints_and_powers_itself_off(run: Run, mode: str) -> None:
     if mode == "sev":  # the launch left ciphertext in DRAM; the plain image may be in the cache still
         assert ran.report["fills"] > 0
         assert ran.report["latency"]["extra_ns"] > 0
+    assert ran.report["cpu_seconds"] > 0
     assert MEMORY == ran.report["pages"]["memory_size"]
 
 

@@ -57,6 +57,7 @@ class Outside:
         keyboard: who types.
         say: takes what a person should know before the guest starts.
         seconds: since some moment; for the time-out and for what took how long.
+        cpu_seconds: since some moment, of this process's own time.
         timeout: None: for ever.
         epoch: seconds since 1970, for the guest's clock.
     """
@@ -65,6 +66,7 @@ class Outside:
     keyboard: Keyboard
     say: Callable[[str], None]
     seconds: Callable[[], float] = time.monotonic
+    cpu_seconds: Callable[[], float] = time.process_time
     timeout: float | None = None
     epoch: int
 
@@ -162,7 +164,7 @@ def run_software(
         Untrusted, BadMeasurement, FirmwareError, OutOfMemory: as `launch`.
         OSError: the dump cannot be written.
     """
-    machine, begun = place.machine, outside.seconds()
+    machine, begun, cpu_begun = place.machine, outside.seconds(), outside.cpu_seconds()
     with started(place, settings, entropy=entropy, outside=outside, disks=disks) as software:
         result: dict[str, Any] = {
             "mode": str(settings.protection),
@@ -181,6 +183,7 @@ def run_software(
         for line in _beginning(result):
             outside.say(line)
         account = _execute(machine, software, outside)
+        result["cpu_seconds"] = round(outside.cpu_seconds() - cpu_begun, 3)
         account.result = result | account.result | _pages(machine, software, dump)
         return account
 
