@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cbit.cli.bench.figure import Figure, medians
+from cbit.cli.bench.figure import Figure, Skipped, medians
 from cbit.cli.linux_files import fetch_linux
 from cbit.guest.linux.user_space import user_space
 from cbit.spec.address import MIB
@@ -115,7 +115,7 @@ class Boot:
         return used.ru_utime + used.ru_stime
 
 
-def figures(rounds: int) -> list[Figure]:
+def figures(rounds: int) -> list[Figure | Skipped]:
     """Boot everything so often.
 
     Raises:
@@ -140,11 +140,12 @@ def figures(rounds: int) -> list[Figure]:
     return side_by_side(times)
 
 
-def side_by_side(times: dict[str, list[float]]) -> list[Figure]:
-    """Set the medians side by side; what has nothing to be compared with is left out."""
-    made = []
+def side_by_side(times: dict[str, list[float]]) -> list[Figure | Skipped]:
+    """Set the medians side by side; what has nothing to be compared with says so."""
+    made: list[Figure | Skipped] = []
     for what, against, name, reach in _FIGURES:
         if against not in times:
+            made.append(Skipped("linux", name, f"{QEMU} is not here: apt install qemu-system-x86"))
             continue
         ours, limit, ratio = medians(list(zip(times[what], times[against], strict=True)))
         made.append(Figure("linux", name, ours, limit, "s", ratio, _AGAINST[against], reach))
