@@ -24,7 +24,7 @@ def run(*words: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProce
 
 
 def test_every_name_of_the_design_is_reserved() -> None:
-    names = "demo setup run memory serve exec kds migrate owner attack bench capabilities"
+    names = "demo setup run memory serve control exec kds migrate owner attack bench capabilities"
     assert names.split() == [name for name, _, _ in COMMANDS]
 
 
@@ -51,7 +51,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "", "name a command"),
         (["nonsense"], "", "'nonsense' is no command"),
         (["--nonsense"], "", "unrecognized arguments"),
-        (["migrate"], "migrate", "not modelled yet"),
+        (["migrate"], "migrate", "required: send|receive"),
         (["owner"], "owner", "STEP"),
         (["owner", "nonsense"], "owner", "invalid choice"),
         (["owner", "verify"], "owner verify", "required"),

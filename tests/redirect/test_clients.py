@@ -12,6 +12,7 @@ import pytest
 from cbit.redirect.clients import Clients, Descriptors
 from cbit.redirect.device import Client, Memory
 from cbit.redirect.files import SEV, SEV_GUEST, DescriptorKind, DeviceFile, Files
+from cbit.redirect.linux import PR_SET_DUMPABLE, prctl
 
 TIMER = "anon_inode:[eventfd]"
 FILES = Files(
@@ -159,6 +160,7 @@ def test_a_number_that_passes_to_another_process_is_that_processs(clients: Clien
     stop, wait = os.pipe()
     child = os.fork()
     if child == 0:
+        prctl(PR_SET_DUMPABLE, 1)  # whatever another test did to this process
         os.close(wait)
         os.read(stop, 1)
         os._exit(0)

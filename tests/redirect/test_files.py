@@ -39,7 +39,7 @@ def test_what_is_switched_on_says_so() -> None:
     files = sev_files(es=True, snp=True, kvm=Kvm.HOST, guest=True)
     assert (SEV, SEV_GUEST, KVM_VM) == files.served
     assert {b"Y\n"} == {text.content for text in files.texts}
-    assert 8 == len(files.requests)
+    assert 9 == len(files.requests)
 
 
 def test_a_supplied_kvm_has_a_device_and_gives_the_rest_out() -> None:

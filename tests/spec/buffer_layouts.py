@@ -18,6 +18,24 @@ BUFFERS: dict[type[Wire], tuple[int, str]] = {
         10 4 tmr_length
         """,
     ),
+    buffers.InitEx: (
+        0x24,
+        """
+        00 4 length
+        04 4 flags
+        08 8 tmr_paddr
+        10 4 tmr_length
+        18 8 nv_paddr
+        20 4 nv_length
+        """,
+    ),
+    buffers.DownloadFirmware: (
+        0x0C,
+        """
+        00 8 paddr
+        08 4 length
+        """,
+    ),
     buffers.PlatformStatus: (
         0x0C,
         """
@@ -69,6 +87,25 @@ BUFFERS: dict[type[Wire], tuple[int, str]] = {
         """
         00 4 handle
         04 4 asid
+        """,
+    ),
+    buffers.ActivateEx: (
+        0x18,
+        """
+        00 4 length
+        04 4 handle
+        08 4 asid
+        0C 4 numids
+        10 8 ids_paddr
+        """,
+    ),
+    # sev-api.md §7: the same layout as LAUNCH_UPDATE_DATA
+    buffers.LaunchUpdateVmsa: (
+        0x14,
+        """
+        00 4 handle
+        08 8 paddr
+        10 4 length
         """,
     ),
     buffers.GuestStatus: (

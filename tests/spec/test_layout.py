@@ -22,6 +22,7 @@ from cbit.spec import (
     vmsa,
 )
 from cbit.spec.certificate import BODY_SIZE, CERT_SIZE, CHAIN_SIZE
+from cbit.spec.linux_boot import boot_params
 from cbit.spec.wire import Wire
 from spec.buffer_layouts import BUFFERS
 from spec.wires import WIRES
@@ -329,6 +330,62 @@ PAPER: dict[type[Wire], tuple[int, str]] = {
         0 4 base
         4 4 size
         8 4 kind
+        """,
+    ),
+    # Linux, Documentation/arch/x86/boot.rst ("The Real-Mode Kernel Header") and zero-page.rst
+    boot_params.MemoryRange: (
+        0x14,
+        """
+        00 8 base
+        08 8 length
+        10 4 kind
+        """,
+    ),
+    boot_params.BootParams: (
+        0x1000,
+        """
+        070 8   acpi_rsdp_addr
+        1E8 1   e820_entries
+        1F1 1   setup_sects
+        1F2 2   root_flags
+        1F4 4   syssize
+        1F8 2   ram_size
+        1FA 2   vid_mode
+        1FC 2   root_dev
+        1FE 2   boot_flag
+        200 2   jump
+        202 4   header
+        206 2   version
+        208 4   realmode_swtch
+        20C 2   start_sys_seg
+        20E 2   kernel_version
+        210 1   type_of_loader
+        211 1   loadflags
+        212 2   setup_move_size
+        214 4   code32_start
+        218 4   ramdisk_image
+        21C 4   ramdisk_size
+        220 4   bootsect_kludge
+        224 2   heap_end_ptr
+        226 1   ext_loader_ver
+        227 1   ext_loader_type
+        228 4   cmd_line_ptr
+        22C 4   initrd_addr_max
+        230 4   kernel_alignment
+        234 1   relocatable_kernel
+        235 1   min_alignment
+        236 2   xloadflags
+        238 4   cmdline_size
+        23C 4   hardware_subarch
+        240 8   hardware_subarch_data
+        248 4   payload_offset
+        24C 4   payload_length
+        250 8   setup_data
+        258 8   pref_address
+        260 4   init_size
+        264 4   handover_offset
+        268 4   kernel_info_offset
+        2D0 A00 e820_table
         """,
     ),
     # launch-inputs.md §7.5

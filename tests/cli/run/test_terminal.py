@@ -25,7 +25,8 @@ from cli.run.conftest import no_engine
 ECHO = kernels.says("ready\r\n") + kernels.ECHO + kernels.POWER_OFF + kernels.HALT
 PATIENCE = 60
 TAKE_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job's children would ignore it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
