@@ -147,6 +147,8 @@ def modinfo(data: bytes) -> dict[str, list[str]]:
     if data[:6] != _ELF:
         raise ValueError("not a 64-bit ELF file")
     *_, sections_at, _, _, _, _, size, count, names = _HEADER.unpack_from(data)
+    if sections_at + size * count > len(data):
+        raise ValueError("its section table is cut off")
     table = [_SECTION.unpack_from(data, sections_at + size * i) for i in range(count)]
     if names >= count:
         raise ValueError("its section names are nowhere")
