@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## everything that is quick; what is absent skips aloud
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev ## slow tests too, and a larger budget for the property tests
-	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --timeout=1800 $(ARGS)
+	@HYPOTHESIS_PROFILE=thorough $(PYTEST) --timeout=900 $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, imports, docs
 	$(BIN)/ruff format --check --quiet .
