@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--firmware",
         type=Path,
         metavar="F",
-        help="guest firmware image, launched and not executed (default: cbit's built-in guest)",
+        help="guest firmware image, launched and not executed (default: a distribution's OVMF)",
     )
     parser.add_argument(
         "--secret-gpa",
@@ -131,9 +131,9 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[World, float]:
     begun = time.monotonic()
     chosen = profile(args.profile)
     entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
-    with progress("looking for a guest, and for what executes it", quiet=args.json):
+    with progress("looking for guest firmware, and for what executes guests", quiet=args.json):
         no_engine = why_not_executing()
-        image = find(args.firmware, executes=not no_engine)
+        image = find(args.firmware)
     secret = b"disk passphrase " + entropy.draw(12).hex().encode()
     message_key = Key(entropy.draw(KEY_BYTES))
     length = len(secret_table(secret, message_key))

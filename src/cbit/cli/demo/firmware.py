@@ -1,4 +1,4 @@
-"""Where the demo's image comes from: a file, the built-in guest, a distribution's OVMF, our own image."""
+"""Where the demo's image comes from: a file, a distribution's OVMF, our own image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from cbit.attacks.victim import RAM_BASE, RAM_SIZE
 from cbit.cli import packages
 from cbit.cli.packages import NoPackage
 from cbit.guest import generated_firmware
-from cbit.guest.builtin import image as builtin
 from cbit.owner.measure import expect_sev
 from cbit.spec.address import BLOCK, MIB, Gpa
 
@@ -42,12 +41,11 @@ class Image:
     origin: str
 
 
-def find(named: Path | None, *, executes: bool = False) -> Image:
+def find(named: Path | None) -> Image:
     """Return the image to launch.
 
     Args:
         named: the file that somebody wants.
-        executes: whether guests execute here: then the built-in guest comes before other people's firmware.
 
     Raises:
         OSError: ``named`` cannot be read.
@@ -55,8 +53,6 @@ def find(named: Path | None, *, executes: bool = False) -> Image:
     """
     if named is not None:
         return _read(named)
-    if executes:
-        return Image(builtin.image(), "cbit's built-in guest", "assembled from its source, on this computer")
     for place in map(Path, PLACES):
         if place.is_file():
             return Image(place.read_bytes(), str(place), "installed on this computer")

@@ -124,13 +124,21 @@ def _area(world: World) -> str:
 
 
 def run_guest(world: World) -> Act:
-    """Let the guest execute, if it is the built-in one and this computer can."""
-    return running.run_guest(world) if world.image_executes else _view(world)
-
-
-def _view(world: World) -> Act:
-    """What the guest's CPU would see: a reference model walks and decrypts."""
+    """The firmware as its own CPU sees it; then the built-in guest executes, if this computer can."""
+    if world.executes:
+        act = Act(7, "Run: a guest executes, in memory that only it can read")
+        _view(act, world)
+        act.fact("does it execute?", "no: other people's firmware is launched and looked into; cbit's own guest does")
+        running.run_guest(act, world)
+        return act
     act = Act(7, "Run: the guest's view of its memory (this image is not executed)")
+    _view(act, world)
+    act.who_sees = f"The image was launched, not executed: {world.no_engine}."
+    return act
+
+
+def _view(act: Act, world: World) -> None:
+    """What the guest's CPU would see: a reference model walks and decrypts."""
     image, start = world.image.data, firmware_start(world.image.data)
     look = _readable(image)
     with Vcpu(world.guest.vm).run() as view:
@@ -140,6 +148,3 @@ def _view(world: World) -> Act:
     act.show("the guest reads its image", text)
     act.show("its CPU fetches at the reset vector", fetched)
     act.fact("are these the image's last 16 bytes?", "yes" if fetched == image[-16:] else "no")
-    why = world.no_engine or "the demo executes its own guest only"
-    act.who_sees = f"The image was launched, not executed: {why}."
-    return act

@@ -1,15 +1,17 @@
-"""Act 7 for a guest that executes: what it says, what others see, and what its registers give away."""
+"""Act 7, where guests execute: what ours says, what others see, and what its registers give away."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from cbit.attacks.victim import SAYS, TEXT
+from cbit.attacks.victim import SAYS, TEXT, Courier, start
 from cbit.cli.demo.act import Act
 from cbit.cli.demo.world import World
 from cbit.crypto.key import Key
-from cbit.guest.builtin.interface import PUBLISHED, RESULT, SEALED, TRANSFER, Request, reset_state
+from cbit.guest.builtin import image as builtin
+from cbit.guest.builtin.interface import PUBLISHED, RESULT, SEALED, TRANSFER, Request
 from cbit.guest.builtin.sealed import KEY_BYTES, seal
+from cbit.hypervisor.host import Protection
 from cbit.hypervisor.small_guest import SmallGuest, Turn
 
 NUMBER: Final = 100_000  #: below which the guest counts primes
@@ -17,12 +19,17 @@ REPLY: Final = b"block 7 of your disk"
 MOST_INTERRUPTS: Final = 20_000
 
 
-def run_guest(world: World) -> Act:
-    """VMRUN, and everything that follows from it."""
-    act = Act(7, "Run: the guest executes, in memory that only it can read")
-    guest = SmallGuest(world.guest.vm, reset_state())
+def run_guest(act: Act, world: World) -> None:
+    """Launch the built-in guest as the firmware was launched; VMRUN, and everything that follows from it."""
+    victim = start(world.host, Protection.SEV, world.arrival(), Courier())
+    guest = victim.guest
+    assert guest is not None
+    act.fact(
+        "cbit's own guest",
+        f"{len(builtin.image()):#x} bytes assembled here, measured, accepted by its owner; its secret injected",
+    )
     guest.turn()
-    act.fact("VMRUN", f"ASID {world.guest.asid}, from the reset vector; it halts when nobody wants anything")
+    act.fact("VMRUN", f"ASID {victim.asid}, from the reset vector; it halts when nobody wants anything")
     _said(act, guest)
     c_bit, *number = guest.ask(Request.WHO).answers
     nonce = number[0] | number[1] << 32
@@ -34,12 +41,12 @@ def run_guest(world: World) -> Act:
     guest.ask(Request.END)
     _said(act, guest)
     act.fact("exits", ", ".join(f"{name} {count}" for name, count in guest.exits.items()))
+    victim.end()
     act.who_sees = (
         "What the guest prints, and what it puts into its shared page, is everybody's. Its private memory is "
         "its own. Its registers are not: under plain SEV every #VMEXIT hands them to the hypervisor. It is "
         "SEV-ES that encrypts them."
     )
-    return act
 
 
 def _said(act: Act, guest: SmallGuest) -> None:

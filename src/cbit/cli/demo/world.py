@@ -55,11 +55,6 @@ class World:
         """Whether guests execute here: those with the built-in guest's image."""
         return not self.no_engine
 
-    @property
-    def image_executes(self) -> bool:
-        """Whether the launched image is one that executes here."""
-        return self.executes and self.image.data == builtin.image()
-
     def arrival(self, *, policy: int | None = None) -> Arrival:
         """Describe a guest of the same owner: the built-in one if it executes, else the launched image.
 
