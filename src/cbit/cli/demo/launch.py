@@ -128,7 +128,10 @@ def run_guest(world: World) -> Act:
     if world.executes:
         act = Act(7, "Run: a guest executes, in memory that only it can read")
         _view(act, world)
-        act.fact("does it execute?", "no: other people's firmware is launched and looked into; cbit's own guest does")
+        act.fact(
+            "does it execute?",
+            "no: other people's firmware is launched and looked into; cbit's own guest does",
+        )
         running.run_guest(act, world)
         return act
     act = Act(7, "Run: the guest's view of its memory (this image is not executed)")

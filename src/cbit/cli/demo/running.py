@@ -26,7 +26,7 @@ def run_guest(act: Act, world: World) -> None:
     assert guest is not None
     act.fact(
         "cbit's own guest",
-        f"{len(builtin.image()):#x} bytes assembled here, measured, accepted by its owner; its secret injected",
+        f"{len(builtin.image()):#x} bytes assembled here, measured, accepted by its owner; it has its secret",
     )
     guest.turn()
     act.fact("VMRUN", f"ASID {victim.asid}, from the reset vector; it halts when nobody wants anything")
