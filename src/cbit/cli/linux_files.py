@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cbit.cli.packages import NoPackage, depends_on, fetch
+from cbit.guest.linux.files import LinuxFiles
 
 #: Kernels for virtual machines, Debian's and Ubuntu's: meta-packages that follow the newest version.
 KERNELS: Final = ("linux-image-cloud-amd64", "linux-image-virtual")
@@ -15,23 +15,6 @@ BUSYBOX: Final = "busybox-static"
 _INSTEAD: Final = (
     "name the files yourself: --kernel VMLINUZ --modules /lib/modules/RELEASE --busybox FILE (a static one)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LinuxFiles:
-    """What a Linux guest is made from.
-
-    Attributes:
-        kernel: the bzImage.
-        modules: its folder of modules.
-        busybox: a static busybox.
-        origin: where they are from, for a person.
-    """
-
-    kernel: Path
-    modules: Path
-    busybox: Path
-    origin: str
 
 
 def linux_files(*, kernel: Path | None, modules: Path | None, busybox: Path | None) -> LinuxFiles:

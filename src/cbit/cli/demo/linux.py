@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
+    from cbit.attacks.forensics import Find
+    from cbit.attacks.linux_owner import OwnersFiles
     from cbit.cli.demo.act import Act
-    from cbit.cli.demo.forensics import Find
-    from cbit.cli.demo.linux_world import LinuxWorld, OwnersFiles
+    from cbit.cli.demo.linux_world import LinuxWorld
     from cbit.crypto.entropy import Entropy
 
 KEY_FILE = "disk.key"
@@ -150,22 +151,13 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Sta
 
 
 def _files(args: argparse.Namespace, entropy: Entropy) -> OwnersFiles:
-    from cbit.cli.demo.linux_world import COMMANDS, OwnersFiles
+    from cbit.attacks.linux_owner import OwnersFiles, initramfs
     from cbit.cli.linux_files import linux_files
     from cbit.guest.linux.unlock import unlock_program
-    from cbit.guest.linux.user_space import user_space
 
     unlock = unlock_program()  # first: without a compiler nothing needs to be fetched
     found = linux_files(kernel=args.kernel, modules=args.modules, busybox=args.busybox)
-    initrd = user_space(found.busybox.read_bytes(), modules=found.modules, unlock=unlock, commands=COMMANDS)
-    return OwnersFiles(
-        kernel=found.kernel.read_bytes(),
-        initrd=initrd,
-        append=args.append,
-        origin=found.origin,
-        password=b"password-" + entropy.draw(12).hex().encode(),
-        disk_key=entropy.draw(64),
-    )
+    return OwnersFiles.made_of(found, initramfs(found, unlock), append=args.append, entropy=entropy)
 
 
 class Stage:

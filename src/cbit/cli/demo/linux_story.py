@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from cbit.attacks.forensics import Dump, Find, Wanted, search
 from cbit.attacks.tenant import Tenant
 from cbit.cli.demo.act import Act
-from cbit.cli.demo.forensics import Dump, Find, Wanted, search
 from cbit.cli.demo.linux_world import EPOCH, LinuxWorld, LiveConsole
 from cbit.hypervisor.devices.disk import MemoryDisk
 from cbit.hypervisor.host import Host, Protection

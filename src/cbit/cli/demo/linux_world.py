@@ -7,84 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cbit.attacks.linux_owner import OwnersFiles
 from cbit.attacks.tenant import Tenant
 from cbit.crypto.entropy import Entropy
-from cbit.guest.linux import encrypted_disk
-from cbit.guest.linux.romfs import romfs
 from cbit.hypervisor.host import Host
 from cbit.machine.board import Machine, Options
 from cbit.machine.state_folder import StateFolder
-from cbit.owner.measure import DirectLaunch, Kernel
-from cbit.spec import acpi, secret_table
 from cbit.spec.address import MIB
-from cbit.spec.linux_boot import ACPI_BASE, BootImage, boot_image, command_line
 
 if TYPE_CHECKING:
-    from cbit.cli.demo.forensics import Dump, Find
+    from cbit.attacks.forensics import Dump, Find
 
 EPOCH: Final = 1_700_000_000  #: when the guest believes to be: the same story again
 PROMPT: Final = b"/ # "
 HOST_MEMORY: Final = 64 * MIB  #: what the host keeps of the machine
-NOTE: Final = b"The disk is open: this line was encrypted with the key that the owner sent.\n"
-_PASSWORD_FILE: Final = "." + "password"  # `cat /mnt/*` leaves it alone
-#: The guest takes its password from the disk, and prints nothing of it.
-COMMANDS: Final = f"read -r PASSWORD < /mnt/{_PASSWORD_FILE} && export PASSWORD"
-
-
-@dataclass(frozen=True, slots=True)
-class OwnersFiles:
-    """What the owner has on its own computer, and hands to a host except for the last two.
-
-    Attributes:
-        kernel: the kernel.
-        initrd: the initramfs.
-        append: what is appended to the command line.
-        origin: where they are from.
-        password: what is on the disk.
-        disk_key: what opens it.
-    """
-
-    kernel: bytes
-    initrd: bytes
-    append: str
-    origin: str
-    password: bytes
-    disk_key: bytes
-
-    @property
-    def disk(self) -> bytes:
-        """The encrypted disk image."""
-        files = {"note": NOTE, _PASSWORD_FILE: self.password + b"\n"}
-        return encrypted_disk.encrypt(romfs(files), self.disk_key)
-
-    @property
-    def secret(self) -> bytes:
-        """The table that is sealed and injected."""
-        return secret_table.build([(secret_table.DISK_PASSPHRASE, self.disk_key)])
-
-    def launch(self, memory_size: int) -> DirectLaunch:
-        """Describe the launch, to measure it."""
-        return DirectLaunch(
-            kernel=Kernel(
-                kernel=self.kernel,
-                initrd=self.initrd,
-                cmdline=self.append,
-                kernel_name="kernel",
-                initrd_name="initramfs",
-            ),
-            memory_size=memory_size,
-        )
-
-    def image(self, memory_size: int, *, secret: bytes = b"") -> BootImage:
-        """Lay it out, as the hypervisor does."""
-        return boot_image(
-            self.kernel,
-            self.initrd,
-            cmdline=command_line(self.append),
-            memory_size=memory_size,
-            acpi=acpi.tables(ACPI_BASE),
-            secret=secret,
-        )
 
 
 class LiveConsole:

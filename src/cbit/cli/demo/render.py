@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cbit.attacks.forensics import Find
 from cbit.attacks.survey import Cell
 from cbit.cli.demo.act import Act, Attempt, Bytes, Fact, Item, Picture
-from cbit.cli.demo.forensics import Find
 from cbit.cli.page_map import RANDOM, rows
 from cbit.hypervisor.host import Protection
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cbit.attacks import forensics
+from cbit.attacks.forensics import Dump, Find, Wanted, aeskeyfind, own_scan, search, strings, volatility
 from cbit.attacks.key_schedule import expand
-from cbit.cli.demo import forensics
-from cbit.cli.demo.forensics import Dump, Find, Wanted, aeskeyfind, own_scan, search, strings, volatility
 from cbit.cli.demo.linux_story import ENCRYPTED, OPENED, PLAIN, surprises
 
 RequireProgram = Callable[[str, str], list[str]]
