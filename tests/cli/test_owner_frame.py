@@ -12,7 +12,8 @@ import pytest
 
 import cbit
 from cbit import __version__
-from cbit.cli import COMMANDS, main
+from cbit.cli import main
+from cbit.cli.command_line import COMMANDS
 from cbit.cli.owner import STEPS
 
 ENV = {"PYTHONPATH": str(Path(cbit.__file__).parents[1]), "PATH": os.environ.get("PATH", "")}

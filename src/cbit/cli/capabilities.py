@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Collect what is there; nothing is started."""
-    from cbit.cli import COMMANDS
+    from cbit.cli.command_line import COMMANDS
 
     machine = not _missing()
     result: dict[str, object] = {

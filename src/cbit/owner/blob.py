@@ -2,15 +2,20 @@
 
 A kernel and its initrd are hashed whole before anything else can be computed from them.  A ``Blob`` begins
 with that in a thread of its own when it is made; whoever wants the hash waits for the rest of it.
+
+Imports as little as it can: it is what a command in a hurry loads first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
+import stat
 import threading
-from typing import Final
 
-_WORTH_A_THREAD: Final = 1 << 20  # bytes; less is hashed sooner than a thread begins
+LARGEST = 1 << 32  #: bytes of a kernel or initrd
+_WORTH_A_THREAD = 1 << 20  # bytes; less is hashed sooner than a thread begins
 
 
 class Blob:
@@ -23,12 +28,24 @@ class Blob:
     __slots__ = ("_data", "_sha256", "_thread")
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self._data: Final = data
+        self._data = data
         self._sha256 = b""
         self._thread: threading.Thread | None = None
         if len(data) >= _WORTH_A_THREAD:
             self._thread = threading.Thread(target=self._hash, daemon=True)
             self._thread.start()
+
+    @classmethod
+    def mapped(cls, path: str | os.PathLike[str]) -> Blob | None:
+        """Begin to hash a file in place; None where that cannot be, and whoever reads it finds out why."""
+        try:
+            found = os.stat(path)  # before it is opened: a pipe that is opened twice loses its writer
+            if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= LARGEST:
+                return None
+            with open(path, "rb") as file:
+                return cls(memoryview(_map(file.fileno())))
+        except (OSError, ValueError):
+            return None
 
     def __len__(self) -> int:
         return len(self._data)
@@ -52,3 +69,10 @@ class Blob:
 
     def _hash(self) -> None:
         self._sha256 = hashlib.sha256(self._data).digest()
+
+
+def _map(descriptor: int) -> mmap.mmap:
+    """Map a file to be read; at once where that can be said, for a page fault each takes a fifth longer."""
+    if hasattr(mmap, "MAP_POPULATE"):
+        return mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)

@@ -62,8 +62,8 @@ CPUS: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 
-_VERSION: Final = re.compile(r"-v[1-9][0-9]*$")
-_TRIPLE: Final = re.compile(r"([0-9]+)[:/,.]([0-9]+)[:/,.]([0-9]+)$")
+_VERSION: Final = r"-v[1-9][0-9]*$"
+_TRIPLE: Final = r"([0-9]+)[:/,.]([0-9]+)[:/,.]([0-9]+)$"
 
 
 def signature_of(text: str) -> int:
@@ -73,10 +73,10 @@ def signature_of(text: str) -> int:
         ValueError: none of these.
     """
     names = {name.lower(): signature for name, signature in CPUS.items()}
-    name = _VERSION.sub("", text.strip().lower())
+    name = re.sub(_VERSION, "", text.strip().lower())
     if name in names:
         return names[name]
-    if triple := _TRIPLE.match(text.strip()):
+    if triple := re.match(_TRIPLE, text.strip()):
         return Cpu(*map(int, triple.groups())).signature
     try:
         signature = int(text, 0)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import mmap
 from argparse import Namespace
 from pathlib import Path
 from typing import Final
 
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner.arguments import api_version, byte, measure_blob, policy
-from cbit.cli.owner.measure_arguments import LARGEST, MODES, add_explain, add_image, add_vcpus
+from cbit.cli.owner.measure_arguments import MODES, add_explain, add_image, add_vcpus
 from cbit.cli.parser import Parser
 from cbit.owner import files
-from cbit.owner.blob import Blob
+from cbit.owner.blob import LARGEST, Blob
 from cbit.owner.files import read_limited
 
 HELP: Final = "compute what a launch must measure, check a measurement, explain a bad one"
@@ -70,30 +69,14 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> Outcome:
-    """Begin to hash what is large; then load what does the rest, and do it."""
+    """Begin to hash what is large, if that has not begun; then load what does the rest, and do it."""
+    begun = {Path(name): blob for name, blob in args.begun.items()}
     # An explanation and a direct boot want the bytes themselves.
     mapped = args.firmware is not None and args.kernel is not None and not args.explain
     args.begun = {
-        name: begun(path)
+        name: begun.get(path) or Blob.mapped(path) or Blob(read_limited(path, limit=LARGEST))
         for name, path in (("initrd", args.initrd), ("kernel", args.kernel))
         if mapped and path is not None
     }
     outcome: Outcome = importlib.import_module("cbit.cli.owner.measure_run").run(args)
     return outcome
-
-
-def begun(path: Path) -> Blob:
-    """Begin to hash a file, in place where it can be mapped.
-
-    Raises:
-        WireError: it is larger than such a file can be.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        try:
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (ValueError, OSError):  # empty, or no plain file
-            return Blob(read_limited(path, limit=LARGEST))
-    if len(view) > LARGEST:
-        return Blob(read_limited(path, limit=LARGEST))  # says so
-    return Blob(view)

@@ -24,8 +24,7 @@ HYPERVISORS: Final = ("qemu", "ec2", "ec2-rdx0", "gce")
 #: Bytes of a launch digest, by mode.
 DIGEST_SIZES: Final = {"sev": 32, "sev-es": 32, "snp": 48}
 
-LARGEST: Final = 1 << 32  # bytes of a kernel or initrd
-LARGEST_FIRMWARE: Final = 1 << 28
+LARGEST_FIRMWARE: Final = 1 << 28  # bytes
 
 _Value = TypeVar("_Value")
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner import measure_output
-from cbit.cli.owner.measure_arguments import DIGEST_SIZES, LARGEST
+from cbit.cli.owner.measure_arguments import DIGEST_SIZES
+from cbit.owner.blob import LARGEST
 from cbit.owner.explain import Digest, Explanation, File, Measurement, explain, explain_direct
 from cbit.owner.files import read_limited
 from cbit.owner.measure import DirectLaunch, Launch, Mode

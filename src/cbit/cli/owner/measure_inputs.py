@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from cbit.cli.owner.measure_arguments import LARGEST, LARGEST_FIRMWARE
-from cbit.owner.blob import Blob
+from cbit.cli.owner.measure_arguments import LARGEST_FIRMWARE
+from cbit.owner.blob import LARGEST, Blob
 from cbit.owner.files import read_limited
 from cbit.owner.measure import BegunKernel, Image, Kernel, Launch, Mode
 from cbit.owner.vmsa import Hypervisor, Variant, Vcpus
