@@ -53,6 +53,7 @@ class Fault:
         spoil: makes it so.
         touches: what it works on; two faults on the same thing cannot be there at once.
         moves: whether the refused command does change something, by the paper's word.
+        in_the_buffer: whether the command's own buffer is all that is wrong; nothing else in the world is.
     """
 
     name: str
@@ -60,13 +61,20 @@ class Fault:
     spoil: Callable[[Scene], object]
     touches: frozenset[str] = frozenset()
     moves: bool = False
+    in_the_buffer: bool = False
 
 
 Scenes = dict[C, tuple[Callable[[World], Scene], tuple[Fault, ...]]]
 
 
 def fields(name: str, status: S, touches: tuple[str, ...] = (), **changes: int) -> Fault:
-    return Fault(name, status, lambda scene: scene.set(**changes), frozenset({*changes, *touches}))
+    return Fault(
+        name,
+        status,
+        lambda scene: scene.set(**changes),
+        frozenset({*changes, *touches}),
+        in_the_buffer=True,
+    )
 
 
 def spoiled(

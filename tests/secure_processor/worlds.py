@@ -34,6 +34,8 @@ MEMORY = 4 * MIB
 TMR = 3 * MIB
 FIRST, LAST = 5, 15  # ASIDs of a Naples guest without ES (memory-encryption.md §2.1)
 ES_INIT = buffers.Init(flags=1, tmr_paddr=TMR, tmr_length=MIB)
+#: Where files are cheap: a world has a dozen, and thousands of worlds are made.
+SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a folder of its own in it
 UPDATED = 2 * PAGE  # bytes that `World.launch` measures
 
 
@@ -218,7 +220,7 @@ class Chips:
         trace: Trace | None = None,
     ) -> Iterator[World]:
         """Copy a chip, let ``prepare`` do something to the folder, switch the machine on."""
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as temporary:
             folder = Path(temporary) / "machine"
             shutil.copytree(self.folder(profile, seed), folder)
             prepare(folder)

@@ -13,6 +13,7 @@ Paper: sev-api.md §5 (INIT: the pool), §7 LAUNCH_UPDATE_VMSA.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 from cbit.memory.fabric import FabricPort
@@ -38,9 +39,8 @@ class VmsaPool:
 
     def __init__(self, fabric: FabricPort, tmr: tuple[int, int]) -> None:
         self._fabric = fabric
-        start, end = tmr
-        self._free = list(range(end - SLOT, start - 1, -SLOT))
-        self._table = _table()
+        self._next, self._end = tmr  # slots that nobody had yet
+        self._free: list[Spa] = []  # given back
 
     def take(self) -> Spa:
         """Take a slot.
@@ -48,9 +48,12 @@ class VmsaPool:
         Raises:
             Refused: RESOURCE_LIMIT.
         """
-        if not self._free:
+        if self._free:
+            return self._free.pop()
+        if self._next + SLOT > self._end:
             raise Refused(Status.RESOURCE_LIMIT, "no slot for the checksum of another save area is left")
-        return Spa(self._free.pop())
+        slot, self._next = Spa(self._next), self._next + SLOT
+        return slot
 
     def give_back(self, slots: list[Spa]) -> None:
         """Make a guest's slots free."""
@@ -60,19 +63,13 @@ class VmsaPool:
         """Put the firmware's two words into a save area and its checksum into the slot; return the page."""
         words = bytes(8) + slot.to_bytes(8, "little")
         sealed = page[: _WORDS.start] + words + page[_WORDS.stop :]
-        self._fabric.write(slot, self._crc(sealed), HOST)
+        self._fabric.write(slot, _crc(sealed), HOST)
         return sealed
 
     def is_good(self, page: bytes, slots: list[Spa]) -> bool:
         """Whether a save area names a slot of its guest, whose checksum it has."""
         slot = Spa(int.from_bytes(page[_WORDS][8:], "little"))
-        return slot in slots and self._fabric.read(slot, SLOT, HOST) == self._crc(page)
-
-    def _crc(self, page: bytes) -> bytes:
-        crc, table = _ALL, self._table
-        for byte in page[:COVERED]:
-            crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-        return (crc ^ _ALL).to_bytes(8, "little")
+        return slot in slots and self._fabric.read(slot, SLOT, HOST) == _crc(page)
 
 
 def require_es(firmware: Firmware, guest: Guest) -> VmsaPool:
@@ -87,6 +84,14 @@ def require_es(firmware: Firmware, guest: Guest) -> VmsaPool:
     return pool
 
 
+def _crc(page: bytes) -> bytes:
+    crc, table = _ALL, _table()
+    for byte in page[:COVERED]:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return (crc ^ _ALL).to_bytes(8, "little")
+
+
+@functools.cache
 def _table() -> tuple[int, ...]:
     table = []
     for byte in range(256):
