@@ -25,6 +25,7 @@ from secure_processor.faults import (
     INIT,
     NO_GUEST,
     UNINIT,
+    Fault,
     Scene,
     Scenes,
     bad_addresses,
@@ -254,12 +255,9 @@ def download_firmware(world: World) -> Scene:
     return Scene(world, buffers.DownloadFirmware(paddr=world.desk.put(image), length=len(image)))
 
 
-def another(make: Callable[[World], bytes]) -> Callable[[Scene], None]:
-    def spoil(scene: Scene) -> None:
-        image = make(scene.world)
-        scene.set(paddr=scene.world.desk.put(image), length=len(image))
-
-    return spoil
+def download_firmware_ex(world: World) -> Scene:
+    image = (world.folder / "spi/sev_firmware.bin").read_bytes()
+    return Scene(world, buffers.DownloadFirmwareEx(paddr=world.desk.put(image), fw_length=len(image)))
 
 
 def of_a_stranger(world: World) -> bytes:
@@ -276,25 +274,49 @@ def boot_image(world: World) -> bytes:
     return x86_boot_image(vendor_key(world.folder), BiosSettings(), svn=SVN)
 
 
-DOWNLOAD_FIRMWARE = (
-    spoiled("platform INIT", S.INVALID_PLATFORM_STATE, lambda s: s.world.init(), "platform"),
-    fields("PADDR not on 32", S.INVALID_ADDRESS, paddr=2 * MIB + 16),
-    fields("nothing", S.INVALID_LENGTH, length=0),
-    fields("too long", S.INVALID_LENGTH, length=128 * 1024 + 1),
-    fields("PADDR leaves DRAM", S.INVALID_ADDRESS, paddr=MEMORY - 32),
-    fields("PADDR reaches ASEG", S.INVALID_ADDRESS, paddr=ASEG - 32),
-    spoiled("truncated", S.INVALID_LENGTH, lambda s: s.set(length=s.get("length") - 1), "length paddr"),
-    fields("no image", S.INVALID_LENGTH, ("length",), paddr=2 * MIB),
-    spoiled("signed by a stranger", S.BAD_SIGNATURE, another(of_a_stranger), "paddr length"),
-    spoiled("altered", S.BAD_SIGNATURE, lambda s: s.alter(s.get("paddr") + 0x4C, 1), "paddr length"),
-    spoiled("for the x86 cores", S.UNSUPPORTED, another(boot_image), "paddr length"),
-    spoiled("older than the floor", S.BAD_SVN, another(old), "paddr length"),
+def bad_images(length: str) -> tuple[Fault, ...]:
+    """What can be wrong with an image whose length is this field of the buffer."""
+
+    def another(make: Callable[[World], bytes]) -> Callable[[Scene], None]:
+        def spoil(scene: Scene) -> None:
+            image = make(scene.world)
+            scene.set(**{"paddr": scene.world.desk.put(image), length: len(image)})
+
+        return spoil
+
+    def cut(scene: Scene) -> None:
+        scene.set(**{length: scene.get(length) - 1})
+
+    where = f"paddr {length}"
+    return (
+        fields("PADDR not on 32", S.INVALID_ADDRESS, paddr=2 * MIB + 16),
+        fields("nothing", S.INVALID_LENGTH, (), **{length: 0}),
+        fields("too long", S.INVALID_LENGTH, (), **{length: 128 * 1024 + 1}),
+        fields("PADDR leaves DRAM", S.INVALID_ADDRESS, paddr=MEMORY - 32),
+        fields("PADDR reaches ASEG", S.INVALID_ADDRESS, paddr=ASEG - 32),
+        spoiled("truncated", S.INVALID_LENGTH, cut, where),
+        fields("no image", S.INVALID_LENGTH, (length,), paddr=2 * MIB),
+        spoiled("signed by a stranger", S.BAD_SIGNATURE, another(of_a_stranger), where),
+        spoiled("altered", S.BAD_SIGNATURE, lambda s: s.alter(s.get("paddr") + 0x4C, 1), where),
+        spoiled("for the x86 cores", S.UNSUPPORTED, another(boot_image), where),
+        spoiled("older than the floor", S.BAD_SVN, another(old), where),
+    )
+
+
+UP = spoiled("platform INIT", S.INVALID_PLATFORM_STATE, lambda s: s.world.init(), "platform")
+DOWNLOAD_FIRMWARE = (UP, *bad_images("length"))
+DOWNLOAD_FIRMWARE_EX = (
+    UP,
+    fields("LENGTH short", S.INVALID_LENGTH, length=0x17),
+    fields("LENGTH long", S.INVALID_LENGTH, length=0x19),
+    *bad_images("fw_length"),
 )
 
 SCENES: Scenes = {
     C.INIT_EX: (init_ex, INIT_EX),
     C.ACTIVATE_EX: (activate_ex, ACTIVATE_EX),
     C.DOWNLOAD_FIRMWARE: (download_firmware, DOWNLOAD_FIRMWARE),
+    C.DOWNLOAD_FIRMWARE_EX: (download_firmware_ex, DOWNLOAD_FIRMWARE_EX),
     C.LAUNCH_UPDATE_VMSA: (launch_update_vmsa, LAUNCH_UPDATE_VMSA),
     C.SEND_UPDATE_VMSA: (send_update_vmsa, SEND_UPDATE_VMSA),
     C.RECEIVE_UPDATE_VMSA: (receive_update_vmsa, RECEIVE_UPDATE_VMSA),

@@ -38,6 +38,10 @@ PAPER: dict[Command, Printed] = {
         (C.DF_FLUSH, 0x0A, 0, "none", UP),
         (C.DOWNLOAD_FIRMWARE, 0x0B, 0x0C, "in", {UNINIT}),
         (C.INIT_EX, 0x0D, 0x24, "in", {UNINIT}),
+        (C.RING_BUFFER, 0x0F, 0x28, "in", UP),
+        (C.DOWNLOAD_FIRMWARE_EX, 0xCA, 0x18, "in", {UNINIT}),
+        (C.SWAP_OUT, 0x70, 0x28, "in/out+err", {WORKING}),
+        (C.SWAP_IN, 0x71, 0x20, "in", {WORKING}),
         (C.ACTIVATE_EX, 0x25, 0x18, "in", {WORKING}),
         (C.LAUNCH_UPDATE_VMSA, 0x32, 0x14, "in", {WORKING}),
         (C.SEND_UPDATE_VMSA, 0x42, 0x34, "in/out+err", {WORKING}),
@@ -87,11 +91,11 @@ GUEST: dict[Command, frozenset[int]] = {
     C.ATTESTATION: frozenset({LSECRET, RUNNING, SUPDATE, SENT}),
 }
 
-#: §11: a SEV-only firmware answers INVALID_COMMAND to all of these.
+#: §11: a SEV-only firmware answers INVALID_COMMAND to all of these; 0xCA is above.
 SNP = (
     *range(0x81, 0x87),
     *range(0x90, 0x96),
-    *(0xA0, 0xA1, 0xA2, 0xB0, 0xB1, 0xC0, 0xC1, 0xC2, 0xC3, 0xC6, 0xC7, 0xC8, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE),
+    *(0xA0, 0xA1, 0xA2, 0xB0, 0xB1, 0xC0, 0xC1, 0xC2, 0xC3, 0xC6, 0xC7, 0xC8, 0xC9, 0xCB, 0xCD, 0xCE),
     *range(0xD0, 0xD6),
 )
 #: Numbers that no section gives to any command.

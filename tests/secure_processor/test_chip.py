@@ -16,6 +16,7 @@ from cbit.machine.state_folder import StateError, StateFolder
 from cbit.secure_processor.fuses import SECP256K1_ORDER, FuseError, Fuses, root_hash
 from cbit.spec import buffers
 from cbit.spec.command import Command
+from cbit.spec.status import Status
 from secure_processor.worlds import Chips, World, flipped
 
 GOOD = bytes(Fuses.burn(vendor_key_hash=b"v" * 48, rollback_floor=3, entropy=SeededEntropy("chip")))
@@ -98,6 +99,20 @@ def test_fuses_do_not_show_their_secrets() -> None:
     for secret in (GOOD[0x10:0x30], GOOD[0x30:0x50]):
         assert secret.hex() not in repr(fuses)
         assert repr(secret)[2:-1] not in repr(fuses)
+
+
+# ---- firmware ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("profile", "has_them"), [("naples", False), ("rome", False), ("milan", True)])
+def test_what_is_later_than_a_generations_firmware_it_does_not_have(
+    chips: Chips, profile: str, has_them: bool
+) -> None:
+    with chips.world(profile, as_manufactured=True) as world:
+        for number in (0x0F, 0x70, 0x71, 0xCA):
+            found = world.desk.ring(number, world.desk.page)
+            assert has_them is (found != Status.INVALID_COMMAND)
+        assert Status.INVALID_COMMAND == world.desk.ring(0x83, world.desk.page)  # SEV-SNP has nobody
 
 
 # ---- the state folder --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from secure_processor.es_faults import SCENES as ES_SCENES
 from secure_processor.faults import SCENES, Fault, Scenes
 from secure_processor.import_faults import FAULTS as IMPORT_FAULTS
 from secure_processor.import_faults import ImportScene
+from secure_processor.late_faults import SCENES as LATE_SCENES
 from secure_processor.launch_faults import SCENES as LAUNCH_SCENES
 from secure_processor.migration_faults import SCENES as MIGRATION_SCENES
 from secure_processor.paper import PAPER
@@ -26,6 +27,7 @@ ALL: Scenes = {
     **DEBUG_SCENES,
     **MIGRATION_SCENES,
     **ES_SCENES,
+    **LATE_SCENES,
     Command.PEK_CERT_IMPORT: (ImportScene, IMPORT_FAULTS),
 }
 
@@ -90,10 +92,11 @@ def test_of_two_faults_the_earlier_check_speaks(
 
     A refused command moves nothing (above): the world that has the one fault is there for all in the buffer.
     """
-    together, apart = [], []
+    together: list[tuple[Fault, Fault]] = []
+    apart: list[tuple[Fault, Fault]] = []
     for pair in pairs(command):
-        places = [one for one in pair if not one.in_the_buffer] or [None]
-        if outside is places[0]:
+        places = [one for one in pair if not one.in_the_buffer]
+        if outside is (places[0] if places else None):
             (apart if len(places) == 2 or pair[0].moves else together).append(pair)
     wrong = []
     for shared in ([together] if together else []) + [[pair] for pair in apart]:

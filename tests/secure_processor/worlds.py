@@ -15,10 +15,12 @@ from cbit.crypto.entropy import Entropy, SeededEntropy
 from cbit.crypto.session import TransportKeys
 from cbit.machine.board import Machine, Options
 from cbit.machine.manufacture import SVN, load_vendor_key
+from cbit.machine.profiles import PROFILES
 from cbit.machine.state_folder import StateFolder
 from cbit.owner.session import Session
+from cbit.secure_processor.dispatch import COMMANDS
 from cbit.secure_processor.firmware import Firmware
-from cbit.secure_processor.image import BiosSettings, x86_boot_image
+from cbit.secure_processor.image import BiosSettings, sev_firmware, x86_boot_image
 from cbit.spec import buffers
 from cbit.spec.address import MIB, PAGE, Spa
 from cbit.spec.certificate import CERT_SIZE, CHAIN_SIZE
@@ -36,6 +38,7 @@ FIRST, LAST = 5, 15  # ASIDs of a Naples guest without ES (memory-encryption.md 
 ES_INIT = buffers.Init(flags=1, tmr_paddr=TMR, tmr_length=MIB)
 #: Where files are cheap: a world has a dozen, and thousands of worlds are made.
 SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a folder of its own in it
+AS_MANUFACTURED = "manufacturer/sev_firmware.bin"  # beside it, the firmware of the profile alone
 UPDATED = 2 * PAGE  # bytes that `World.launch` measures
 
 
@@ -195,7 +198,10 @@ class World:
 
 
 class Chips:
-    """Manufactured machines: one a profile, copied for whoever wants one."""
+    """Manufactured machines: one a profile, copied for whoever wants one.
+
+    Their firmware has every command, also those that only later generations have (``test_chip``).
+    """
 
     def __init__(self, base: Path) -> None:
         self._base = base
@@ -205,6 +211,12 @@ class Chips:
         path = self._base / f"{profile}-{seed}"
         if not path.exists():
             a_state(path, profile, seed=seed).close()
+            firmware = path / "spi/sev_firmware.bin"
+            firmware.rename(path / AS_MANUFACTURED)
+            made, key = PROFILES[profile], vendor_key(path)
+            firmware.write_bytes(
+                sev_firmware(key, api=made.api, build=made.build, svn=SVN, commands=list(COMMANDS))
+            )
         return path
 
     @contextmanager
@@ -218,11 +230,14 @@ class Chips:
         entropy: Entropy | None = None,
         memory_size: int = MEMORY,
         trace: Trace | None = None,
+        as_manufactured: bool = False,
     ) -> Iterator[World]:
         """Copy a chip, let ``prepare`` do something to the folder, switch the machine on."""
         with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as temporary:
             folder = Path(temporary) / "machine"
             shutil.copytree(self.folder(profile, seed), folder)
+            if as_manufactured:
+                (folder / AS_MANUFACTURED).rename(folder / "spi/sev_firmware.bin")
             prepare(folder)
             world = World(
                 folder,

@@ -5,7 +5,7 @@ origin = sev-api.md §5–§10.  A line is: offset and size in hex, name, direct
 
 from __future__ import annotations
 
-from cbit.spec import buffers
+from cbit.spec import buffers, ring_buffer, swap
 from cbit.spec.wire import Wire
 
 BUFFERS: dict[type[Wire], tuple[int, str]] = {
@@ -227,7 +227,77 @@ BUFFERS: dict[type[Wire], tuple[int, str]] = {
         30 4 trans_len
         """,
     ),
-    # sev-api.md §10
+    # sev-api.md §5
+    buffers.DownloadFirmwareEx: (
+        0x18,
+        """
+        00 4 length
+        08 8 paddr
+        10 4 fw_length
+        14 4 flags
+        """,
+    ),
+    buffers.RingBuffer: (
+        0x28,
+        """
+        00 8 lo_cmd_paddr
+        08 8 lo_stat_paddr
+        10 8 hi_cmd_paddr
+        18 8 hi_stat_paddr
+        20 1 lo_size
+        21 1 hi_size
+        22 2 lo_threshold
+        24 2 hi_threshold
+        26 2 int_on_empty
+        """,
+    ),
+    ring_buffer.CommandEntry: (
+        0x10,
+        """
+        00 2 command
+        02 2 flags
+        04 4 software_data
+        08 8 paddr
+        """,
+    ),
+    ring_buffer.StatusEntry: (
+        0x10,
+        """
+        00 2 status
+        08 8 error_stack
+        """,
+    ),
+    # sev-api.md §10; the metadata sev-crypto.md §13
+    buffers.SwapOut: (
+        0x28,
+        """
+        00 4 handle
+        04 4 page
+        08 8 src
+        10 8 dst
+        18 8 mdata
+        20 8 software_data
+        """,
+    ),
+    buffers.SwapIn: (
+        0x20,
+        """
+        00 4 handle
+        04 4 page
+        08 8 src
+        10 8 dst
+        18 8 mdata
+        """,
+    ),
+    swap.SwapMetadata: (
+        0x40,
+        """
+        00 8  software_data
+        08 8  iv
+        10 10 auth_tag
+        3C 4  page
+        """,
+    ),
     buffers.Debug: (
         0x1C,
         """

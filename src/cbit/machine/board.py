@@ -158,7 +158,8 @@ class Machine:
             trace=self.trace,
         )
         self._release_cores(booted)
-        self.mailbox = Mailbox(self.profile.mailbox, self._execute)
+        firmware = self._firmware
+        self.mailbox = Mailbox(self.profile.mailbox, self._execute, rings=lambda: firmware.rings)
         self.booted = booted
         return booted
 

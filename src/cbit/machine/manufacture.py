@@ -28,6 +28,7 @@ from cbit.secure_processor.fuses import Fuses, root_hash
 from cbit.secure_processor.image import BiosSettings, sev_firmware, vendor_key_hash, x86_boot_image
 from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.certificate import Algo, Usage
+from cbit.spec.command import SINCE_API_1, Command
 from cbit.spec.policy import ApiVersion
 
 ARK_KEY_ID: Final = b"cbit SIMULATED A"
@@ -111,7 +112,7 @@ def manufacture(
         {
             "chip/fuses.bin": bytes(fuses),
             "spi/sev_firmware.bin": sev_firmware(
-                vendor, api=profile.api, build=profile.build, svn=SVN, commands=list(COMMANDS)
+                vendor, api=profile.api, build=profile.build, svn=SVN, commands=_commands(profile)
             ),
             "spi/x86_boot.bin": x86_boot_image(vendor, settings or BiosSettings(), svn=SVN),
             "certs/ark.cert": bytes(root.ark),
@@ -124,6 +125,12 @@ def manufacture(
             "cbit.json": json.dumps(description, indent=1).encode() + b"\n",
         },
     )
+
+
+def _commands(profile: Profile) -> list[Command]:
+    """What the profile's firmware implements: the first two generations lack the later commands."""
+    late: frozenset[Command] = frozenset() if profile.api.major else SINCE_API_1
+    return [command for command in COMMANDS if command not in late]
 
 
 def load_vendor_key(pem: bytes) -> ec.PrivateKey:

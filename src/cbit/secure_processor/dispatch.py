@@ -23,6 +23,8 @@ from cbit.secure_processor.commands import (
     ownership,
     platform,
     report,
+    ring,
+    swap,
     update,
 )
 from cbit.secure_processor.firmware import Firmware
@@ -100,6 +102,7 @@ COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
     Command.GET_ID:             Row(buffers.GetId,            _B.IN_OUT_ERR,  _ANY,     None,       None,       platform.get_id),
     Command.INIT_EX:            Row(buffers.InitEx,           _B.IN,          _UNINIT,  None,       None,       platform.init_ex),
     Command.NOP:                Row(None,                     _B.NONE,        _ANY,     None,       None,       platform.nop),
+    Command.RING_BUFFER:        Row(buffers.RingBuffer,       _B.IN,          _UP,      None,       None,       ring.ring_buffer),
 
     Command.DECOMMISSION:       Row(buffers.GuestHandle,      _B.IN,          _WORK,    None,       None,       guest.decommission),
     Command.ACTIVATE:           Row(buffers.Activate,         _B.IN,          _WORK,    _NOT_SENT,  None,       guest.activate),
@@ -129,6 +132,10 @@ COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
 
     Command.DBG_DECRYPT:        Row(buffers.Debug,            _B.IN,          _WORK,    None,       None,       debug.dbg_decrypt),
     Command.DBG_ENCRYPT:        Row(buffers.Debug,            _B.IN,          _WORK,    None,       None,       debug.dbg_encrypt),
+    Command.SWAP_OUT:           Row(buffers.SwapOut,          _B.IN_OUT_ERR,  _WORK,    None,       None,       swap.swap_out),
+    Command.SWAP_IN:            Row(buffers.SwapIn,           _B.IN,          _WORK,    None,       None,       swap.swap_in),
+
+    Command.DOWNLOAD_FIRMWARE_EX: Row(buffers.DownloadFirmwareEx, _B.IN,      _UNINIT,  None,       None,       update.download_firmware_ex),
 })
 # fmt: on
 

@@ -5,7 +5,7 @@ Paper: sev-api.md §3 (platform states), §4 (guests).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cbit.crypto.entropy import Entropy
 from cbit.crypto.key import Key
@@ -16,6 +16,7 @@ from cbit.secure_processor.identity import Identity, Issuer
 from cbit.secure_processor.memory_port import MemoryPort
 from cbit.secure_processor.nv_store import NvStore, NvUnusable
 from cbit.secure_processor.refusal import Refused
+from cbit.secure_processor.ring_buffer import RingBuffers
 from cbit.secure_processor.vmsa_pool import VmsaPool
 from cbit.spec.key_id import guest as guest_key_id
 from cbit.spec.policy import ApiVersion
@@ -83,6 +84,9 @@ class Firmware:
         self.entropy = entropy
         self.trace = trace
         self._platform: Platform | None = None
+        self._rings: RingBuffers | None = None
+        #: the security version that DOWNLOAD_FIRMWARE_EX committed: nothing older is taken until reset
+        self.committed = 0
         #: why the last command was refused, for people; "" if it was not.  Never on the wire.
         self.why = ""
 
@@ -111,18 +115,33 @@ class Firmware:
     def start(self, platform: Platform) -> None:
         """Finish INIT."""
         self._platform = platform
-        if platform.tmr is not None:
-            self._forbid(platform.tmr)
+        self._forbid()
 
     def stop(self) -> None:
-        """SHUTDOWN: all volatile state is gone and the TMR is released."""
+        """SHUTDOWN: all volatile state is gone, the TMR is released, ring buffers are no more."""
         self._platform = None
-        self._forbid(None)
+        if self._rings is not None:
+            self._rings.leave()
+        self._forbid()
 
-    def _forbid(self, tmr: tuple[int, int] | None) -> None:
-        rules = self.memory.rules
-        kept = type(rules)(c_bit=rules.c_bit, dram_size=rules.dram_size, forbidden=(tmr,) if tmr else ())
-        self.memory.rules = kept
+    @property
+    def rings(self) -> RingBuffers | None:
+        """The ring buffers that commands come from; None while the mailbox has its usual registers."""
+        if self._rings is not None and not self._rings.active:
+            self._rings = None
+            self._forbid()
+        return self._rings
+
+    def start_rings(self, rings: RingBuffers) -> None:
+        """Finish RING_BUFFER."""
+        self._rings = rings
+        self._forbid()
+
+    def _forbid(self) -> None:
+        """Tell the address rules what no command may name now."""
+        tmr = self._platform.tmr if self._platform else None
+        pages = self._rings.pages() if self._rings and self._rings.active else ()
+        self.memory.rules = replace(self.memory.rules, forbidden=((tmr,) if tmr else ()) + pages)
 
     def issuer(self) -> Issuer:
         """Derive the CEK: done at every INIT, kept in the secure processor's memory only."""

@@ -32,6 +32,8 @@ class Guest:
         measure: the 32 bytes that LAUNCH_SECRET's MAC covers.
         asid: the ASID it holds, or None.
         vmsa_slots: where the checksums of its save areas are.
+        offline_key: what its pages are sealed with while they are swapped out; None until one is.
+        swapped: how many were, which is the next one's IV.
     """
 
     handle: int
@@ -44,6 +46,8 @@ class Guest:
     measure: bytes = b""
     asid: int | None = None
     vmsa_slots: list[Spa] = field(default_factory=list)
+    offline_key: Key | None = None
+    swapped: int = 0
 
     @property
     def is_es(self) -> bool:

@@ -113,8 +113,16 @@ def commands_in(body: bytes) -> frozenset[int]:
     return frozenset(int.from_bytes(body[i : i + 2], "little") for i in range(0, len(body), 2))
 
 
-def check_image(image: bytes, *, kind: ImageKind, fuses: Fuses) -> tuple[ImageHeader, bytes]:
+def check_image(
+    image: bytes, *, kind: ImageKind, fuses: Fuses, committed: int = 0
+) -> tuple[ImageHeader, bytes]:
     """Verify an image as the boot ROM does, and return its header and body.
+
+    Args:
+        image: the image.
+        kind: what it has to be for.
+        fuses: of the chip; they have the vendor's key and the version floor.
+        committed: a floor above that of the fuses, if there is one.
 
     Raises:
         ImageRefused: truncated, signed by another key than the fused one, altered, of another kind, or older
@@ -145,6 +153,10 @@ def check_image(image: bytes, *, kind: ImageKind, fuses: Fuses) -> tuple[ImageHe
         raise ImageRefused(
             f"security version {header.svn} is older than the fused floor {fuses.rollback_floor}",
             ImageFault.OLD,
+        )
+    if header.svn < committed:
+        raise ImageRefused(
+            f"security version {header.svn} is older than {committed}, which was committed", ImageFault.OLD
         )
     return header, image[ImageHeader.SIZE : signed_end]
 

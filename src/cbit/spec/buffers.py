@@ -1,6 +1,7 @@
 """Parameter buffers of the mailbox commands: layouts only, behaviour is in the secure processor's commands.
 
-Paper: sev-api.md §5 (platform), §6 (guest), §7 (launch), §8 and §9 (migration), §10 (debug).
+Paper: sev-api.md §5 (platform), §6 (guest), §7 (launch), §8 and §9 (migration), §10 (debug,
+swap).
 """
 
 from __future__ import annotations
@@ -42,6 +43,18 @@ class DownloadFirmware(Wire, size=0x0C):
 
     paddr: int = at(0x00, 8)
     length: int = at(0x08, 4)
+
+
+class DownloadFirmwareEx(Wire, size=0x18):
+    """Parameter buffer of DOWNLOAD_FIRMWARE_EX: the same, and whether there shall be a way back.
+
+    Paper: sev-api.md §5, DOWNLOAD_FIRMWARE.
+    """
+
+    length: int = at(0x00, 4, default=0x18)
+    paddr: int = at(0x08, 8)
+    fw_length: int = at(0x10, 4)
+    flags: int = at(0x14, 4, default=0)  # bit 0 COMMIT
 
 
 class PlatformStatus(Wire, size=0x0C):
@@ -103,6 +116,23 @@ class GetId(Wire, size=0x0C):
 
     paddr: int = at(0x00, 8)
     length: int = at(0x08, 4, Dir.IN_OUT)
+
+
+class RingBuffer(Wire, size=0x28):
+    """Parameter buffer of RING_BUFFER: two queues of commands, and where their statuses go.
+
+    Paper: sev-api.md §5, RING_BUFFER.
+    """
+
+    lo_cmd_paddr: int = at(0x00, 8)
+    lo_stat_paddr: int = at(0x08, 8)
+    hi_cmd_paddr: int = at(0x10, 8, default=0)
+    hi_stat_paddr: int = at(0x18, 8, default=0)
+    lo_size: int = at(0x20, 1, default=1)  # pages: 1
+    hi_size: int = at(0x21, 1, default=0)  # 0: there is no such queue
+    lo_threshold: int = at(0x22, 2, default=0)
+    hi_threshold: int = at(0x24, 2, default=0)
+    int_on_empty: int = at(0x26, 2, default=0)  # bit 0
 
 
 class GuestHandle(Wire, size=0x04):
@@ -311,3 +341,30 @@ class Debug(Wire, size=0x1C):
     src: int = at(0x08, 8)
     dst: int = at(0x10, 8)
     length: int = at(0x18, 4)
+
+
+class SwapOut(Wire, size=0x28):
+    """Parameter buffer of SWAP_OUT: a guest page, sealed, into memory of the host.
+
+    Paper: sev-api.md §10, SWAP_OUT.
+    """
+
+    handle: int = at(0x00, 4)
+    page: int = at(0x04, 4, default=0)  # bit 0 PAGE_SIZE (1: 2 MiB), bits 2:1 PAGE_TYPE (2: save area)
+    src: int = at(0x08, 8)
+    dst: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)
+    software_data: int = at(0x20, 8, default=0)
+
+
+class SwapIn(Wire, size=0x20):
+    """Parameter buffer of SWAP_IN: a sealed page back into guest memory.
+
+    Paper: sev-api.md §10, SWAP_IN.
+    """
+
+    handle: int = at(0x00, 4)
+    page: int = at(0x04, 4, default=0)  # as in SWAP_OUT, and bit 3 SWAP_IN_PLACE
+    src: int = at(0x08, 8)
+    dst: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)

@@ -6,10 +6,11 @@ Paper: sev-api.md §5–§10 (SEV), §11 (SNP: a SEV-only firmware answers INVAL
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class Command(IntEnum):
-    """Every SEV command of the paper."""
+    """Every SEV command of the paper, and of SEV-SNP's the one that serves SEV alone too."""
 
     INIT = 0x01
     SHUTDOWN = 0x02
@@ -57,6 +58,16 @@ class Command(IntEnum):
     DBG_ENCRYPT = 0x61
     SWAP_OUT = 0x70
     SWAP_IN = 0x71
+
+    DOWNLOAD_FIRMWARE_EX = 0xCA
+
+
+#: What firmware of the first two generations does not have: swapping is later than API 0.24 (§10), and
+#: DOWNLOAD_FIRMWARE_EX is a command of SEV-SNP (§5).
+#: MODEL CHOICE: ring buffers too; no source says since when there are any.
+SINCE_API_1: Final = frozenset(
+    {Command.RING_BUFFER, Command.SWAP_OUT, Command.SWAP_IN, Command.DOWNLOAD_FIRMWARE_EX}
+)
 
 
 def name_of(command: int) -> str:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from cbit.secure_processor.call import Call
+from cbit.secure_processor.firmware import Firmware
 from cbit.secure_processor.image import ImageFault, ImageKind, ImageRefused, check_image, commands_in
 from cbit.secure_processor.refusal import Refused
 from cbit.spec import buffers
@@ -32,18 +33,43 @@ ANSWERS: Final[Mapping[ImageFault, Status]] = MappingProxyType(
 )
 
 
+#: DOWNLOAD_FIRMWARE_EX.FLAGS: no older firmware from now on.
+#: MODEL CHOICE: until the next reset, which boots from the flash and knows the fuses' floor only; the dossier
+#: has this command's layout and no more, so its checks are those of DOWNLOAD_FIRMWARE after that of LENGTH.
+COMMIT: Final = 1 << 0
+
+
 def download_firmware(call: Call[buffers.DownloadFirmware]) -> None:
     """DOWNLOAD_FIRMWARE: check an image as the boot ROM does, and run it from now on."""
-    firmware, given = call.firmware, call.given
-    if strip_c_bit(given.paddr, firmware.memory.rules.c_bit)[0] % ALIGNMENT:
-        raise Refused(Status.INVALID_ADDRESS, f"PADDR {given.paddr:#x} is not aligned to {ALIGNMENT}")
-    if not 0 < given.length <= IMAGE_MAX:
-        raise Refused(Status.INVALID_LENGTH, f"LEN {given.length:#x}: 1..{IMAGE_MAX:#x}")
-    image = firmware.memory.read_host(given.paddr, given.length, "PADDR")
+    _take_over(call.firmware, call.given.paddr, call.given.length)
+
+
+def download_firmware_ex(call: Call[buffers.DownloadFirmwareEx]) -> None:
+    """DOWNLOAD_FIRMWARE_EX: the same, and with COMMIT nothing of an older security version after it."""
+    given = call.given
+    if given.length != buffers.DownloadFirmwareEx.SIZE:
+        raise Refused(
+            Status.INVALID_LENGTH, f"LENGTH {given.length:#x}, must be {buffers.DownloadFirmwareEx.SIZE:#x}"
+        )
+    svn = _take_over(call.firmware, given.paddr, given.fw_length)
+    if given.flags & COMMIT:
+        call.firmware.committed = svn
+
+
+def _take_over(firmware: Firmware, paddr: int, length: int) -> int:
+    """Verify and run an image; return its security version."""
+    if strip_c_bit(paddr, firmware.memory.rules.c_bit)[0] % ALIGNMENT:
+        raise Refused(Status.INVALID_ADDRESS, f"PADDR {paddr:#x} is not aligned to {ALIGNMENT}")
+    if not 0 < length <= IMAGE_MAX:
+        raise Refused(Status.INVALID_LENGTH, f"LEN {length:#x}: 1..{IMAGE_MAX:#x}")
+    image = firmware.memory.read_host(paddr, length, "PADDR")
     try:
-        header, body = check_image(image, kind=ImageKind.SEV_FIRMWARE, fuses=firmware.fuses)
+        header, body = check_image(
+            image, kind=ImageKind.SEV_FIRMWARE, fuses=firmware.fuses, committed=firmware.committed
+        )
     except ImageRefused as error:
         raise Refused(ANSWERS[error.fault], str(error)) from None
     firmware.api = ApiVersion(header.api_major, header.api_minor)
     firmware.build = header.build
     firmware.implements = commands_in(body)
+    return header.svn
