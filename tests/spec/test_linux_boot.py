@@ -262,6 +262,11 @@ TRUNCATED = a_kernel(code=CODE)[:-17]
         ({"kernel": a_kernel(relocatable_kernel=0)}, "not relocatable"),
         ({"kernel": a_kernel(kernel_alignment=0)}, "not a power of two"),
         ({"kernel": a_kernel(kernel_alignment=3 << 20)}, "not a power of two"),
+        (
+            {"kernel": a_kernel(pref_address=0, kernel_alignment=1)},
+            "wants to be at 0x0: a page from 1 MiB on",
+        ),
+        ({"kernel": a_kernel(pref_address=(1 << 20) + 8, kernel_alignment=8)}, "wants to be at 0x100008"),
         ({"kernel": a_kernel(init_size=0)}, "init_size is 0"),
         ({"kernel": a_kernel(syssize=0)}, "truncated"),
         ({"kernel": TRUNCATED}, f"truncated: {len(TRUNCATED)} bytes of "),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from cbit.spec.address import MIB, PAGE
 from cbit.spec.errors import CbitError
 from cbit.spec.linux_boot.boot_params import (
     BOOT_FLAG,
@@ -115,6 +116,8 @@ class KernelImage:
         alignment = params.kernel_alignment
         if alignment == 0 or alignment & (alignment - 1):
             yield f"the kernel's alignment {alignment:#x} is not a power of two"
+        elif self.load_address < MIB or self.load_address % PAGE:
+            yield f"the kernel wants to be at {self.load_address:#x}: a page from 1 MiB on is wanted"
         size = self.setup_size + 16 * params.syssize
         payload = self.setup_size + params.payload_offset + params.payload_length
         if not params.syssize or max(size, payload) > len(self.data):
