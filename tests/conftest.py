@@ -20,7 +20,7 @@ _common = settings(
     print_blob=True,
 )
 settings.register_profile("quick", _common, max_examples=40, derandomize=True)
-settings.register_profile("thorough", _common, max_examples=500, derandomize=True)
+settings.register_profile("thorough", _common, max_examples=150, derandomize=True)
 settings.register_profile("explore", _common, max_examples=500, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
