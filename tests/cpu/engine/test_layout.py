@@ -87,7 +87,9 @@ def test_every_supported_wheel_runs_the_rules_of_memory(version: str, tmp_path: 
     root = Path(__file__).parents[3]
     paths = os.pathsep.join([str(tmp_path), str(root / "src"), str(root / "tests")])
     here = Path(__file__).parent
-    tests = [here / f"test_{name}.py" for name in ("memory_rules", "exits", "stale_code", "determinism")]
+    tests = [
+        here / f"test_{name}.py" for name in ("memory_rules", "exits", "stale_code", "determinism", "strings")
+    ]
     check = f"""
 from cbit.cpu.engine.library import library
 assert library().version == {version!r}, library().version

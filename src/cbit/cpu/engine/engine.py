@@ -149,6 +149,11 @@ class Engine:
         """How often unicorn gave up on a guest, which was shut down for it."""
         return int(self._processor.state.aborted)
 
+    @property
+    def turns_at_once(self) -> int:
+        """How many of the blocks were turns of string instructions that were done in one go."""
+        return int(self._processor.state.again.turns)
+
     def advance(self, blocks: int) -> None:
         """Let time pass while no guest executes."""
         self._processor.state.blocks += blocks

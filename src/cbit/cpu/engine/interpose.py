@@ -38,7 +38,16 @@ REPLACED: Final[Mapping[str, str]] = MappingProxyType(
             "helper_read_crN",
             "tlb_flush",
             "tlb_flush_page",
+            "x86_ldub_phys",
+            "x86_lduw_phys",
+            "x86_ldl_phys",
+            "x86_ldq_phys",
+            "x86_stl_phys_notdirty",
+            "x86_stw_phys",
+            "x86_stl_phys",
+            "x86_stq_phys",
             "cpu_get_tsc",
+            "helper_check_exit_request",
             "helper_rdrand",
             "helper_syscall",
             *(f"helper_{way}{size}" for way in ("out", "in") for size in "bwl"),
@@ -46,6 +55,8 @@ REPLACED: Final[Mapping[str, str]] = MappingProxyType(
     }
     | {"abort": "stub_abort"}
 )
+#: Not every supported library has them.
+MAY_BE_ABSENT: Final = frozenset({"helper_check_exit_request" + SUFFIX})
 
 
 @functools.cache
@@ -60,10 +71,10 @@ def interpose() -> None:
     """
     stubs, slots = native(), library().slots
     for name in REPLACED:
-        if not slots.get(name):
+        if not slots.get(name) and name not in MAY_BE_ABSENT:
             raise LayoutError(name, "the library does not use it through a relocation")
     for name, stub in REPLACED.items():
-        for slot in slots[name]:
+        for slot in slots.get(name, ()):
             _store(slot, stubs.address(stub))
 
 

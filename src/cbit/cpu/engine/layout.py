@@ -31,6 +31,7 @@ _VIRTUAL_INTERRUPT: Final = 0x100  # in interrupt_request
 _CR0, _CR2, _CR3, _CR4 = 0x0005_0033, 0x0C2C_2C2C_2000, 0x5E5E_0000, 0x20
 _INT_A, _INT_B = 0xA7, 0xB3  # two interrupt vectors that nothing else has
 _ONES: Final = 0xFFFF_FFFF
+_STOP: Final = 0xFFFF_0000  # in the word that every block looks at first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Layout:
     size: int  # of the CPU object, from CPUState
     cs_exception_index: int
     cs_interrupt_request: int
+    cs_exit_word: int  # negative: the next block is to stop
     rip: int
     cc_src: int
     hflags: int
@@ -343,9 +345,12 @@ def _ask_exceptions(lib: Library, rip: int) -> dict[str, int]:
     scratch = Scratch(lib)
     seen: list[tuple[int, bytes, bytes]] = []
 
+    stopped: list[bytes] = []
+
     def hook(uc: Any, number: int, _user: object) -> None:
         seen.append((number, scratch.cs(), scratch.env()))
         uc.emu_stop()
+        stopped.append(scratch.cs())
 
     scratch.uc.hook_add(lib.package.UC_HOOK_INTR, hook)
     before = scratch.env()
@@ -370,6 +375,10 @@ def _ask_exceptions(lib: Library, rip: int) -> dict[str, int]:
         raise LayoutError("is_int", "error code and kind do not lie before next_eip")
     never = (at for at in range(next_eip + 8, next_eip + 0x200, 4) if _word(before, at) == _ONES)
     return {
+        "cs_exit_word": one(
+            "exit_word",
+            (at for at in range(0, len(cs_a), 4) if (_word(cs_a, at), _word(stopped[0], at)) == (0, _STOP)),
+        ),
         "cs_exception_index": one(
             "exception_index",
             (at for at in range(0, len(cs_a), 4) if (_word(cs_a, at), _word(cs_b, at)) == (_INT_A, _INT_B)),

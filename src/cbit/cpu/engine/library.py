@@ -92,6 +92,10 @@ class Library:
         """Address of an internal function of the x86-64 half (errors as `address`)."""
         return self.address(name + SUFFIX)
 
+    def calls(self, name: str) -> bool:
+        """Whether the x86-64 half has an internal function and calls it through its relocations."""
+        return bool(self.slots.get(name + SUFFIX))
+
     def function(self, name: str, result: Any, *arguments: Any) -> Any:
         """Return an internal function as a Python callable (errors as `address`)."""
         return ctypes.CFUNCTYPE(result, *arguments)(self.internal(name))

@@ -18,6 +18,8 @@ from cbit.cpu.engine.library import library
 _P, _I, _U32, _U64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64
 MAX_SHOTS: Final = 16
 RANDOM_WORDS: Final = 64
+AREAS: Final = 3
+_LOOPS: Final = 64
 ALL_ACCESSES: Final = 7
 MAY_READ_AND_WRITE: Final = 3
 MAY_EXECUTE: Final = 4
@@ -54,6 +56,20 @@ class _Event(ctypes.Structure):
         ("is_int", _U32),
         ("next_rip", _U64),
     ]
+
+
+class Area(ctypes.Structure):
+    """A region of the engine's physical memory."""
+
+    _fields_ = [("start", _U64), ("length", _U64), ("memory", _P)]
+
+
+class _Loop(ctypes.Structure):
+    _fields_ = [("block", _U64), ("string", _U64)]
+
+
+class _Again(ctypes.Structure):
+    _fields_ = [("last", _U64), ("pause", _U64), ("turns", _U64), ("loop", _Loop * _LOOPS)]
 
 
 class EngineState(ctypes.Structure):
@@ -101,6 +117,8 @@ class EngineState(ctypes.Structure):
         ("shots", _U64),
         ("shot_allows", _U64),
         ("shot", _Shot * MAX_SHOTS),
+        ("area", Area * AREAS),
+        ("again", _Again),
     ]
 
 
@@ -109,6 +127,7 @@ _LAYOUT: Final = (
     *("rip", "cc_src", "hflags", "segments", "cr0", "cr4", "efer", "nested_cr3"),
     *("star", "lstar", "cstar", "sfmask"),
     *("old_exception", "error_code", "is_int", "next_eip"),
+    "cs_exit_word",
 )
 
 #: Internal functions that the stubs call, in the order of ``struct functions``.
@@ -119,7 +138,12 @@ _INTERNAL: Final = (
     *("x86_cpu_do_interrupt", "do_interrupt_x86_hardirq", "do_vmexit", "helper_vmload", "helper_vmsave"),
     *("helper_read_eflags", "helper_write_eflags", "raise_exception"),
     *("cpu_restore_state", "cpu_ldub_code", "helper_check_iob", "helper_check_iow", "helper_check_iol"),
+    *("x86_ldub_phys", "x86_lduw_phys", "x86_ldl_phys", "x86_ldq_phys"),
+    *("x86_stl_phys_notdirty", "x86_stw_phys", "x86_stl_phys", "x86_stq_phys"),
+    "tlb_vaddr_to_host",
 )
+#: Functions that not every supported library has.
+_OPTIONAL: Final = ("helper_check_exit_request",)
 _PUBLIC: Final = ("uc_emu_start", "uc_emu_stop", "uc_hook_add")
 
 
@@ -140,7 +164,8 @@ class Native:
         self._dll = ctypes.CDLL(str(compiled_stubs()))
         lib, at = library(), layout()
         offsets = [at.cr0 + 32 if name == "cr4" else getattr(at, name) for name in _LAYOUT]
-        functions = [*map(lib.internal, _INTERNAL), *map(lib.address, _PUBLIC)]
+        optional = [lib.internal(name) if lib.calls(name) else 0 for name in _OPTIONAL]
+        functions = [*map(lib.internal, _INTERNAL), *optional, *map(lib.address, _PUBLIC)]
         configure = self._function("cbit_configure", None, _P, _P)
         configure((_U64 * len(offsets))(*offsets), (_U64 * len(functions))(*functions))
         engine = ctypes.POINTER(EngineState)

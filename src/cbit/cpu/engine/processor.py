@@ -22,7 +22,7 @@ from cbit.cpu.engine.errors import EngineFault, LayoutError
 from cbit.cpu.engine.interpose import interpose
 from cbit.cpu.engine.layout import layout, locate
 from cbit.cpu.engine.library import library
-from cbit.cpu.engine.native import ON_CALL, ON_EXIT, EngineState, native
+from cbit.cpu.engine.native import ON_CALL, ON_EXIT, Area, EngineState, native
 from cbit.memory.dram import anonymous
 from cbit.spec.address import PAGE
 
@@ -168,6 +168,8 @@ class Processor:
             iopm_at=IOPM,
             msrpm_at=MSRPM,
         )
+        places = zip((POOL, TABLES, HOST), self._areas, strict=True)
+        self.state.area[:] = [Area(start, len(area), address_of(area)) for start, area in places]
         if error := self._native.hook(self.state):
             raise EngineFault(f"uc_hook_add: error {error}")
 

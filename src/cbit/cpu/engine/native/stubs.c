@@ -121,6 +121,7 @@ static int asks_python(const struct engine *e, uint32_t code)
 static void hook_interrupt(void *uc, uint32_t number, void *user)
 {
     struct engine *e = user;
+    e->again.last = 0;
     if (number == INVALID_OPCODE)
         return;                                    /* hook_invalid has dealt with it; unicorn 2.1.1 calls both */
     if (!in_guest(e)) {
@@ -171,6 +172,7 @@ static int hook_invalid(void *uc, void *user)
 {
     struct engine *e = user;
     (void)uc;
+    e->again.last = 0;
     if (!in_guest(e)) {
         e->host_fault = INVALID_OPCODE + 1;
         return 0;
@@ -192,27 +194,13 @@ static int hook_invalid(void *uc, void *user)
     return 1;
 }
 
-/* The machine's clock is the number of blocks that guests executed: the same program gives the same time. */
-static void hook_block(void *uc, uint64_t address, uint32_t size, void *user)
-{
-    struct engine *e = user;
-    (void)address, (void)size;
-    if (!in_guest(e))
-        return;
-    e->keep_tlb = 0;
-    if (e->deadline && e->blocks >= e->deadline)
-        call.uc_emu_stop(uc);                      /* this block is not executed any more */
-    else
-        e->blocks++;
-}
-
 int cbit_hook(struct engine *e)
 {
     size_t hook;
     int error = call.uc_hook_add(e->uc, &hook, 1 << 0, (void *)hook_interrupt, e, 1, 0);
     if (!error)
         error = call.uc_hook_add(e->uc, &hook, 1 << 14, (void *)hook_invalid, e, 1, 0);
-    if (!error)
+    if (!error && !call.helper_check_exit_request)  /* else the clock hangs there: clock.c */
         error = call.uc_hook_add(e->uc, &hook, 1 << 3, (void *)hook_block, e, 1, 0);
     return error;
 }
@@ -281,6 +269,7 @@ int cbit_vmrun(struct engine *e, uint64_t *registers, uint64_t begin, uint64_t s
     e->host_fault = 0;
     undo_shots(e);
     e->event.under_way = 0;
+    e->again.last = 0;
     current = e;
     call.helper_vmload(e->env, 2);                 /* what VMRUN does not load */
     int error = call.uc_emu_start(e->uc, begin, 0, 0, 0);

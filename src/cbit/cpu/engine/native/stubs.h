@@ -24,7 +24,8 @@ enum { VIRTUAL_INTERRUPT = 0x100 };                /* in CPUState.interrupt_requ
 enum { HF_CPL = 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
        HF_GUEST = 1 << 21 };
 enum { PATIENCE = 1 << 14 };                       /* faults of one block before a physical interrupt */
-enum { SHOTS = 16, LINES = 64, LINE = 64, PAGE = 4096 };
+enum { POOL_AREA, TABLES_AREA, HOST_AREA, AREAS };  /* of the engine's physical memory, as processor.py lays it out */
+enum { SHOTS = 16, LOOPS = 64, LINES = 64, LINE = 64, PAGE = 4096 };
 
 /* Offsets, found by layout.py: `cs_*` from CPUState, `uc_*` from uc_engine, the others from the register file. */
 struct layout {
@@ -32,6 +33,7 @@ struct layout {
     uint64_t rip, cc_src, hflags, segments, cr0, cr4, efer, nested_cr3;
     uint64_t star, lstar, cstar, sfmask;
     uint64_t old_exception, error_code, is_int, next_eip;
+    uint64_t cs_exit_word;
 };
 
 /* Functions of libunicorn, found by their exported names. */
@@ -61,6 +63,16 @@ struct functions {
     void (*helper_check_iob)(void *env, uint32_t port);
     void (*helper_check_iow)(void *env, uint32_t port);
     void (*helper_check_iol)(void *env, uint32_t port);
+    uint8_t (*x86_ldub_phys)(void *cs, uint64_t address);
+    uint32_t (*x86_lduw_phys)(void *cs, uint64_t address);
+    uint32_t (*x86_ldl_phys)(void *cs, uint64_t address);
+    uint64_t (*x86_ldq_phys)(void *cs, uint64_t address);
+    void (*x86_stl_phys_notdirty)(void *cs, uint64_t address, uint32_t value);
+    void (*x86_stw_phys)(void *cs, uint64_t address, uint32_t value);
+    void (*x86_stl_phys)(void *cs, uint64_t address, uint32_t value);
+    void (*x86_stq_phys)(void *cs, uint64_t address, uint64_t value);
+    void *(*tlb_vaddr_to_host)(void *env, uint64_t address, int access, int mmu);
+    void (*helper_check_exit_request)(void *uc, uint32_t not_now);  /* NULL: this library has none */
     int (*uc_emu_start)(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
     int (*uc_emu_stop)(void *uc);
     int (*uc_hook_add)(void *uc, size_t *hook, int type, void *callback, void *user, uint64_t begin, uint64_t end,
@@ -69,6 +81,9 @@ struct functions {
 
 /* A leaf of the shadow tables that exists for one TLB fill only, and what it holds otherwise. */
 struct shot { uint64_t *leaf, before; };
+
+/* A region of the engine's physical memory, and where it lies in this process. */
+struct area { uint64_t start, length; char *memory; };
 
 /* An event on its way into the guest. */
 struct event { uint32_t under_way, vector, error_code, is_int; uint64_t next_rip; };
@@ -107,6 +122,12 @@ struct engine {
     struct event event;
     uint64_t shots, shot_allows;
     struct shot shot[SHOTS];
+    struct area area[AREAS];
+    struct again {                       /* blocks that ran twice in a row, and whether they are string instructions */
+        uint64_t last, pause;            /* the block before this one; turns for which it is left alone */
+        uint64_t turns;                  /* of string instructions, done at once since power-on */
+        struct loop { uint64_t block, string; } loop[LOOPS];
+    } again;
 };
 
 #pragma GCC visibility push(hidden)                /* short names: nobody else's may be taken for them */
@@ -123,6 +144,7 @@ static inline int in_guest(const struct engine *e)
     return (ENV(uint32_t, e, hflags) & HF_GUEST) != 0;
 }
 
+void hook_block(void *uc, uint64_t address, uint32_t size, void *user);
 void stub_cpu_vmexit(void *env, uint32_t code, uint64_t info, uintptr_t from);
 
 #endif
