@@ -1,4 +1,4 @@
-"""The platform, its guests and its ASIDs as sev-api.md §3, §4 and §6–§10 describe them, and nothing else.
+"""Guests and their ASIDs as sev-api.md §4, §6, §7 and §10 describe them, and nothing else.
 
 Written from the paper; shares no table with the firmware.  Statuses are the paper's numbers.
 """
@@ -11,23 +11,41 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 
-OK, PLATFORM, GUEST_STATE, CONFIG, LENGTH = 0x00, 0x01, 0x02, 0x03, 0x04
-POLICY, INACTIVE, ADDRESS, MEASUREMENT = 0x07, 0x08, 0x09, 0x0B
-OWNED, ASID, WBINVD, DFFLUSH, NO_GUEST, ACTIVE = 0x0C, 0x0D, 0x0E, 0x0F, 0x10, 0x12
-UNSUPPORTED, PARAM = 0x15, 0x16
-UNINIT, INIT, WORKING = 0, 1, 2
-LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT = 1, 2, 3, 4, 5, 6
+from secure_processor.model_platform import (
+    ACTIVE,
+    ADDRESS,
+    ASID,
+    COMMAND,
+    COMPLEXES,
+    CONFIG,
+    DFFLUSH,
+    FIRST_PLAIN,
+    GUEST_STATE,
+    INACTIVE,
+    INIT,
+    LAST,
+    LENGTH,
+    MEASUREMENT,
+    NO_GUEST,
+    OK,
+    OWNED,
+    PARAM,
+    PLATFORM,
+    POLICY,
+    UNINIT,
+    UNSUPPORTED,
+    WORKING,
+    Platform,
+)
 
-COMPLEXES = 2
-FIRST_PLAIN, LAST = 5, 15
-API = (0, 17)
-BUILD = 48
+LUPDATE, LSECRET, RUNNING, SUPDATE, RUPDATE, SENT = 1, 2, 3, 4, 5, 6
 TIK = bytes(16)  # a launch without an owner
 
 
-@dataclass
+@dataclass(eq=False)
 class Context:
     policy: int
+    vek: int = 0  # which memory key; guests may share one
     state: int = LUPDATE
     asid: int = 0
     where: set[int] = field(default_factory=set)  # the complexes that have its key
@@ -36,29 +54,14 @@ class Context:
     journey: int = 0  # of its transport keys, while it migrates
 
 
-@dataclass(frozen=True)
-class Session:
-    """What a receiver needs to begin: made for one PDH and one policy."""
-
-    journey: int
-    policy: int
-    pdh: int
-
-
 @dataclass
-class Model:
-    """What the paper says the firmware knows; each method returns the status."""
+class Launching(Platform):
+    """A platform and its guests, but for their journeys."""
 
-    up: bool = False
-    es: bool = False
     guests: dict[int, Context] = field(default_factory=dict)
-    done: list[bool] = field(default_factory=lambda: [False] * COMPLEXES)
-    dirty: set[tuple[int, int]] = field(default_factory=set)  # (ASID, complex)
     running: set[int] = field(default_factory=set)  # ASIDs in use
-    identity: int = 0  # counts identities
-    pdh: int = 0
-    stored: bool = False
-    journeys: int = 0
+    #: Where in memory a save area is that still has its checksum: which guest's.
+    areas: dict[int, Context] = field(default_factory=dict)
 
     @property
     def state(self) -> int:
@@ -66,59 +69,21 @@ class Model:
             return UNINIT
         return WORKING if self.guests else INIT
 
-    # ---- platform
-
-    def init(self, *, flags: int, tmr_paddr: int, tmr_length: int, dram: int) -> int:
-        if self.up:
-            return PLATFORM
-        if flags > 1:
-            return CONFIG
-        if not self.stored:
-            self.stored, self.identity, self.pdh = True, self.identity + 1, self.pdh + 1
-        if flags:
-            if tmr_paddr % (1 << 20):
-                return ADDRESS
-            if tmr_length != 1 << 20:
-                return LENGTH
-            if tmr_paddr + tmr_length > dram or tmr_paddr == 0:
-                return ADDRESS
-        self.up, self.es = True, flags == 1
-        self.dirty = {(asid, ccx) for asid in range(1, LAST + 1) for ccx in range(COMPLEXES)}
-        self.done = [False] * COMPLEXES
-        return OK
-
-    def shutdown(self) -> int:
-        self.up, self.es = False, False
-        self.guests, self.running = {}, set()
-        return OK
-
-    def platform_reset(self) -> int:
-        if self.up:
-            return PLATFORM
-        self.stored = False
-        return OK
-
     def pek_gen(self) -> int:
-        if self.state != INIT:
-            return PLATFORM
-        self.identity += 1
-        self.pdh += 1
-        return OK
+        return self.renew(identity=True, state=self.state)
 
     def pdh_gen(self) -> int:
-        if not self.up:
-            return PLATFORM
-        self.pdh += 1
-        return OK
+        return self.renew(identity=False, state=self.state)
 
-    def wbinvd(self, ccx: int) -> None:
-        self.done[ccx] = True
+    def shutdown(self) -> int:
+        self.guests, self.running = {}, set()
+        return super().shutdown()
 
-    def df_flush(self) -> int:
-        if not self.up:
-            return PLATFORM
-        self.dirty = {(asid, ccx) for asid, ccx in self.dirty if not self.done[ccx]}
-        return OK if all(self.done) else WBINVD
+    def overwrite(self, paddr: int, length: int) -> None:
+        """Somebody writes to memory: no save area is what it was there."""
+        self.areas = {
+            at: guest for at, guest in self.areas.items() if at + 4096 <= paddr or paddr + length <= at
+        }
 
     # ---- guests
 
@@ -210,13 +175,16 @@ class Model:
         return self._new(policy, share, Context(policy))
 
     def _new(self, policy: int, share: int, context: Context) -> tuple[int, int]:
-        if (policy >> 16 & 0xFF, policy >> 24) > API or policy & 0xFFC0:
+        if (policy >> 16 & 0xFF, policy >> 24) > self.image.api or policy & 0xFFC0:
             return POLICY, 0
         if share:
             if share not in self.guests:
                 return NO_GUEST, 0
             if self.guests[share].policy != policy or policy & 2:
                 return POLICY, 0
+            context.vek = self.guests[share].vek
+        else:
+            context.vek = self._another()
         if policy & 4 and not self.es:
             return UNSUPPORTED, 0
         handle = min(set(range(1, 1025)) - set(self.guests))
@@ -257,6 +225,7 @@ class Model:
         if paddr % 16:
             return ADDRESS
         guest.data += plaintext
+        self.areas[paddr] = guest
         return OK
 
     def launch_measure(self, handle: int, *, length: int) -> int:
@@ -275,7 +244,12 @@ class Model:
     def measurement(self, handle: int, mnonce: bytes) -> bytes:
         guest = self.guests[handle]
         digest = hashlib.sha256(guest.data).digest()
-        message = bytes([4, *API, BUILD]) + guest.policy.to_bytes(4, "little") + digest + mnonce
+        message = (
+            bytes([4, *self.image.api, self.image.build])
+            + guest.policy.to_bytes(4, "little")
+            + digest
+            + mnonce
+        )
         guest.measure = hmac.digest(TIK, message, "sha256")
         return guest.measure
 
@@ -335,6 +309,8 @@ class Model:
         return OK if length else LENGTH
 
     def copy(self, handle: int, *, src: int, dst: int, length: int) -> int:
+        if not self.has("COPY"):
+            return COMMAND
         if self.state != WORKING:
             return PLATFORM
         if handle not in self.guests:
@@ -344,69 +320,3 @@ class Model:
         if length == 0 or length % 4096:
             return LENGTH
         return ADDRESS if src % 4096 or dst % 4096 else OK
-
-    # ---- migration, of which both ends are this platform
-
-    def send_start(self, handle: int, *, session_len: int) -> tuple[int, Session | None]:
-        if self.state != WORKING:
-            return PLATFORM, None
-        if handle not in self.guests:
-            return NO_GUEST, None
-        if session_len != 0x80:
-            return LENGTH, None
-        guest = self.guests[handle]
-        if guest.state != RUNNING:
-            return GUEST_STATE, None
-        if guest.policy & 8:
-            return POLICY, None
-        self.journeys += 1
-        guest.state, guest.journey = SUPDATE, self.journeys
-        return OK, Session(self.journeys, guest.policy, self.pdh)
-
-    def send_update(self, handle: int, *, paddr: int, length: int) -> int:
-        return self._update(handle, SUPDATE, paddr=paddr, length=length)
-
-    def send_end(self, handle: int, *, cancel: bool) -> int:
-        return self._end(handle, SUPDATE, RUNNING if cancel else SENT)
-
-    def receive_start(self, session: Session, *, policy: int, share: int) -> tuple[int, int]:
-        if not self.up:
-            return PLATFORM, 0
-        if (session.policy, session.pdh) != (policy, self.pdh):
-            return MEASUREMENT, 0
-        return self._new(policy, share, Context(policy, state=RUPDATE, journey=session.journey))
-
-    def receive_update(self, handle: int, *, paddr: int, length: int, journey: int) -> int:
-        status = self._update(handle, RUPDATE, paddr=paddr, length=length)
-        if status == OK and self.guests[handle].journey != journey:
-            return MEASUREMENT
-        return status
-
-    def receive_finish(self, handle: int) -> int:
-        status = self._end(handle, RUPDATE, RUNNING)
-        if status == OK and self.guests[handle].asid:
-            self.running.add(self.guests[handle].asid)
-        return status
-
-    def _update(self, handle: int, state: int, *, paddr: int, length: int) -> int:
-        if self.state != WORKING:
-            return PLATFORM
-        if handle not in self.guests:
-            return NO_GUEST
-        if self.guests[handle].state != state:
-            return GUEST_STATE
-        if not self.guests[handle].asid:
-            return INACTIVE
-        if length == 0 or length % 16:
-            return LENGTH
-        return ADDRESS if paddr % 16 else OK
-
-    def _end(self, handle: int, state: int, then: int) -> int:
-        if self.state != WORKING:
-            return PLATFORM
-        if handle not in self.guests:
-            return NO_GUEST
-        if self.guests[handle].state != state:
-            return GUEST_STATE
-        self.guests[handle].state = then
-        return OK
