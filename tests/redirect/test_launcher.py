@@ -70,6 +70,21 @@ def test_what_has_no_format_is_said(mechanism: Way, report_at: Path, open_folder
     assert (126, f"cbit: {odd}: Exec format error\n") == (ran.code, ran.err)
 
 
+def test_a_folder_that_cannot_be_searched_has_no_say(
+    mechanism: Way, report_at: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, text = open_folder / "closed", open_folder / "text-there"
+    closed.mkdir(exist_ok=True)
+    closed.chmod(0)
+    text.write_text("text")
+    text.chmod(0o644)
+    monkeypatch.setenv("PATH", f"{closed}:/usr/bin:{open_folder}")
+    ran = run(mechanism, report_at, "no-such-program")
+    assert (127, "cbit: no-such-program: No such file or directory\n") == (ran.code, ran.err)
+    ran = run(mechanism, report_at, text.name)  # a bad twin: it is there, and is no program
+    assert (126, f"cbit: {text.name}: Permission denied\n") == (ran.code, ran.err)
+
+
 def test_the_path_is_searched(
     mechanism: Way, client: Path, report_at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

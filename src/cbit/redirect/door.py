@@ -99,7 +99,12 @@ def _prepare(files: Files, *, in_namespace: bool, parent: int) -> int:
 
 
 def _execute(what: Program) -> int:
-    """Try each place; return the errno that matters: of several, that of the one which was found."""
+    """Try each place; return the errno that matters: of several, that of the one which was found.
+
+    A folder of PATH that cannot be searched has no say in it, as in a shell: a program that is nowhere else
+    is not found, whatever may be in there.
+    """
+    searched = "/" not in what.argv[0]
     worst = errno.ENOENT
     for path in what.candidates:
         try:
@@ -107,7 +112,7 @@ def _execute(what: Program) -> int:
         except OSError as error:
             if error.errno not in _NOT_HERE:
                 return error.errno or errno.ENOEXEC
-            if error.errno == errno.EACCES:
+            if error.errno == errno.EACCES and (not searched or os.path.lexists(path)):
                 worst = errno.EACCES
     return worst
 
