@@ -84,7 +84,17 @@ def test_nobody_need_watch() -> None:
 
 def test_a_trace_knows_whether_anybody_listens() -> None:
     trace = Trace()
-    assert not trace.watched
+    assert not trace.watched("a")
     with trace.recorded():
-        assert trace.watched
-    assert not trace.watched
+        assert trace.watched("a")
+    assert not trace.watched("a")
+
+
+def test_a_watcher_of_one_part_hears_of_no_other() -> None:
+    trace, heard = Trace(), list[Event]()
+    with trace.watched_by(heard.append, only="a"):
+        trace.emit("a", "event")
+        trace.emit("b", "event")
+        assert (True, False) == (trace.watched("a"), trace.watched("b"))
+    trace.emit("a", "after")
+    assert [("a", "event")] == [(event.part, event.what) for event in heard]

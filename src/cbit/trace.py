@@ -45,28 +45,32 @@ class Trace:
     __slots__ = ("_watchers",)
 
     def __init__(self) -> None:
-        self._watchers: list[Watcher] = []
+        self._watchers: list[tuple[str | None, Watcher]] = []  # of one part, or of all
 
-    @property
-    def watched(self) -> bool:
-        """Whether anybody listens; what is dear to tell need not be found out for nobody."""
-        return bool(self._watchers)
+    def watched(self, part: str) -> bool:
+        """Whether anybody listens to a part; what is dear to tell need not be found out for nobody."""
+        for only, _ in self._watchers:  # no generator: every command asks
+            if only is None or only == part:
+                return True
+        return False
 
     def emit(self, part: str, what: str, why: str = "", /, **facts: type_of_fact) -> None:
         """Tell the watchers; free of cost when nobody watches."""
         if self._watchers:
-            event = Event(part, what, why, MappingProxyType(facts))
-            for watcher in tuple(self._watchers):
-                watcher(event)
+            listening = [watcher for only, watcher in self._watchers if only is None or only == part]
+            if listening:
+                event = Event(part, what, why, MappingProxyType(facts))
+                for watcher in listening:
+                    watcher(event)
 
     @contextmanager
-    def watched_by(self, watcher: Watcher) -> Iterator[None]:
-        """Let ``watcher`` see every event inside the block."""
-        self._watchers.append(watcher)
+    def watched_by(self, watcher: Watcher, *, only: str | None = None) -> Iterator[None]:
+        """Let ``watcher`` see every event inside the block, or every one of a single part."""
+        self._watchers.append((only, watcher))
         try:
             yield
         finally:
-            self._watchers.remove(watcher)
+            self._watchers.remove((only, watcher))
 
     @contextmanager
     def recorded(self) -> Iterator[list[Event]]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cbit.redirect.clients import Clients, Descriptors
+from cbit.redirect.clients import Clients
+from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Client, Memory
 from cbit.redirect.files import SEV, SEV_GUEST, DescriptorKind, DeviceFile, Files
 from cbit.redirect.linux import PR_SET_DUMPABLE, prctl

@@ -116,7 +116,7 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
     from cbit.trace import Trace
 
     def hear(event: Event) -> None:
-        if event.part == "driver" and event.why:
+        if event.why:
             why = f"{event.what}: {event.why}"
             if args.json:
                 reasons.append(why)
@@ -129,7 +129,7 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
         cpuid = _Cpuid() if args.cpuid else None
         files = sev_files(es=True, kvm=kvm)
         target = stack.enter_context(_started(args, files, cpuid))
-        stack.enter_context(trace.watched_by(hear))
+        stack.enter_context(trace.watched_by(hear, only="driver"))
         profile, devices = stack.enter_context(_machine(args, kvm, rule, trace))
         if cpuid is not None:
             cpuid.becomes(profile)

@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> Outcome:
     reasons: list[tuple[str, str]] = []
 
     def hear(event: Event) -> None:
-        if event.part == "driver" and event.why:
+        if event.why:
             reasons.append((event.what, event.why))
 
     trace = Trace()
     with ExitStack() as stack:
         state = stack.enter_context(StateFolder(args.state))
         sock = stack.enter_context(listening(args.socket))
-        stack.enter_context(trace.watched_by(hear))
+        stack.enter_context(trace.watched_by(hear, only="driver"))
         backend = Backend(state, trace)
         daemon = Daemon(backend, sock, reasons, log=_log, clock=time.monotonic)
         stack.callback(daemon.close)

@@ -28,6 +28,9 @@ class Ccp:
     def __init__(self, machine: Machine, page: Spa) -> None:
         self._machine = machine
         self._page = page
+        at = machine.mailbox.offset_of
+        self._response, self._low = at(Register.CMD_RESP), at(Register.CMD_BUF_ADDR_LO)
+        self._high = at(Register.CMD_BUF_ADDR_HI)
 
     def issue(self, command: Command) -> None:
         """Run a command without a buffer.
@@ -60,12 +63,11 @@ class Ccp:
         return status, why, type(buffer).parse(raw, canonical=False)
 
     def _ring(self, command: int) -> tuple[int, str]:
-        mailbox = self._machine.mailbox
-        response = mailbox.offset_of(Register.CMD_RESP)
-        mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_LO), self._page & 0xFFFFFFFF)
-        mailbox.write(mailbox.offset_of(Register.CMD_BUF_ADDR_HI), self._page >> 32)
-        mailbox.write(response, command << COMMAND_SHIFT)
-        answer = mailbox.read(response)
+        mailbox = self._machine.mailbox  # each boot has its own
+        mailbox.write(self._low, self._page & 0xFFFFFFFF)
+        mailbox.write(self._high, self._page >> 32)
+        mailbox.write(self._response, command << COMMAND_SHIFT)
+        answer = mailbox.read(self._response)
         if answer == OFF or not answer & RESPONSE:
             raise MailboxTimeout(f"{name_of(command)}: the mailbox does not answer; is the machine on?")
         return answer & 0xFFFF, self._machine.why

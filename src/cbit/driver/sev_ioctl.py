@@ -132,7 +132,7 @@ class SevDevice:
             row = ROWS.get(issue.cmd)
             if row is None:
                 raise OSError(errno.EINVAL, f"command {issue.cmd} is out of range")
-            name = SevCommand(issue.cmd).name
+            name = _NAMES[issue.cmd]
             asked = _Request(memory, issue.data, handle.writable, issue.error)
             try:
                 if row.write:
@@ -179,7 +179,7 @@ class SevDevice:
         self._call(request, command, _NO_BUFFER)
 
     def _status(self, request: ErrorField) -> buffers.PlatformStatus:
-        return self._call(request, Command.PLATFORM_STATUS, buffers.PlatformStatus())
+        return self._call(request, Command.PLATFORM_STATUS, _EMPTY_STATUS)
 
     def initialise_on_demand(self, request: ErrorField) -> None:
         """INIT if the platform is UNINIT, once more if its store was damaged; then make all ASIDs clean."""
@@ -296,6 +296,8 @@ class SevDevice:
 
 #: The firmware reads no buffer of the commands that have none; the mailbox's page is there all the same.
 _NO_BUFFER: Final = buffers.GuestHandle(handle=0)
+_EMPTY_STATUS: Final = buffers.PlatformStatus()
+_NAMES: Final[Mapping[int, str]] = MappingProxyType({int(command): command.name for command in SevCommand})
 
 
 def _room_for(address: int, length: int) -> int:

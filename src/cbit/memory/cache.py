@@ -338,7 +338,16 @@ class Cache:
             AddressError: the range leaves DRAM.
         """
         self._controller.check(spa, length, KeyId(0))
-        copies = [copy for page in self._cached_pages(spa, length) for copy in self._by_page[page].values()]
+        start = spa % PAGE
+        if start + length <= PAGE:  # of one page there is mostly no copy, or one
+            tags = self._by_page.get(spa - start)
+            if tags is None or not length:
+                return 0
+            copies = list(tags.values())
+            if len(copies) == 1:
+                return int(self._leave(copies[0], write_back=True))
+        else:
+            copies = [c for page in self._cached_pages(spa, length) for c in self._by_page[page].values()]
         return self._leave_all(copies, write_back=True)
 
     # ---- copies

@@ -91,7 +91,7 @@ class MemoryController:
             raise ValueError(f"{self._mode} takes {bits} bits of key, not {8 * len(key)}")
         self._slots[key_id] = memory_cipher(self._mode, key, self._tweak, inside=self._inside)
         self._loaded.add(key_id)
-        if self._trace.watched:
+        if self._trace.watched("memory.controller"):
             self._trace.emit("memory.controller", "key loaded", key_id=key_id, fingerprint=key.fingerprint())
 
     def has_key(self, key_id: KeyId) -> bool:
@@ -157,6 +157,9 @@ class MemoryController:
             return
         data = memoryview(data).cast("B")
         end = spa + len(data)
+        if end <= (spa & -LINE) + LINE:  # within one line
+            self._merge(spa, data, key_id)
+            return
         body = min(-(-spa // LINE) * LINE, end)
         tail = max(end // LINE * LINE, body)
         self._merge(spa, data[: body - spa], key_id)
@@ -178,11 +181,13 @@ class MemoryController:
             self._bus.write(Spa(spa + start), wire[start:stop])
 
     def _merge(self, spa: Spa, part: memoryview, key_id: KeyId) -> None:
-        if part:
-            start = Spa(spa & -LINE)
-            line = bytearray(self.read(start, LINE, key_id))
-            line[spa - start : spa - start + len(part)] = part
-            self._lines_out(start, memoryview(line), key_id)
+        if not part:
+            return
+        start, cipher = Spa(spa & -LINE), self._engine(key_id)
+        wire = self._lines_in(start, LINE, encrypted=cipher is not None)
+        line = bytearray(wire if cipher is None else cipher.decrypt(start, wire))
+        line[spa - start : spa - start + len(part)] = part
+        self._lines_out(start, memoryview(line), key_id)
 
     def _lines_in(self, spa: Spa, length: int, *, encrypted: bool) -> memoryview:
         self.counts.count(length // LINE, encrypted=encrypted, write=False)

@@ -1,8 +1,4 @@
-"""Who calls, and what a descriptor of theirs is.
-
-A descriptor is known by the inode behind it, never by its number: so it survives dup, fork, exec and being
-closed and given out again.
-"""
+"""Who calls: client processes, from their first command to their end, with what they have open."""
 
 from __future__ import annotations
 
@@ -12,8 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Client, Device
-from cbit.redirect.files import Files
 
 AnyDevice = Device[Any]
 Key = tuple[str, int, bool]
@@ -21,76 +17,6 @@ Key = tuple[str, int, bool]
 #: Threads of one process that are remembered; past it all are forgotten and asked for again.
 _THREADS: Final = 4096
 _NO_NUMBER: Final = -1
-_OWNER_WRITES: Final = 0o200
-
-
-class Descriptors:
-    """Tells which of the files a descriptor number of some thread stands for."""
-
-    def __init__(self, files: Files) -> None:
-        self._names: dict[tuple[int, int], str] = {}
-        for device in files.devices:
-            there = os.stat(device.stand_in)
-            self._names[there.st_dev, there.st_ino] = device.path
-        self._given: dict[tuple[int, int], Any] = {}
-        self._kinds_given = frozenset(kind.link for kind in files.given)
-        self._foreign = frozenset(kind.link for kind in files.foreign)
-        self._links = self._foreign | {kind.link for kind in files.observed}
-
-    def name(self, process: int, thread: int, number: int) -> str | None:
-        """Return the served path or link, None if it is neither.
-
-        Raises:
-            OSError: EBADF if there is no such descriptor; ESRCH if there is no such thread; EPERM if the
-                program is closed to us.
-        """
-        path = f"/proc/{process}/task/{thread}/fd/{number}"
-        try:
-            there = os.stat(path)
-            name = self._names.get((there.st_dev, there.st_ino))
-            if name is None and self._links:
-                link = os.readlink(path)
-                name = link if link in self._links else None
-        except FileNotFoundError:
-            alive = os.path.exists(f"/proc/{process}/task/{thread}")
-            raise OSError(errno.EBADF if alive else errno.ESRCH, f"no descriptor {number}") from None
-        except PermissionError:
-            raise OSError(errno.EPERM, "the program is closed to us (not dumpable)") from None
-        return name
-
-    def is_writable(self, process: int, thread: int, number: int) -> bool:
-        """Tell whether a descriptor is open for writing: the mode of its link says so; raises ESRCH."""
-        try:
-            return bool(os.lstat(f"/proc/{process}/task/{thread}/fd/{number}").st_mode & _OWNER_WRITES)
-        except FileNotFoundError:
-            raise OSError(errno.ESRCH, f"no descriptor {number} any more") from None
-
-    def is_foreign(self, name: str) -> bool:
-        """Tell a link, which has a handle for each descriptor number, from a path."""
-        return name in self._foreign
-
-    def is_given(self, name: str) -> bool:
-        """Tell a descriptor that we gave out: its handle is its own, whoever has it."""
-        return name in self._kinds_given
-
-    def give(self, descriptor: int, link: str, handle: Any) -> tuple[int, int]:
-        """Know a descriptor, about to be given out, by its inode from now on; returns that."""
-        there = os.fstat(descriptor)
-        inode = there.st_dev, there.st_ino
-        self._names[inode], self._given[inode] = link, handle
-        return inode
-
-    def forget(self, inode: tuple[int, int]) -> None:
-        """Nobody has it any more."""
-        del self._names[inode], self._given[inode]
-
-    def given(self, process: int, thread: int, number: int) -> Any:
-        """Return the handle behind a descriptor that we gave out; raises ESRCH."""
-        try:
-            there = os.stat(f"/proc/{process}/task/{thread}/fd/{number}")
-            return self._given[there.st_dev, there.st_ino]
-        except (FileNotFoundError, KeyError):
-            raise OSError(errno.ESRCH, f"no descriptor {number} any more") from None
 
 
 class Session:
@@ -161,6 +87,7 @@ class Clients:
             self._process_of.pop(thread, None)
         for (name, _, _), handle in reversed(session.handles.items()):
             self._close(name, handle)
+        self._descriptors.left(session.client.pid)
         os.close(pidfd)
 
     def sweep(self, session: Session) -> None:
@@ -182,6 +109,7 @@ class Clients:
         """End all clients."""
         for pidfd in self.pidfds():
             self.ended(pidfd)
+        self._descriptors.close()
 
     def _close(self, name: str, handle: Any) -> None:
         try:

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import json
 import os
-import selectors
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,14 +129,14 @@ class Daemon:
         self._attached: dict[int, Attached] = {}
         self._count = 0
         self._stopping = False
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
         self._alarm, self._bell = socket.socketpair()
         self._alarm.setblocking(False)
         self._bell.setblocking(False)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         sock.setblocking(False)
-        self._selector.register(sock, selectors.EVENT_READ)
-        self._selector.register(self._alarm, selectors.EVENT_READ)
+        self._poll.register(sock.fileno(), select.EPOLLIN)
+        self._poll.register(self._alarm.fileno(), select.EPOLLIN)
 
     @property
     def wake_up(self) -> int:
@@ -162,20 +162,21 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until ``stop``."""
+        door, alarm = self._socket.fileno(), self._alarm.fileno()
         while not self._stopping:
-            for key, _ in self._selector.select():
-                if key.fileobj is self._socket:
+            for number, _ in self._poll.poll():
+                if number in self._channels:  # and not one that an earlier event closed
+                    self._receive(number)
+                elif number == door:
                     self._accept()
-                elif key.fileobj is self._alarm:
+                elif number == alarm:
                     self._alarm.recv(4096)
-                elif key.fd in self._channels:  # not one that an earlier event closed
-                    self._receive(key.fd)
 
     def close(self) -> None:
         """Close every connection, and what it had open."""
         for number in list(self._channels):
             self._end(number, "")
-        self._selector.close()
+        self._poll.close()
         self._alarm.close()
         self._bell.close()
         os.close(self._spare)
@@ -192,7 +193,7 @@ class Daemon:
             return
         channel = Channel(sock, clock=self._clock, patience=PATIENCE_S)
         self._channels[channel.fileno()] = channel
-        self._selector.register(channel.fileno(), selectors.EVENT_READ)
+        self._poll.register(channel.fileno(), select.EPOLLIN)
 
     def _turn_away(self) -> None:
         """Close a connection that there is no descriptor for, or it would ask for ever."""
@@ -264,7 +265,7 @@ class Daemon:
 
     def _end(self, number: int, why: str) -> None:
         channel = self._channels.pop(number)
-        self._selector.unregister(number)
+        self._poll.unregister(number)
         attached = self._attached.pop(number, None)
         channel.close()
         name = attached.name if attached else "a connection"

@@ -34,7 +34,8 @@ HEADER: Final = struct.Struct("<IB")
 LONGEST: Final = 4 << 20
 PIECE: Final = LONGEST - 64  #: bytes of memory in one frame
 LINE: Final = 65536  #: the longest line of the control channel
-_RECEIVE: Final = 1 << 18
+_RECEIVE: Final = 1 << 18  #: at a time, of a long frame
+_USUAL: Final = 4096  #: at a time, as long as nothing long is announced: room for more is dear to make
 
 OPEN: Final = struct.Struct("<IIBB")  #: handle, pid, index of the file, whether it is open for writing
 IOCTL: Final = struct.Struct("<IIQ")  #: handle, request, argument; then the bytes that it points at
@@ -75,7 +76,8 @@ class Channel:
     Args:
         sock: owned from now on.
         clock: seconds that only go forward; with ``patience`` it bounds every exchange.
-        patience: seconds for the other side to answer; None for ever.
+        patience: seconds for the other side to answer; None for ever, and then nothing else is waited for:
+            ``receive`` waits too.
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class Channel:
     ) -> None:
         self._socket, self._clock, self._patience = sock, clock, patience
         self._buffer = bytearray()
-        sock.setblocking(False)
+        self._room = _USUAL
+        sock.setblocking(patience is None)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._drain = select.poll()
@@ -98,9 +101,9 @@ class Channel:
         self._socket.close()
 
     def receive(self) -> bool:
-        """Take in what has arrived, without waiting; False when the other side has closed."""
+        """Take in what has arrived; False when the other side has closed."""
         try:
-            arrived = self._socket.recv(_RECEIVE)
+            arrived = self._socket.recv(self._room)
         except BlockingIOError:
             return True
         except OSError:
@@ -136,9 +139,11 @@ class Channel:
             raise Broken(f"a frame of {length:#x} bytes")
         end = HEADER.size + length
         if len(self._buffer) < end:
+            self._room = min(max(end - len(self._buffer), _USUAL), _RECEIVE)
             return None
         body = bytes(self._buffer[HEADER.size : end])
         del self._buffer[:end]
+        self._room = _USUAL
         return Frame(kind, body)
 
     def wait(self, *kinds: Kind) -> Frame:
@@ -149,9 +154,7 @@ class Channel:
         """
         deadline = self._deadline()
         while (frame := self.frame()) is None:
-            self._wait(self._poll, deadline)
-            if not self.receive():
-                raise Broken("the other side has closed the connection")
+            self._await(deadline)
         if frame.kind not in kinds:
             raise Broken(
                 f"a frame of kind {frame.kind} where {' or '.join(kind.name for kind in kinds)} is due"
@@ -162,9 +165,7 @@ class Channel:
         """Wait for a line; raises as ``wait``."""
         deadline = self._deadline()
         while (text := self.line()) is None:
-            self._wait(self._poll, deadline)
-            if not self.receive():
-                raise Broken("the other side has closed the connection")
+            self._await(deadline)
         return text
 
     def send(self, kind: Kind, *parts: bytes | bytearray | memoryview) -> None:
@@ -173,12 +174,12 @@ class Channel:
 
     def send_bytes(self, data: bytes) -> None:
         """Send all of it; raises as ``send``."""
-        deadline = self._deadline()
-        rest = memoryview(data)
-        while rest:
+        deadline, done = None, 0
+        while done < len(data):
             try:
-                rest = rest[self._socket.send(rest) :]
+                done += self._socket.send(memoryview(data)[done:] if done else data)
             except BlockingIOError:
+                deadline = deadline or self._deadline()  # mostly it is taken at once
                 self._wait(self._drain, deadline)
             except OSError as error:
                 raise Broken(f"the other side is gone: {error.strerror}") from None
@@ -186,12 +187,18 @@ class Channel:
     def _deadline(self) -> float | None:
         return None if self._patience is None else self._clock() + self._patience
 
+    def _await(self, deadline: float | None) -> None:
+        """Let something arrive, however long that takes within the patience."""
+        if deadline is not None:
+            self._wait(self._poll, deadline)
+        if not self.receive():
+            raise Broken("the other side has closed the connection")
+
     def _wait(self, poll: select.poll, deadline: float | None) -> None:
-        left = None if deadline is None else (deadline - self._clock()) * 1000
-        if left is not None and (left <= 0 or not poll.poll(left)):
+        assert deadline is not None, "whose patience has no end is never asked to come back"
+        left = (deadline - self._clock()) * 1000
+        if left <= 0 or not poll.poll(left):
             raise Broken(f"the other side has not answered for {self._patience} s")
-        if left is None:
-            poll.poll()
 
 
 Write = tuple[int, bytes]

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cbit.redirect.clients import AnyDevice, Descriptors
+from cbit.redirect.clients import AnyDevice
+from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Give
 from cbit.redirect.seccomp import Listener
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from cbit.redirect.linux import libc
@@ -19,8 +20,11 @@ _TOP: Final = 1 << 64
 _MOST: Final = 0x7FFFF000  #: bytes that the kernel moves in one call
 _STRING_STEP: Final = 256
 PATH_MAX: Final = 4096
+_TOGETHER: Final = 4  #: writes that go in one call of the kernel
+_LATE: Final = 1024  #: the longest of them, in bytes
 
 Buffer = bytes | bytearray | memoryview
+Write = tuple[int, bytes]
 
 
 class _Span(ctypes.Structure):
@@ -55,22 +59,31 @@ class ProcessMemory:
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = waiting
         self._here, self._there = _Span(), _Span()
-        self._scratch = ctypes.create_string_buffer(_SCRATCH)
-        self._scratch_at = ctypes.addressof(self._scratch)
+        self._scratch = memoryview(bytearray(_SCRATCH))
+        self._scratch_held = (ctypes.c_char * _SCRATCH).from_buffer(self._scratch)
+        self._scratch_at = ctypes.addressof(self._scratch_held)
         here, there = ctypes.byref(self._here), ctypes.byref(self._there)
+        self._places = (_Span * _TOGETHER)()
         zero, one = ctypes.c_ulong(0), ctypes.c_ulong(1)
+        self._zero, self._one, self._counts = zero, one, [ctypes.c_ulong(n) for n in range(_TOGETHER + 1)]
         self._arguments = (here, one, there, one, zero)
         self._readv, self._writev = libc().process_vm_readv, libc().process_vm_writev
         self._readv.restype = self._writev.restype = ctypes.c_ssize_t
 
-    def of(self, *, id_: int, tid: int) -> ClientMemory:
-        """Open the memory of the caller of one notification."""
-        return ClientMemory(self, id_=id_, tid=tid)
+    def of(self, *, id_: int, tid: int, late: bool = False) -> ClientMemory:
+        """Open the memory of the caller of one notification.
+
+        Args:
+            id_: the notification.
+            tid: the calling thread.
+            late: let small writes wait for ``deliver``, which moves them together.
+        """
+        return ClientMemory(self, id_=id_, tid=tid, late=late)
 
     def small(self, tid: int, address: int, length: int) -> bytes:
         """Read up to 4096 bytes; fewer where the caller's memory ends."""
         done = self._move(self._readv, tid, address=address, here=self._scratch_at, length=length)
-        return ctypes.string_at(self._scratch_at, done)
+        return self._scratch[:done].tobytes()
 
     def into(self, tid: int, address: int, room: bytearray | memoryview) -> int:
         """Read into a buffer of any size and return how much there was."""
@@ -81,7 +94,7 @@ class ProcessMemory:
     def out(self, tid: int, address: int, data: Buffer) -> int:
         """Write and return how much the caller's memory took."""
         if len(data) <= _SCRATCH:
-            ctypes.memmove(self._scratch_at, bytes(data), len(data))
+            self._scratch[: len(data)] = bytes(data)
             return self._move(self._writev, tid, address=address, here=self._scratch_at, length=len(data))
         if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
             fixed = ctypes.c_char_p(bytes(data))  # of bytes no copy is made
@@ -91,6 +104,20 @@ class ProcessMemory:
         at = ctypes.addressof(held)
         return self._move(self._writev, tid, address=address, here=at, length=len(data))
 
+    def together(self, tid: int, writes: Sequence[Write]) -> bool:
+        """Try to make a few small writes in one step; False if not all of it was done."""
+        total = 0
+        for place, (address, data) in zip(self._places, writes, strict=False):
+            if address + len(data) > _TOP:
+                return False
+            self._scratch[total : total + len(data)] = data
+            place.base, place.length = address, len(data)
+            total += len(data)
+        self._here.base, self._here.length = self._scratch_at, total
+        here, count = self._arguments[0], self._counts[len(writes)]
+        done: int = self._writev(tid, here, self._one, self._places, count, self._zero)
+        return done == total
+
     def check(self, id_: int) -> None:
         """Insist that the caller still waits; raises ``Gone``."""
         if not self._waiting.is_current(id_):
@@ -99,10 +126,10 @@ class ProcessMemory:
     def _move(self, call: ctypes._NamedFuncPointer, tid: int, *, address: int, here: int, length: int) -> int:
         if address + length > _TOP:
             return 0
-        done = 0
+        done, ours, theirs = 0, self._here, self._there
         while done < length:
-            self._here.base, self._there.base = here + done, address + done
-            self._here.length = self._there.length = min(length - done, _MOST)
+            ours.base, theirs.base = here + done, address + done
+            ours.length = theirs.length = min(length - done, _MOST)
             moved: int = call(tid, *self._arguments)
             if moved > 0:
                 done += moved
@@ -123,16 +150,19 @@ class ClientMemory:
     ``OSError`` (EPERM) when the caller is closed to us.
     """
 
-    __slots__ = ("_id", "_memory", "_tid")
+    __slots__ = ("_id", "_late", "_memory", "_tid")
 
-    def __init__(self, memory: ProcessMemory, *, id_: int, tid: int) -> None:
+    def __init__(self, memory: ProcessMemory, *, id_: int, tid: int, late: bool = False) -> None:
         self._memory, self._id, self._tid = memory, id_, tid
+        self._late: list[Write] | None = [] if late else None
 
     def read(self, address: int, length: int) -> bytes:
         """Read exactly ``length`` bytes.
 
         A length that the caller does not have is refused before room is made for it.
         """
+        if self._late:
+            self.deliver()
         if length <= _SCRATCH:
             data = self._memory.small(self._tid, address, length)
             self._memory.check(self._id)
@@ -149,6 +179,8 @@ class ClientMemory:
         """Fill a writable buffer, without a copy in between: for gigabytes."""
         if len(room) == 0:
             return
+        if self._late:
+            self.deliver()
         done = self._memory.into(self._tid, address, room)
         self._memory.check(self._id)
         if done != len(room):
@@ -175,6 +207,32 @@ class ClientMemory:
 
     def write(self, address: int, data: Buffer) -> None:
         """Write all of ``data``; at a ``Fault`` what lies before it has been written, as the kernel does."""
+        late = self._late
+        if late is not None:
+            if len(data) <= _LATE and len(late) < _TOGETHER:
+                late.append((address, bytes(data)))
+                return
+            self.deliver()
+        self._write(address, data)
+
+    def deliver(self) -> None:
+        """Make the writes that waited, all of them; raises as ``write``, for the first that fails."""
+        if not self._late:
+            return
+        late, self._late = self._late, []
+        self._memory.check(self._id)
+        if self._memory.together(self._tid, late):
+            return
+        fault: OSError | None = None
+        for address, data in late:  # what a fault keeps out does not concern the others
+            try:
+                self._write(address, data)
+            except OSError as error:
+                fault = fault or error
+        if fault is not None:
+            raise fault
+
+    def _write(self, address: int, data: Buffer) -> None:
         self._memory.check(self._id)
         done = self._memory.out(self._tid, address, data)
         if done != len(data):

@@ -44,6 +44,7 @@ ARGUMENT_BYTES: Final = {
     KVM_MEMORY_ENCRYPT_REG_REGION: 16,
     KVM_MEMORY_ENCRYPT_UNREG_REGION: 16,
 }
+_DURING: Final = (Kind.DONE, Kind.READ, Kind.WRITE, Kind.NAME)  #: what a daemon says in a command
 PART: Final = "driver"
 #: Seconds that the daemon may take to say who it is: it may be busy with a long command.
 PATIENCE_S: Final = 60.0
@@ -160,7 +161,7 @@ class RemoteMachine:
                     raise
         self._channel.send(Kind.IOCTL, IOCTL.pack(handle.number, request, argument), begun)
         while True:
-            kind, body = self._channel.wait(Kind.READ, Kind.WRITE, Kind.NAME, Kind.DONE)
+            kind, body = self._channel.wait(*_DURING)
             if kind == Kind.DONE:
                 return self._finish(body, memory)
             self._channel.send(Kind.ANSWER, *_answer(handle, kind, body, memory))

@@ -118,8 +118,8 @@ class Listener:
             if error.errno in {errno.ENOENT, errno.EINTR}:
                 return None
             raise
-        id_, tid, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
-        return Notification(id_, tid, number, tuple(arguments))
+        fields = _NOTIFICATION.unpack(buffer)
+        return Notification(fields[0], fields[1], fields[3], fields[6:])
 
     def is_current(self, id_: int) -> bool:
         """Tell whether the caller still waits.

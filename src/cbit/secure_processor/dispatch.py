@@ -156,7 +156,7 @@ def dispatch(firmware: Firmware, command: int, address: int) -> Status:
     except Refused as refusal:
         status, why = refusal.status, refusal.why
     firmware.why = why
-    if firmware.trace.watched:
+    if firmware.trace.watched("secure_processor"):
         firmware.trace.emit("secure_processor", name_of(command), why, status=status.name)
     return status
 
@@ -166,7 +166,10 @@ def _carry_out(firmware: Firmware, command: int, address: int) -> None:
     if row is None or command not in firmware.implements:
         raise Refused(Status.INVALID_COMMAND, f"{name_of(command)} is not implemented by this firmware")
     raw = _read(firmware, row, address)
-    given = None if row.layout is None else row.layout.parse(raw, canonical=False)
+    if row.layout is None or row.buffer is Buffer.OUT:  # nothing is taken from the host
+        given = None
+    else:
+        given = row.layout.parse(raw, canonical=False)
     if row.first is not None:
         row.first(given)
     if firmware.state not in row.platform:
@@ -177,12 +180,12 @@ def _carry_out(firmware: Firmware, command: int, address: int) -> None:
         answer = row.handler(call)
     except Refused as refusal:
         if refusal.corrected is not None and row.buffer is Buffer.IN_OUT_ERR:
-            _write_back(firmware, refusal.corrected, raw, address)
+            _write_back(firmware, row, refusal.corrected, raw, address)
         raise
     if row.then is not None and call.subject is not None:
         firmware.set_guest_state(call.subject, row.then)
     if answer is not None:
-        _write_back(firmware, answer, raw, address)
+        _write_back(firmware, row, answer, raw, address)
 
 
 def _read(firmware: Firmware, row: Row, address: int) -> bytes:
@@ -195,5 +198,7 @@ def _read(firmware: Firmware, row: Row, address: int) -> bytes:
     return firmware.memory.fabric.read(spa, row.layout.SIZE, HOST if c else UNENCRYPTED)
 
 
-def _write_back(firmware: Firmware, answer: Wire, raw: bytes, address: int) -> None:
-    firmware.memory.write_host(address, answer.patched(raw, *answer.written_back()), "command buffer")
+def _write_back(firmware: Firmware, row: Row, answer: Wire, raw: bytes, address: int) -> None:
+    whole = row.buffer is Buffer.OUT  # all its fields are, and its gaps are zero
+    data = bytes(answer) if whole else answer.patched(raw, *answer.written_back())
+    firmware.memory.write_host(address, data, "command buffer")

@@ -197,7 +197,7 @@ class Firmware:
 
     def set_guest_state(self, guest: Guest, state: GuestState) -> None:
         """Move a guest: the one place that does."""
-        if self.trace.watched:
+        if self.trace.watched("secure_processor"):
             before, after = guest.state.name, state.name
             self.trace.emit(
                 "secure_processor", "guest state", handle=guest.handle, before=before, after=after

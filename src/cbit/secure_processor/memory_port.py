@@ -47,12 +47,11 @@ class AddressRules:
                 Status.INVALID_ADDRESS,
                 f"{what} {start:#x}..{end - 1:#x} leaves DRAM ({self.dram_size:#x} bytes)",
             )
-        for low, high in (ASEG, *self.forbidden):
+        if start < ASEG[1] and end > ASEG[0]:
+            raise _overlaps(what, start, end, ASEG)
+        for low, high in self.forbidden:
             if start < high and end > low:
-                raise Refused(
-                    Status.INVALID_ADDRESS,
-                    f"{what} {start:#x}..{end - 1:#x} overlaps protected {low:#x}..{high - 1:#x}",
-                )
+                raise _overlaps(what, start, end, (low, high))
         return Spa(start), c
 
     def valid_prefix(self, address: int, length: int, chunk: int) -> int:
@@ -71,6 +70,12 @@ class AddressRules:
                 break
             done += step
         return done
+
+
+def _overlaps(what: str, start: int, end: int, protected: tuple[int, int]) -> Refused:
+    low, high = protected
+    why = f"{what} {start:#x}..{end - 1:#x} overlaps protected {low:#x}..{high - 1:#x}"
+    return Refused(Status.INVALID_ADDRESS, why)
 
 
 class MemoryPort:

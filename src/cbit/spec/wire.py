@@ -153,6 +153,7 @@ class Wire:
         cls._CODEC = Codec(fields, size)
         declared = dataclasses.fields(cls)  # type: ignore[arg-type]  # made one above
         cls._DEFAULTS = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
+        cls._CODEC.check(cls._DEFAULTS)
         cls._WRITTEN_BACK = tuple(field.name for field in fields if field.direction is not Dir.IN)
 
     def __init__(self, **values: Any) -> None:
@@ -160,7 +161,7 @@ class Wire:
         if given.keys() != self.FIELDS.keys():
             odd = ", ".join(sorted(given.keys() ^ self.FIELDS.keys()))
             raise TypeError(f"{type(self).__name__}: no such field, or no value for it: {odd}")
-        self._CODEC.check(given)
+        self._CODEC.check(values)
         self.__dict__.update(given)
 
     def __eq__(self, other: object) -> bool:
@@ -206,19 +207,17 @@ class Wire:
         """Return ``raw`` with the named fields replaced by this structure's values."""
         if len(raw) != self.SIZE:
             raise WireError(f"{type(self).__name__}: {len(raw)} bytes to patch, must be {self.SIZE}")
-        out = bytearray(raw)
-        for name in names:
-            field = self.FIELDS[name]
-            out[field.offset : field.end] = field.encode(getattr(self, name))
+        out, whole = bytearray(raw), bytes(self)
+        for start, end in self._CODEC.stretches(names):
+            out[start:end] = whole[start:end]
         return bytes(out)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
         if unknown := changes.keys() - self.FIELDS.keys():
             raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
-        values = {**self.__dict__, **changes}
-        self._CODEC.check(values)
-        return self._of(values)
+        self._CODEC.check(changes)
+        return self._of({**self.__dict__, **changes})
 
     @classmethod
     def gaps(cls) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, Protocol
 
+_ASK: Final = (None, 0)  #: no value is of this type: the field is asked
 _NUMBERS: Final[Mapping[int, str]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
@@ -63,9 +64,8 @@ class Codec:
         "_encoded",
         "_fields",
         "_known",
-        "_lengths",
         "_limits",
-        "_others",
+        "_stretches",
         "_struct",
         "gaps",
     )
@@ -84,9 +84,8 @@ class Codec:
         self._decoded = self._encoded
         self._known = tuple((f.name, _members(f.kind)) for f in numbers if issubclass(f.kind, Enum))
         # What is of exactly the declared type needs one comparison; the rest is asked of its field.
-        self._limits = tuple((f.name, f.kind, 1 << 8 * f.size) for f in fields if issubclass(f.kind, int))
-        self._lengths = tuple((f.name, f.size) for f in fields if f.kind is bytes)
-        self._others = tuple(f for f in fields if not issubclass(f.kind, int) and f.kind is not bytes)
+        self._limits = {f.name: (f.kind, 1 << 8 * f.size) for f in fields if issubclass(f.kind, int)}
+        self._stretches: dict[tuple[str, ...], list[tuple[int, int]]] = {}
 
     def unpack(self, data: bytes, *, canonical: bool) -> dict[str, Any]:
         """Return the value of every field by its name; ``data`` has the right size."""
@@ -109,16 +108,26 @@ class Codec:
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Let the field of every value that does not fit refuse it."""
-        for name, kind, limit in self._limits:
-            value = values[name]
+        limits = self._limits
+        for name, value in values.items():
+            kind, limit = limits.get(name, _ASK)
             if type(value) is not kind or not 0 <= value < limit:
                 self._fields[name].encode(value)
-        for name, length in self._lengths:
-            value = values[name]
-            if type(value) is not bytes or len(value) != length:
-                self._fields[name].encode(value)
-        for field in self._others:
-            field.encode(values[field.name])
+
+
+    def stretches(self, names: tuple[str, ...]) -> list[tuple[int, int]]:
+        """Return where the named fields are, neighbours as one: (start, end); found once for each choice."""
+        found = self._stretches.get(names)
+        if found is None:
+            found = []
+            for field in sorted((self._fields[name] for name in names), key=lambda field: field.offset):
+                end = field.offset + field.size
+                if found and found[-1][1] == field.offset:
+                    found[-1] = found[-1][0], end
+                else:
+                    found.append((field.offset, end))
+            self._stretches[names] = found
+        return found
 
 
 def _members(kind: type[Enum]) -> dict[int, Enum]:

@@ -45,7 +45,7 @@ def activate(call: Call[buffers.Activate]) -> None:
     firmware.install_key(asid, guest.vek)
     asids.bind(asid, running=guest.state in (GuestState.RUNNING, GuestState.SUPDATE))
     guest.asid = asid
-    if firmware.trace.watched:
+    if firmware.trace.watched("secure_processor"):
         fingerprint = guest.vek.fingerprint()
         firmware.trace.emit(
             "secure_processor", "key installed", handle=guest.handle, asid=asid, fingerprint=fingerprint

@@ -125,20 +125,16 @@ def platform_reset(call: Call[None]) -> None:
 
 def platform_status(call: Call[buffers.PlatformStatus]) -> buffers.PlatformStatus:
     """PLATFORM_STATUS: always succeeds; owner, ES and guest count read 0 before INIT."""
-    firmware = call.firmware
-    status = buffers.PlatformStatus(
+    firmware, state = call.firmware, call.firmware.state
+    platform = None if state is PlatformState.UNINIT else firmware.platform
+    return buffers.PlatformStatus(
         api_major=firmware.api.major,
         api_minor=firmware.api.minor,
         build=firmware.build,
-        state=int(firmware.state),
-    )
-    if firmware.state is PlatformState.UNINIT:
-        return status
-    platform = firmware.platform
-    return status.replace(
-        owner=EXTERNALLY_OWNED if platform.identity.externally_owned else 0,
-        config=ES if platform.es else 0,
-        guest_count=len(platform.guests),
+        state=int(state),
+        owner=EXTERNALLY_OWNED if platform and platform.identity.externally_owned else 0,
+        config=ES if platform and platform.es else 0,
+        guest_count=len(platform.guests) if platform else 0,
     )
 
 
