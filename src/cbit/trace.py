@@ -49,10 +49,7 @@ class Trace:
 
     def watched(self, part: str) -> bool:
         """Whether anybody listens to a part; what is dear to tell need not be found out for nobody."""
-        for only, _ in self._watchers:  # no generator: every command asks
-            if only is None or only == part:
-                return True
-        return False
+        return bool(self._watchers) and any(only is None or only == part for only, _ in self._watchers)
 
     def emit(self, part: str, what: str, why: str = "", /, **facts: type_of_fact) -> None:
         """Tell the watchers; free of cost when nobody watches."""

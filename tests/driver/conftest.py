@@ -13,6 +13,7 @@ from cbit.driver.sev_structs import SEV_ISSUE_CMD, IssueCmd, SevCommand
 from cbit.spec.address import Spa
 from cbit.spec.wire import Wire
 from cbit.trace import Event
+from driver.callers import EachWrite
 from secure_processor.worlds import TMR, Chips, World
 
 AnyWire = TypeVar("AnyWire", bound=Wire)
@@ -22,7 +23,7 @@ UNTOUCHED = 0xAB  #: what the error field and all memory hold before a command
 BLOB_A, BLOB_B = BASE + 0x8000, BASE + 0x10000
 
 
-class Caller:
+class Caller(EachWrite):
     """A program: memory of its own, part of which may not be written, and calls as libc makes them."""
 
     def __init__(self, device: SevDevice, *, writable: bool = True) -> None:

@@ -24,6 +24,7 @@ from cbit.hypervisor.host import Host
 from cbit.spec.address import MIB, PAGE, Spa
 from cbit.spec.session import MeasureBlob
 from cbit.spec.wire import Wire
+from driver.callers import EachWrite
 from secure_processor.worlds import Chips
 
 AnyWire = TypeVar("AnyWire", bound=Wire)
@@ -34,7 +35,7 @@ UNTOUCHED = 0xAB
 SEV_FD, OTHER_FD = 7, 8
 
 
-class Program:
+class Program(EachWrite):
     """Memory of its own, part of which may not be written, and requests on a machine's descriptor."""
 
     def __init__(self, vm: KvmSev) -> None:

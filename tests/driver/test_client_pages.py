@@ -9,9 +9,10 @@ import pytest
 from cbit.driver.client_pages import ClientPages, MemoryRule
 from cbit.memory.physical import PhysicalMemory
 from cbit.spec.address import GIB, MIB
+from driver.callers import EachWrite
 
 
-class Mapped:
+class Mapped(EachWrite):
     """Memory that is there from 1 GiB to 5 GiB, and cannot be written."""
 
     def __init__(self) -> None:

@@ -89,9 +89,24 @@ def test_what_is_too_long_is_broken(ends: tuple[Channel, socket.socket]) -> None
 def test_a_line_without_an_end_is_broken(ends: tuple[Channel, socket.socket]) -> None:
     channel, other = ends
     other.send(b"x" * (LINE + 1))
+    for _ in range(LINE // 4096):
+        assert channel.receive()
+        assert channel.line() is None
     assert channel.receive()
     with pytest.raises(Broken, match="a line of more than"):
         channel.line()
+
+
+def test_a_long_frame_is_put_together(ends: tuple[Channel, socket.socket]) -> None:
+    channel, other = ends
+    long = bytes(range(256)) * 300
+    other.send(struct.pack("<IB", len(long), Kind.ANSWER) + long + struct.pack("<IB", 1, Kind.DONE) + b"x")
+    frames: list[Frame] = []
+    while len(frames) < 2:
+        assert channel.receive()
+        while (frame := channel.frame()) is not None:
+            frames.append(frame)
+    assert [Frame(Kind.ANSWER, long), Frame(Kind.DONE, b"x")] == frames
 
 
 def test_a_frame_of_another_kind_is_broken(ends: tuple[Channel, socket.socket]) -> None:

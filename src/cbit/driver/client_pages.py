@@ -12,7 +12,7 @@ the bytes are in the frame; what is in the program's page afterwards is the memo
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
@@ -41,6 +41,10 @@ class CallerMemory(Protocol):
 
     def write(self, address: int, data: bytes) -> None:
         """Write all of ``data``."""
+        ...
+
+    def write_all(self, writes: Sequence[tuple[int, bytes]]) -> None:
+        """Make several writes; all are tried, and the first fault is raised."""
         ...
 
 

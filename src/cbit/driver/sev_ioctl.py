@@ -77,6 +77,7 @@ class _Request:
     data: int
     writable: bool
     error: int
+    answer: Wire | None = None  #: written last, together with the error field
 
     def take(self, layout: type[AnyWire]) -> AnyWire:
         return layout.parse(self.memory.read(self.data, layout.SIZE))
@@ -139,7 +140,10 @@ class SevDevice:
                     asked.insist_on_write()
                 row.handler(self, asked)
             finally:
-                memory.write(argument, bytes(issue.replace(error=asked.error)))
+                told = (argument, bytes(issue.replace(error=asked.error)))
+                memory.write_all(
+                    [told] if asked.answer is None else [(asked.data, bytes(asked.answer)), told]
+                )
         except FirmwareError as refusal:
             why = str(refusal).removeprefix(f"{name}: ")  # the firmware's name for it may be another
             raise self._refused(name, OSError(errno.EIO, why)) from None
@@ -212,15 +216,13 @@ class SevDevice:
 
     def _platform_status(self, request: _Request) -> None:
         is_ = self._status(request)
-        request.give(
-            UserStatus(
-                api_major=is_.api_major,
-                api_minor=is_.api_minor,
-                state=is_.state,
-                flags=is_.owner | is_.config << 8,
-                build=is_.build,
-                guest_count=is_.guest_count,
-            )
+        request.answer = UserStatus(
+            api_major=is_.api_major,
+            api_minor=is_.api_minor,
+            state=is_.state,
+            flags=is_.owner | is_.config << 8,
+            build=is_.build,
+            guest_count=is_.guest_count,
         )
 
     def _pek_csr(self, request: _Request) -> None:

@@ -338,16 +338,9 @@ class Cache:
             AddressError: the range leaves DRAM.
         """
         self._controller.check(spa, length, KeyId(0))
-        start = spa % PAGE
-        if start + length <= PAGE:  # of one page there is mostly no copy, or one
-            tags = self._by_page.get(spa - start)
-            if tags is None or not length:
-                return 0
-            copies = list(tags.values())
-            if len(copies) == 1:
-                return int(self._leave(copies[0], write_back=True))
-        else:
-            copies = [c for page in self._cached_pages(spa, length) for c in self._by_page[page].values()]
+        if (spa & -PAGE) not in self._by_page and spa % PAGE + length <= PAGE:
+            return 0  # the usual case: of one page there is no copy
+        copies = [copy for page in self._cached_pages(spa, length) for copy in self._by_page[page].values()]
         return self._leave_all(copies, write_back=True)
 
     # ---- copies

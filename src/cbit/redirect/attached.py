@@ -24,10 +24,9 @@ from cbit.redirect.frames import (
     Channel,
     Frame,
     Kind,
-    Write,
     pack_done,
 )
-from cbit.redirect.process_memory import Buffer, Fault, Gone
+from cbit.redirect.process_memory import Buffer, Fault, Gone, Write
 
 #: Handles of one launcher: as many processes and virtual machines may use the machine through it at once.
 MOST_HANDLES: Final = 65536
@@ -81,6 +80,17 @@ class RemoteMemory:
             return
         self._deliver()
         self._write(address, data)
+
+    def write_all(self, writes: Sequence[Write]) -> None:
+        """Make several writes; all are tried, and the first fault is raised."""
+        fault: OSError | None = None
+        for address, data in writes:
+            try:
+                self.write(address, data)
+            except OSError as error:
+                fault = fault or error
+        if fault is not None:
+            raise fault
 
     def late(self) -> list[Write]:
         """Take the writes that go along with the answer."""

@@ -6,11 +6,11 @@ after another, from the thread that serves; a device needs no lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from cbit.redirect.process_memory import Buffer
+from cbit.redirect.process_memory import Buffer, Write
 
 Handle = TypeVar("Handle")
 
@@ -28,6 +28,10 @@ class Memory(Protocol):
 
     def write(self, address: int, data: Buffer) -> None:
         """Write all of ``data``."""
+        ...
+
+    def write_all(self, writes: Sequence[Write]) -> None:
+        """Make several writes; all are tried, and the first fault is raised."""
         ...
 
 

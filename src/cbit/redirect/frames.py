@@ -28,6 +28,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from cbit.redirect.errors import RedirectError
+from cbit.redirect.process_memory import Write
 
 HEADER: Final = struct.Struct("<IB")
 #: The longest body: one piece of memory, and its address.
@@ -199,9 +200,6 @@ class Channel:
         left = (deadline - self._clock()) * 1000
         if left <= 0 or not poll.poll(left):
             raise Broken(f"the other side has not answered for {self._patience} s")
-
-
-Write = tuple[int, bytes]
 
 
 def pack_done(result: int, writes: Sequence[Write], reasons: Sequence[tuple[str, str]]) -> list[bytes]:

@@ -21,7 +21,6 @@ _MOST: Final = 0x7FFFF000  #: bytes that the kernel moves in one call
 _STRING_STEP: Final = 256
 PATH_MAX: Final = 4096
 _TOGETHER: Final = 4  #: writes that go in one call of the kernel
-_LATE: Final = 1024  #: the longest of them, in bytes
 
 Buffer = bytes | bytearray | memoryview
 Write = tuple[int, bytes]
@@ -70,15 +69,9 @@ class ProcessMemory:
         self._readv, self._writev = libc().process_vm_readv, libc().process_vm_writev
         self._readv.restype = self._writev.restype = ctypes.c_ssize_t
 
-    def of(self, *, id_: int, tid: int, late: bool = False) -> ClientMemory:
-        """Open the memory of the caller of one notification.
-
-        Args:
-            id_: the notification.
-            tid: the calling thread.
-            late: let small writes wait for ``deliver``, which moves them together.
-        """
-        return ClientMemory(self, id_=id_, tid=tid, late=late)
+    def of(self, *, id_: int, tid: int) -> ClientMemory:
+        """Open the memory of the caller of one notification."""
+        return ClientMemory(self, id_=id_, tid=tid)
 
     def small(self, tid: int, address: int, length: int) -> bytes:
         """Read up to 4096 bytes; fewer where the caller's memory ends."""
@@ -105,10 +98,12 @@ class ProcessMemory:
         return self._move(self._writev, tid, address=address, here=at, length=len(data))
 
     def together(self, tid: int, writes: Sequence[Write]) -> bool:
-        """Try to make a few small writes in one step; False if not all of it was done."""
+        """Try to make a few small writes in one step; False if they are not, or not all of it was done."""
+        if len(writes) > _TOGETHER:
+            return False
         total = 0
         for place, (address, data) in zip(self._places, writes, strict=False):
-            if address + len(data) > _TOP:
+            if address + len(data) > _TOP or total + len(data) > _SCRATCH:
                 return False
             self._scratch[total : total + len(data)] = data
             place.base, place.length = address, len(data)
@@ -150,19 +145,16 @@ class ClientMemory:
     ``OSError`` (EPERM) when the caller is closed to us.
     """
 
-    __slots__ = ("_id", "_late", "_memory", "_tid")
+    __slots__ = ("_id", "_memory", "_tid")
 
-    def __init__(self, memory: ProcessMemory, *, id_: int, tid: int, late: bool = False) -> None:
+    def __init__(self, memory: ProcessMemory, *, id_: int, tid: int) -> None:
         self._memory, self._id, self._tid = memory, id_, tid
-        self._late: list[Write] | None = [] if late else None
 
     def read(self, address: int, length: int) -> bytes:
         """Read exactly ``length`` bytes.
 
         A length that the caller does not have is refused before room is made for it.
         """
-        if self._late:
-            self.deliver()
         if length <= _SCRATCH:
             data = self._memory.small(self._tid, address, length)
             self._memory.check(self._id)
@@ -179,8 +171,6 @@ class ClientMemory:
         """Fill a writable buffer, without a copy in between: for gigabytes."""
         if len(room) == 0:
             return
-        if self._late:
-            self.deliver()
         done = self._memory.into(self._tid, address, room)
         self._memory.check(self._id)
         if done != len(room):
@@ -207,33 +197,21 @@ class ClientMemory:
 
     def write(self, address: int, data: Buffer) -> None:
         """Write all of ``data``; at a ``Fault`` what lies before it has been written, as the kernel does."""
-        late = self._late
-        if late is not None:
-            if len(data) <= _LATE and len(late) < _TOGETHER:
-                late.append((address, bytes(data)))
-                return
-            self.deliver()
-        self._write(address, data)
-
-    def deliver(self) -> None:
-        """Make the writes that waited, all of them; raises as ``write``, for the first that fails."""
-        if not self._late:
-            return
-        late, self._late = self._late, []
-        self._memory.check(self._id)
-        if self._memory.together(self._tid, late):
-            return
-        fault: OSError | None = None
-        for address, data in late:  # what a fault keeps out does not concern the others
-            try:
-                self._write(address, data)
-            except OSError as error:
-                fault = fault or error
-        if fault is not None:
-            raise fault
-
-    def _write(self, address: int, data: Buffer) -> None:
         self._memory.check(self._id)
         done = self._memory.out(self._tid, address, data)
         if done != len(data):
             raise Fault(address + done)
+
+    def write_all(self, writes: Sequence[Write]) -> None:
+        """Make several writes; what a ``Fault`` keeps out of one place does not concern the others."""
+        self._memory.check(self._id)
+        if self._memory.together(self._tid, writes):
+            return
+        fault: OSError | None = None
+        for address, data in writes:
+            try:
+                self.write(address, data)
+            except OSError as error:
+                fault = fault or error
+        if fault is not None:
+            raise fault

@@ -170,15 +170,12 @@ class RemoteMachine:
         result, writes, reasons = unpack_done(body)
         for what, why in reasons:
             self._trace.emit(PART, what, why)
-        fault: OSError | None = None
-        for address, data in writes:  # all of them: what a fault keeps out does not concern the others
-            try:
-                memory.write(address, data)
-            except OSError as error:
-                fault = fault or error
-        if fault is not None and result >= 0:
-            self._trace.emit(PART, "the answer", fault.strerror or "cannot be written")
-            raise fault
+        try:
+            memory.write_all(writes)
+        except OSError as fault:
+            if result >= 0:
+                self._trace.emit(PART, "the answer", fault.strerror or "cannot be written")
+                raise
         return result
 
     def _lose(self, broken: Broken) -> OSError:

@@ -17,7 +17,7 @@ from typing import Final
 from cbit.redirect.clients import AnyDevice, Clients, Session
 from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Give
-from cbit.redirect.files import SEV, Files
+from cbit.redirect.files import Files
 from cbit.redirect.given import GivenOut
 from cbit.redirect.linux import Call
 from cbit.redirect.opens import CALLS, OpenAnswers
@@ -119,18 +119,12 @@ class Server:
         why = ""
         handle = None
         result: int | Give
-        memory = self._memory.of(id_=call.id, tid=call.tid, late=name == SEV)
         try:
             handle = self._clients.handle(session, name, _descriptor(number))
+            memory = self._memory.of(id_=call.id, tid=call.tid)
             result = self._devices[name].ioctl(handle, request, argument, memory)
         except OSError as error:
             result, why = -(error.errno or errno.EIO), error.strerror or ""
-        try:
-            memory.deliver()
-        except OSError as error:  # an answer that does not arrive is no success; a refusal stays what it was
-            if not (isinstance(result, int) and result < 0):
-                result, why = -(error.errno or errno.EIO), error.strerror or ""
-                self._trace.emit("driver", "the answer", why)
         shown = result if isinstance(result, int) else result.link
         pid = session.client.pid
         self._trace.emit(PART, "ioctl", why, file=name, request=request, client=pid, result=shown)

@@ -166,10 +166,8 @@ def _carry_out(firmware: Firmware, command: int, address: int) -> None:
     if row is None or command not in firmware.implements:
         raise Refused(Status.INVALID_COMMAND, f"{name_of(command)} is not implemented by this firmware")
     raw = _read(firmware, row, address)
-    if row.layout is None or row.buffer is Buffer.OUT:  # nothing is taken from the host
-        given = None
-    else:
-        given = row.layout.parse(raw, canonical=False)
+    taken = None if row.buffer is Buffer.OUT else row.layout  # of an OUT buffer nothing is looked at
+    given = None if taken is None else taken.parse(raw, canonical=False)
     if row.first is not None:
         row.first(given)
     if firmware.state not in row.platform:

@@ -114,7 +114,6 @@ class Codec:
             if type(value) is not kind or not 0 <= value < limit:
                 self._fields[name].encode(value)
 
-
     def stretches(self, names: tuple[str, ...]) -> list[tuple[int, int]]:
         """Return where the named fields are, neighbours as one: (start, end); found once for each choice."""
         found = self._stretches.get(names)

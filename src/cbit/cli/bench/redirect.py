@@ -291,8 +291,7 @@ class _Status:
     def ioctl(self, handle: None, request: int, argument: int, memory: Memory) -> int:
         """Answer."""
         _, data, _ = _ISSUE.unpack(memory.read(argument, _ISSUE.size))
-        memory.write(data, _ANSWER)
-        memory.write(argument + 12, bytes(4))
+        memory.write_all([(data, _ANSWER), (argument + 12, bytes(4))])
         return 0
 
     def close(self, handle: None) -> None:

@@ -1,0 +1,23 @@
+"""What every stand-in for a program's memory has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EachWrite:
+    """Makes several writes one by one: all are tried, and the first fault is raised."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write all of ``data``."""
+        raise NotImplementedError
+
+    def write_all(self, writes: Sequence[tuple[int, bytes]]) -> None:
+        fault: OSError | None = None
+        for address, data in writes:
+            try:
+                self.write(address, data)
+            except OSError as error:
+                fault = fault or error
+        if fault is not None:
+            raise fault
