@@ -56,9 +56,12 @@ def validate(require_program: RequireProgram) -> list[str]:
 
 @pytest.fixture
 def session(machine: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "session"
+    return a_session(machine, tmp_path / "session")
+
+
+def a_session(machine: Path, folder: Path, policy: int = 1) -> Path:
     words = ["owner", "session", "--chain", machine / "certs", "--trust", machine / "certs/ark.cert"]
-    ended = cbit(*words, "--policy", "0x1", "--out", folder)
+    ended = cbit(*words, "--policy", hex(policy), "--out", folder)
     assert 0 == ended.returncode, ended.stderr
     return folder
 
@@ -90,11 +93,10 @@ class Qmp:
 
 @contextmanager
 def running(
-    qemu: list[str], machine: Path, session: Path, *more: str, firmware: Path = OVMF
+    qemu: list[str], machine: Path, session: Path, *more: str, firmware: Path = OVMF, policy: int = 1
 ) -> Iterator[Qmp]:
-    guest = (
-        "sev-guest,id=sev0,cbitpos=0,reduced-phys-bits=1,policy=0x1"  # CPUID is not answered: 0 is what fits
-    )
+    # CPUID is not answered: 0 is what fits.
+    guest = f"sev-guest,id=sev0,cbitpos=0,reduced-phys-bits=1,policy={policy}"
     if "-kernel" in more:
         guest += ",kernel-hashes=on"
     files = f"dh-cert-file={session / 'godh.b64'},session-file={session / 'launch_blob.b64'}"
@@ -124,7 +126,9 @@ def running(
             process.kill()
 
 
-def said_by(validate: list[str], session: Path, measurement: str, firmware: Path, *more: str) -> int:
+def said_by(
+    validate: list[str], session: Path, measurement: str, firmware: Path, *more: str, policy: int = 1
+) -> int:
     words = [
         *validate,
         "--measurement",
@@ -136,7 +140,15 @@ def said_by(validate: list[str], session: Path, measurement: str, firmware: Path
         "--build-id",
         "48",
     ]
-    words += ["--policy", "1", "--firmware", str(firmware), "--tk", str(session / "tmp_tk.bin"), *more]
+    words += [
+        "--policy",
+        str(policy),
+        "--firmware",
+        str(firmware),
+        "--tk",
+        str(session / "tmp_tk.bin"),
+        *more,
+    ]
     return subprocess.run(words, capture_output=True, check=False).returncode
 
 
@@ -177,6 +189,37 @@ def test_a_launch_by_qemu_from_query_to_cont(
         guest.ask("quit")
         log = guest.end()
     assert "cbit exec: KVM LAUNCH_SECRET: LAUNCH_SECRET: BAD_MEASUREMENT (0x000b)" in log
+
+
+#: QEMU asks whether the platform has ES before anything needs it: it has, once something did.
+START_PLATFORM = """
+import ctypes, fcntl, os, struct, sys
+room = ctypes.create_string_buffer(24)
+fd = os.open("/dev/sev", os.O_RDWR)
+try:
+    fcntl.ioctl(fd, 0xC0105300, struct.pack("<IQI", 5, ctypes.addressof(room), 0))
+except OSError:
+    os.close(fd)
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_guest_with_es_is_measured_with_its_save_area(
+    qemu: list[str], validate: list[str], machine: Path, tmp_path: Path
+) -> None:
+    installed(OVMF)
+    session = a_session(machine, tmp_path / "session", policy=5)
+    program = [sys.executable, "-c", START_PLATFORM, *qemu]
+    with running(program, machine, session, policy=5) as guest:
+        found = guest.ask("query-sev")
+        assert ("launch-secret", 5) == (found["state"], found["policy"])
+        measurement = guest.ask("query-sev-launch-measure")["data"]
+        guest.ask("quit")
+        guest.end()
+    cpu = ["--cpu-family", "6", "--cpu-model", "0", "--cpu-stepping", "0", "--num-cpus"]
+    assert 0 == said_by(validate, session, measurement, OVMF, *cpu, "1", policy=5)
+    assert 1 == said_by(validate, session, measurement, OVMF, *cpu, "2", policy=5)
+    assert 1 == said_by(validate, session, measurement, OVMF, policy=1)
 
 
 def test_another_image_is_another_measurement(

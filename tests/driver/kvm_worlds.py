@@ -19,6 +19,7 @@ from cbit.driver.kvm_structs import (
     KvmSevCmd,
     KvmSevCommand,
 )
+from cbit.driver.kvm_vmsa import NO_CPUID
 from cbit.driver.sev_ioctl import ROOM, TMR_SIZE, SevDevice
 from cbit.hypervisor.host import Host
 from cbit.spec.address import MIB, PAGE, Spa
@@ -137,13 +138,16 @@ class Desk:
     device: SevDevice
     programs: list[Program]
 
-    def program(self, rule: MemoryRule = MemoryRule.ENCRYPTED, kind: int = 0) -> Program:
+    def program(
+        self, rule: MemoryRule = MemoryRule.ENCRYPTED, kind: int = 0, signature: int = NO_CPUID
+    ) -> Program:
         def is_sev(descriptor: int) -> bool:
             if descriptor not in (SEV_FD, OTHER_FD):
                 raise OSError(errno.EBADF, "no such descriptor")
             return descriptor == SEV_FD
 
-        program = Program(KvmSev(self.host, self.device, rule=rule, is_sev=is_sev, kind=kind))
+        vm = KvmSev(self.host, self.device, rule=rule, is_sev=is_sev, kind=kind, signature=signature)
+        program = Program(vm)
         self.programs.append(program)
         return program
 
