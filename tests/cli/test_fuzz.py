@@ -19,7 +19,7 @@ if not ON_LINUX:
     pytest.skip("programs are redirected on Linux x86-64", allow_module_level=True)
 
 HERE = Path(__file__).parent
-BUDGET_S = 120
+BUDGET_S = 30  # a million requests are asked without a kernel between: redirect/test_any_request.py
 
 #: Asks for the status until its standard input ends; every answer has to be good.
 BYSTANDER = """
@@ -113,9 +113,9 @@ def test_sixty_four_clients_at_once(any_way: None, served: Served, fuzz: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_as_many_calls_as_fit_in_two_minutes(any_way: None, served: Served, fuzz: Path) -> None:
+def test_as_many_calls_as_fit_in_half_a_minute(any_way: None, served: Served, fuzz: Path) -> None:
     begun, calls, seed = time.monotonic(), 0, 100
     while time.monotonic() - begun < BUDGET_S:
-        storm(served, fuzz, seed, calls=20000, clients=16)
-        calls, seed = calls + 20000, seed + 1
+        storm(served, fuzz, seed, calls=10000, clients=16)
+        calls, seed = calls + 10000, seed + 1
     print(f"{calls} calls in {time.monotonic() - begun:.0f} s")

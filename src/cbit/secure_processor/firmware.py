@@ -5,6 +5,7 @@ Paper: sev-api.md §3 (platform states), §4 (guests).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 
 from cbit.crypto.entropy import Entropy
@@ -107,6 +108,11 @@ class Firmware:
         if self._platform is None:
             raise Refused(Status.INVALID_PLATFORM_STATE, "the platform is UNINIT")
         return self._platform
+
+    @functools.cached_property
+    def chip_id(self) -> bytes:
+        """GET_ID's answer; it does not change, and is a point of a curve to compute."""
+        return self.fuses.chip_id()
 
     def is_asid_usable(self, asid: int) -> bool:
         """Say whether VMRUN may enter a SEV guest with this ASID (the INVALID_ASID bitmap)."""

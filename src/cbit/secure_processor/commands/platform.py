@@ -152,7 +152,7 @@ def get_id(call: Call[buffers.GetId]) -> buffers.GetId:
             f"length {given.length}, needs {ID_SIZE}",
             corrected=given.replace(length=ID_SIZE),
         )
-    call.firmware.memory.write_host(given.paddr, call.firmware.fuses.chip_id(), "GET_ID buffer")
+    call.firmware.memory.write_host(given.paddr, call.firmware.chip_id, "GET_ID buffer")
     return given.replace(length=ID_SIZE)
 
 
