@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from cbit.hypervisor.host import Host
     from cbit.hypervisor.launch import SevGuest
     from cbit.hypervisor.migration import Moved
+    from cbit.hypervisor.small_guest import SmallGuest
 
 HELP = "move a guest to another machine"
-EXAMPLE = """example:
+EXAMPLE = """examples:
   cbit migrate receive --state ./there --at ./moving.sock --token ./token &
-  cbit migrate send    --state ./here  --at ./moving.sock --token ./token --firmware OVMF.fd"""
+  cbit migrate send    --state ./here  --at ./moving.sock --token ./token --firmware OVMF.fd
+  cbit migrate send    --state ./here  --at ./moving.sock --token ./token --builtin"""
 TOKEN_SIZE: Final = 32
+NUMBER: Final = 1_000_000  #: below which the built-in guest counts primes while it is moved
+_AT_HOME: Final = 200_000  #: blocks of code before it leaves
 _PAUSE_S: Final = 0.05
 _MEMORY: Final = 64 << 20
 
@@ -51,8 +55,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         way.add_argument("--wait", type=float, default=10.0, metavar="S", help="for the other side (10)")
         if name == "send":
-            way.add_argument(
+            image = way.add_mutually_exclusive_group()
+            image.add_argument(
                 "--firmware", type=Path, metavar="F", help="image to launch (default: cbit's own)"
+            )
+            image.add_argument(
+                "--builtin",
+                action="store_true",
+                help="launch the built-in guest, let it run, and move it in the middle of its work",
             )
             way.add_argument("--policy", type=lambda text: int(text, 0), default=0, metavar="P", help="0")
 
@@ -71,36 +81,87 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def _send(args: argparse.Namespace) -> Outcome:
     from cbit.crypto.entropy import SystemEntropy
-    from cbit.guest.generated_firmware import generate
     from cbit.hypervisor import migration
     from cbit.hypervisor.channel import Channel
+    from cbit.hypervisor.running_state import pack
+
+    image = _image(args)
+    token = args.token.read_bytes()
+    with _host(args.state) as host:
+        guest = _launched(host, image, args.policy, builtin=args.builtin)
+        small = _at_work(guest) if args.builtin else None
+        shared = _shared() if small else ()
+        before = _digest(guest, leave_out=shared)
+        with _connected(args.at, args.wait) as link:
+            channel = Channel.connected(link, token, SystemEntropy())
+            moved = migration.send(guest, channel, state=pack(small) if small else b"", shared=shared)
+        told = _told(small)
+        if small is not None:
+            small.leave()
+        state = guest.status().state
+        guest.end()
+    return _outcome("sent", moved, before, state, told)
+
+
+def _image(args: argparse.Namespace) -> bytes:
+    from cbit.guest.builtin import image as builtin
+    from cbit.guest.generated_firmware import generate
+
+    if args.builtin:
+        return builtin.image()
+    return generate() if args.firmware is None else bytes(args.firmware.read_bytes())
+
+
+def _launched(host: Host, image: bytes, policy: int, *, builtin: bool) -> SevGuest:
+    from cbit.guest.builtin.interface import MEMORY, MEMORY_SIZE
     from cbit.hypervisor.host import Protection
     from cbit.hypervisor.launch import SevGuest
     from cbit.hypervisor.vm import Vm, firmware_start
 
-    image = generate() if args.firmware is None else args.firmware.read_bytes()
-    token = args.token.read_bytes()
-    with _host(args.state) as host:
-        vm = Vm(host, Protection.SEV)
-        vm.load_firmware(image)
-        guest = SevGuest.start(vm, policy=args.policy)
-        guest.update(firmware_start(image), len(image))
-        guest.measure_alone()
-        guest.finish()
-        before = _digest(guest)
-        with _connected(args.at, args.wait) as link:
-            moved = migration.send(guest, Channel.connected(link, token, SystemEntropy()))
-        state = guest.status().state
-        guest.end()
-    return _outcome("sent", moved, before, state)
+    vm = Vm(host, Protection.SEV)
+    vm.load_firmware(image)
+    if builtin:
+        vm.add_memory(MEMORY, MEMORY_SIZE)
+    guest = SevGuest.start(vm, policy=policy)
+    guest.update(firmware_start(image), len(image))
+    guest.measure_alone()
+    guest.finish()
+    return guest
+
+
+def _at_work(guest: SevGuest) -> SmallGuest:
+    """Let the built-in guest say who it is, and begin to count."""
+    from cbit.guest.builtin.interface import Request, reset_state
+    from cbit.hypervisor.small_guest import SmallGuest
+
+    small = SmallGuest(guest.vm, reset_state())
+    small.turn()
+    small.ask(Request.WHO)
+    small.requests.ask(Request.COMPUTE, NUMBER)
+    small.turn(_AT_HOME)
+    return small
+
+
+def _shared() -> tuple[range, ...]:
+    from cbit.guest.builtin.interface import SHARED_PAGE
+    from cbit.spec.address import PAGE
+
+    return (range(SHARED_PAGE, SHARED_PAGE + PAGE),)
+
+
+def _told(small: SmallGuest | None) -> list[str]:
+    return [] if small is None else small.console.lines
 
 
 def _receive(args: argparse.Namespace) -> Outcome:
     from cbit.crypto.entropy import SystemEntropy
     from cbit.hypervisor import migration
     from cbit.hypervisor.channel import Channel
+    from cbit.hypervisor.devices.requests import Asked
     from cbit.hypervisor.migration import Papers
+    from cbit.hypervisor.running_state import unpack
 
+    arrived: list[tuple[SmallGuest, list[Asked]]] = []
     token = _token(args.token)
     with _host(args.state) as host:
         certs = args.state / "certs"
@@ -109,13 +170,19 @@ def _receive(args: argparse.Namespace) -> Outcome:
         )
         with _accepted(args.at, args.wait) as link:
             channel = Channel.accepted(link, token, SystemEntropy())
-            guest, moved = migration.receive(host, channel, papers)
-        state, after = guest.status().state, _digest(guest)
+            guest, moved = migration.receive(
+                host, channel, papers, settle=lambda guest, state: arrived.append(unpack(guest.vm, state))
+            )
+        state, after = guest.status().state, _digest(guest, leave_out=_shared() if moved.ran else ())
+        told: list[str] = []
+        for small, unfinished in arrived:
+            small.finish(unfinished)
+            told = _told(small)
         guest.end()
-    return _outcome("received", moved, after, state)
+    return _outcome("received", moved, after, state, told)
 
 
-def _outcome(what: str, moved: Moved, digest: str | None, state: Any) -> Outcome:
+def _outcome(what: str, moved: Moved, digest: str | None, state: Any, told: list[str]) -> Outcome:
     from cbit.spec.policy import GuestPolicy
 
     result = {
@@ -125,6 +192,9 @@ def _outcome(what: str, moved: Moved, digest: str | None, state: Any) -> Outcome
         "policy": f"{moved.policy:#x}",
         "state": state.name,
         "memory_sha256": digest,
+        "shared_pages": moved.shared,
+        "ran": moved.ran,
+        "guest_printed": told,
     }
 
     def lines() -> Iterator[str]:
@@ -134,14 +204,15 @@ def _outcome(what: str, moved: Moved, digest: str | None, state: Any) -> Outcome
             yield "its policy forbids debugging: nobody but the guest can say what is in its memory"
         else:
             yield f"memory, as its policy lets a debugger read it: sha256 {digest}"
+        yield from (f"the guest prints: {line}" for line in told)
 
     return Outcome(ok=True, result=result, lines=lines)
 
 
-def _digest(guest: SevGuest) -> str | None:
-    """Hash the guest's memory through DBG_DECRYPT, if its policy allows that."""
+def _digest(guest: SevGuest, *, leave_out: Sequence[range] = ()) -> str | None:
+    """Hash the guest's memory through DBG_DECRYPT, if its policy allows that; all but what is not private."""
     from cbit.spec import buffers
-    from cbit.spec.address import Spa
+    from cbit.spec.address import PAGE, Spa
     from cbit.spec.command import Command
     from cbit.spec.policy import Policy
 
@@ -155,7 +226,13 @@ def _digest(guest: SevGuest) -> str | None:
                 source = guest.vm.spa(type(region.gpa)(region.gpa + start), length)
                 request = buffers.Debug(handle=guest.handle, src=source, dst=room, length=length)
                 host.ccp.call(Command.DBG_DECRYPT, request)
-                digest.update(host.read(Spa(room), length))
+                data = bytearray(host.read(Spa(room), length))
+                for pages in leave_out:
+                    for page in pages[::PAGE]:
+                        if page in range(region.gpa + start, region.gpa + start + length):
+                            at = page - region.gpa - start
+                            data[at : at + PAGE] = bytes(PAGE)
+                digest.update(data)
     return digest.hexdigest()
 
 

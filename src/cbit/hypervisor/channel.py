@@ -53,6 +53,8 @@ class Kind(IntEnum):
     GO = 6  #: sender: the guest does not run here any more
     RUNS = 7  #: receiver: it runs here
     REFUSED = 8  #: either: the reason
+    SHARED = 9  #: sender: where, a page that the guest shares with everybody, as it is
+    STATE = 10  #: sender: what the guest is beside its memory
 
 
 class FrameHead(Wire, size=13):

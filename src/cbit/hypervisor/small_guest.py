@@ -182,6 +182,10 @@ class SmallGuest:
                 if each.status is None and halts > 1:
                     raise NoAnswer(f"the guest halts and does not answer request {each.number}")
 
+    def leave(self) -> None:
+        """Run no more: it has moved to another machine."""
+        self.stop = Stop(Next.MOVED, "it runs on another machine")
+
     @property
     def stopped(self) -> str:
         """Why it cannot go on, with the exit that came."""

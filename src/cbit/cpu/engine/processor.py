@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from cbit.cpu.engine import vectors
 from cbit.cpu.engine.errors import EngineFault, LayoutError
 from cbit.cpu.engine.interpose import interpose
 from cbit.cpu.engine.layout import layout, locate
@@ -25,6 +26,7 @@ from cbit.cpu.engine.library import library
 from cbit.cpu.engine.native import ON_CALL, ON_EXIT, Area, EngineState, native
 from cbit.memory.dram import anonymous
 from cbit.spec.address import PAGE
+from cbit.spec.vmsa import Vmsa
 
 POOL: Final = 1 << 38
 TABLES: Final = 2 << 38
@@ -214,6 +216,18 @@ class Processor:
             raise EngineFault(f"exception {self.state.host_fault - 1:#x} outside guest mode")
         if error:
             raise EngineFault(f"uc_emu_start: error {error} (uc_err)")
+
+    def vectors(self, context: Context) -> dict[str, int | bytes]:
+        """Return the x87, SSE and AVX registers of a virtual CPU, as fields of a save area."""
+        if self._loaded is not context:
+            self._load(context)
+        return vectors.read(self._uc, library().package.x86_const)
+
+    def set_vectors(self, context: Context, state: Vmsa) -> None:
+        """Put what a save area has of them into a virtual CPU's registers."""
+        if self._loaded is not context:
+            self._load(context)
+        vectors.write(self._uc, library().package.x86_const, state)
 
     def _load(self, context: Context) -> None:
         if self._loaded is not None:

@@ -62,6 +62,17 @@ class Copier:
             raise ValueError(f"{len(data)} bytes: the device holds {PAGE}")
         self.buffer = data
 
+    @property
+    def registers(self) -> tuple[int, int, int]:
+        """Address low, address high, length."""
+        return self._words[_LOW], self._words[_HIGH], self._words[_LENGTH]
+
+    def resume(self, registers: tuple[int, int, int], *, buffer: bytes, failed: bool) -> None:
+        """Be the device that another one was (errors as ``load``)."""
+        self._words = dict(zip((_LOW, _HIGH, _LENGTH), registers, strict=True))
+        self.load(buffer)
+        self.failed = failed
+
     def _read(self, port: int, size: int) -> int:
         return int(self.failed) if (port - BASE, size) == (_DO, 4) else (1 << 8 * size) - 1
 

@@ -64,6 +64,22 @@ class RequestBox:
         """Whether nothing is asked, or being answered."""
         return self._current is None and not self._waiting
 
+    @property
+    def unfinished(self) -> list[Asked]:
+        """What is being answered, if anything is, and what waits."""
+        return [*([self._current] if self._current else []), *self._waiting]
+
+    @property
+    def fetched(self) -> int | None:
+        """How many arguments of what is being answered were fetched; None if nothing is."""
+        return None if self._current is None else self._fetched
+
+    def resume(self, unfinished: Sequence[Asked], fetched: int | None) -> None:
+        """Be the box that another one was: with its ``unfinished`` and ``fetched``."""
+        self._waiting = list(unfinished)
+        self._current = self._waiting.pop(0) if fetched is not None and self._waiting else None
+        self._fetched = fetched or 0
+
     def ask(self, number: int, *arguments: int) -> Asked:
         """Ask for something; the guest takes it up when it runs."""
         asked = Asked(number, arguments)

@@ -60,6 +60,7 @@ class Next(Enum):
     SHUTDOWN = "triple fault"
     NO_MEMORY = "access to memory that is not there"
     UNKNOWN = "an exit that this hypervisor does not know"
+    MOVED = "runs on another machine"
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,22 @@ class ProcessorState(ABC):
         """CR2: where the last page fault was."""
         return self._u64(_AT_CR2)
 
+    @property
+    def event(self) -> int:
+        """EVENTINJ: what is delivered at the next VMRUN; 0 or not valid: nothing."""
+        return self._u64(_AT_EVENT)
+
+    @property
+    def shadow(self) -> int:
+        """The interrupt shadow, with the guest's interrupt mask that no guest of ours uses."""
+        return self._u64(_AT_SHADOW)
+
+    def resume(self, *, event: int, shadow: int) -> None:
+        """Go on where another processor stopped: with an event on its way, in an interrupt shadow."""
+        self._set_u64(_AT_EVENT, event)
+        self._set_u64(_AT_SHADOW, shadow)
+        self.settle()
+
     def skip(self, length: int) -> None:
         """Step over the instruction that exited; an interrupt shadow ends with it."""
         self.go_on_at(self._u64(_AT_RIP) + length)
