@@ -87,7 +87,7 @@ def storm(served: Served, fuzz: Path, seed: int, *, calls: int, clients: int) ->
             timeout=600,
             check=False,
         )
-        asked, _ = bystander.communicate("\n", timeout=60)
+        asked, _ = bystander.communicate("\n", timeout=100)
     assert (0, "0 bad\n") == (ended.returncode, ended.stdout), ended.stderr[-2000:]
     assert 0 == bystander.returncode
     assert int(asked) > 0

@@ -47,7 +47,7 @@ class Service:
         context = ssl.create_default_context(cafile=str(ca or self.ca))
         proxies = {"https": f"http://{self.address}"} if proxy else {}
         handlers = [urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context)]
-        with urllib.request.build_opener(*handlers).open(url, timeout=20) as answer:
+        with urllib.request.build_opener(*handlers).open(url, timeout=100) as answer:
             body: bytes = answer.read()
             return body
 
@@ -59,7 +59,7 @@ class Service:
 
     def connect(self) -> socket.socket:
         host, _, port = self.address.rpartition(":")
-        return socket.create_connection((host, int(port)), timeout=20)
+        return socket.create_connection((host, int(port)), timeout=100)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def test_it_is_an_ordinary_server_too(made: Path, service: Service) -> None:
 def test_one_connection_serves_many_requests(made: Path, service: Service) -> None:
     context = ssl.create_default_context(cafile=str(service.ca))
     host, _, port = service.address.rpartition(":")
-    client = http.client.HTTPSConnection(host, int(port), context=context, timeout=20)
+    client = http.client.HTTPSConnection(host, int(port), context=context, timeout=100)
     client.set_tunnel("kdsintf.amd.com", 443)
     for method, length in (("GET", CERT), ("HEAD", 0), ("GET", CERT)):
         client.request(method, f"/cek/id/{chip_id(made)}")
@@ -217,7 +217,7 @@ def test_the_authority_stays_and_a_damaged_one_is_said(made: Path, tmp_path: Pat
 def test_a_signal_ends_it(made: Path) -> None:
     with serving(made) as running:
         running.process.send_signal(signal.SIGTERM)
-        assert 0 == running.process.wait(20)
+        assert 0 == running.process.wait(100)
 
 
 def test_a_served_machine_can_be_looked_up(made: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_the_memory_rule_can_be_chosen_and_is_named(any_way: None, served: Serve
     ) as running:
         status = served.settled(lambda status: any(one["guest_memory"] == rule for one in status["clients"]))
         assert any(one["guest_memory"] == rule for one in status["clients"])
-        out, _ = running.communicate("\n", timeout=60)
+        out, _ = running.communicate("\n", timeout=100)
     found = json.loads(out)["result"]
     assert ("supplied", rule) == (found["kvm"], found["guest_memory"])
     assert any(f"guest memory: {rule}" in line for line in served.log)
@@ -254,7 +254,7 @@ def test_an_owner_accepts_the_launch_and_the_secret_arrives(
         assert 0 == made_secret.returncode, made_secret.stderr
         (tmp_path / "blob.hdr").write_bytes((tmp_path / "packaged_secret_header.bin").read_bytes())
         (tmp_path / "blob.bin").write_bytes((tmp_path / "packaged_secret.bin").read_bytes())
-        out, err = running.communicate("go\n", timeout=60)
+        out, err = running.communicate("go\n", timeout=100)
     assert 42 == running.returncode, err
     assert "secret, a bit flipped: EIO, error 11\nsecret: ok, error 0\nfinish: ok, error 0\n" in out
     assert f"secret is readable here {int(rule == 'plain')}\n" in out

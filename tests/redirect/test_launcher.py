@@ -15,7 +15,7 @@ import pytest
 
 from redirect.conftest import WAYS, Way, begin, command, environment, insist, line, run
 
-PATIENCE_S = 20
+PATIENCE_S = 100
 
 
 def gone(pid: int) -> bool:
