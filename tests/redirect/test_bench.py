@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from cbit.cli.bench import redirect
+from cbit.cli.bench.figure import Figure
 from cbit.redirect.errors import Unsupported
 
 
@@ -19,13 +20,21 @@ def test_each_mechanism_is_measured(monkeypatch: pytest.MonkeyPatch, refusals: d
         pytest.skip("cc is not here: apt install gcc libc6-dev")
     for name in ("COMMANDS", "CROWD", "CALLS"):
         monkeypatch.setattr(redirect, name, 128)
-    figures = redirect.figures(1)
+    *figures, last = redirect.figures(1)
+    assert "QEMU to measurement" == last.name
     mechanisms = ["opens"] if "namespace" in refusals else ["namespace", "opens"]
     measured = ("command", "64 clients", "open()", "ioctl()")
     whole = ["PLATFORM_STATUS, own machine", "PLATFORM_STATUS, served machine", "LAUNCH_START"]
-    names = [*(f"{what}, {one}" for one in mechanisms for what in measured), *whole]
+    names = [
+        *(
+            name
+            for one in mechanisms
+            for name in (*(f"{what}, {one}" for what in measured), f"ioctl(), {one}, filter")
+        ),
+        *whole,
+    ]
     assert names == [one.name for one in figures]
-    assert all(figure.ours > 0 and figure.limit > 0 for figure in figures)
+    assert all(isinstance(figure, Figure) and figure.ours > 0 and figure.limit > 0 for figure in figures)
 
 
 def test_without_a_compiler_it_is_one_sentence(

@@ -13,7 +13,7 @@ from typing import Any, Final
 from cbit.redirect.files import Files
 
 #: Threads whose folder is held open; past it all are closed.
-_FOLDERS: Final = 64
+_FOLDERS: Final = 256
 _OWNER_WRITES: Final = 0o200
 
 
