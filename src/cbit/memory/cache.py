@@ -32,13 +32,14 @@ from cbit.memory.dram import anonymous
 from cbit.memory.lending import Borrower
 from cbit.memory.physical import Data
 from cbit.memory.pool import Pool, Slot
+from cbit.memory.stretches import ALL_LINES, runs, split, stretches
 from cbit.spec.address import KIB, LINE, MIB, PAGE, Spa
 from cbit.spec.key_id import KeyId, guest
 from cbit.trace import SILENT, Trace
 
 STREAM: Final = 64 * KIB  #: transfers from this length on are not cached
+MAX_STRETCH: Final = STREAM // PAGE  #: copies that are written back together
 BATCH: Final = 32  #: of lent copies one in so many leaves at once: each recall costs an engine its TLB
-_ALL_LINES: Final = (1 << PAGE // LINE) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Cache:
             return b""
         if start + length <= PAGE:
             return self._pool.get(self._hold(spa - start, key_id).slot, start, length)
-        pieces = _split(spa, length)
+        pieces = split(spa, length)
         return b"".join(self._pool.get(self._hold(page, key_id).slot, start, n) for page, start, n in pieces)
 
     def write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
@@ -159,7 +160,7 @@ class Cache:
                 self._store(spa - start, start, data, key_id)
             return
         done = 0
-        for page, start, count in _split(spa, length):
+        for page, start, count in split(spa, length):
             self._store(page, start, data[done : done + count], key_id)
             done += count
 
@@ -253,7 +254,7 @@ class Cache:
         while len(absent) > self._pool.free:
             self._make_room(len(absent) - self._pool.free)
             absent = [at for at in pages if at not in self._by_page]  # some may just have left
-        for at, length in _stretches(absent):
+        for at, length in stretches(absent):
             self._bring_in(at, length, key_id)
         slots: list[Slot | None] = []
         for at in pages:
@@ -269,16 +270,20 @@ class Cache:
 
     def _bring_in(self, page: int, count: int, key_id: KeyId) -> None:
         """Decrypt neighbouring pages in one pass of the engine."""
-        room = self._passage[: count * PAGE]
-        self._controller.read_into(Spa(page), room, key_id)
+        slots = self._pool.take_row(count)
+        if slots[-1] - slots[0] == (count - 1) * PAGE:
+            self._controller.read_into(Spa(page), self._pool.row(slots[0], count), key_id)
+        else:
+            room = self._passage[: count * PAGE]
+            self._controller.read_into(Spa(page), room, key_id)
+            for index, slot in enumerate(slots):
+                self._pool.put(slot, 0, room[index * PAGE : (index + 1) * PAGE])
+            room[:] = bytes(len(room))
         self.fills += count
-        for index in range(count):
-            at, slot = page + index * PAGE, self._pool.take()
-            self._pool.put(slot, 0, room[index * PAGE : (index + 1) * PAGE])
+        for at, slot in zip(range(page, page + count * PAGE, PAGE), slots, strict=True):
             self._now += 1
-            copy = self._copies[at, key_id] = _Copy(at, key_id, slot, dirty=0, used=self._now)
+            self._copies[at, key_id] = copy = _Copy(at, key_id, slot, 0, self._now)
             self._by_page[at] = {key_id: copy}
-        room[:] = bytes(len(room))
 
     def recall_from(self, borrower: Borrower, slots: Sequence[Slot] | None = None) -> None:
         """Take back what was lent to somebody (`SlotLender.recall_from`)."""
@@ -402,7 +407,8 @@ class Cache:
             if copy.borrower is not None and copy.lent_for_writing:
                 copy.dirty |= copy.borrower.clean([copy.slot])[0]
                 copy.lent_for_writing = False
-            self._write_back(copy)
+            if copy.dirty:
+                self._write_back([copy])
             copy.dirty = 0
 
     def _only_tag(self, page: int, key_id: KeyId) -> None:
@@ -420,34 +426,41 @@ class Cache:
         return [self._copies[page, key_id] for page in pages if (page, key_id) in self._copies]
 
     def _leave_all(self, copies: Iterable[_Copy], *, write_back: bool) -> int:
-        """Let copies leave, least recently used first; return how many were dirty."""
+        """Let copies leave, least recently used first, wiped; return how many were dirty."""
         oldest_first = sorted(copies, key=attrgetter("used"))
-        if len(oldest_first) > 1:
-            self._recall(oldest_first)
-        return sum(self._leave(copy, write_back=write_back) for copy in oldest_first)
-
-    def _leave(self, copy: _Copy, *, write_back: bool) -> bool:
-        """Let a copy leave the cache, wiped; return whether it was dirty."""
-        if copy.borrower is not None:
-            self._recall([copy])
+        self._recall(oldest_first)
+        dirty = [copy for copy in oldest_first if copy.dirty]
         if write_back:
-            self._write_back(copy)
-        del self._copies[copy.page, copy.key_id]
-        siblings = self._by_page[copy.page]
-        del siblings[copy.key_id]
-        if not siblings:
-            del self._by_page[copy.page]
-        self._pool.give_back(copy.slot)
-        return copy.dirty != 0
+            for neighbours in _neighbours(dirty):
+                self._write_back(neighbours)
+        for copy in oldest_first:
+            del self._copies[copy.page, copy.key_id]
+            siblings = self._by_page[copy.page]
+            del siblings[copy.key_id]
+            if not siblings:
+                del self._by_page[copy.page]
+        self._pool.give_back([copy.slot for copy in oldest_first])
+        return len(dirty)
 
-    def _write_back(self, copy: _Copy) -> None:
-        page, runs = self._pool.page(copy.slot), _runs(copy.dirty)
+    def _leave(self, copy: _Copy, *, write_back: bool) -> None:
+        """Let a copy leave the cache."""
+        self._leave_all((copy,), write_back=write_back)
+
+    def _write_back(self, copies: Sequence[_Copy]) -> None:
+        """Write dirty lines of neighbouring copies (`_neighbours`) in one pass of the engine."""
+        first: _Copy = copies[0]
+        parts: list[tuple[int, int]] = []
+        for index, copy in enumerate(copies):
+            parts += [(index * PAGE + start, index * PAGE + stop) for start, stop in runs(copy.dirty)]
+        data = self._pool.row(first.slot, len(copies))
         # The tag's key, not that of whoever needs the room (§6.1 rule 1).
-        if len(runs) > 1:
-            self._controller.write_parts(Spa(copy.page), page, runs, copy.key_id)
-        elif runs:
-            ((start, stop),) = runs
-            self._controller.write(Spa(copy.page + start), page[start:stop], copy.key_id)
+        if all(copy.dirty == ALL_LINES for copy in copies):
+            self._controller.write(Spa(first.page), data, first.key_id)
+        elif len(parts) > 1:
+            self._controller.write_parts(Spa(first.page), data, parts, first.key_id)
+        else:
+            ((start, stop),) = parts
+            self._controller.write(Spa(first.page + start), data[start:stop], first.key_id)
 
     def _cached_pages(self, spa: int, length: int) -> list[int]:
         """List the pages of a range that have a copy under any tag, in order."""
@@ -457,43 +470,23 @@ class Cache:
         return sorted(page for page in self._by_page if page in pages)
 
 
-def _split(spa: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a range at page boundaries into (page, start in page, count)."""
-    end = spa + length
-    while spa < end:
-        start = spa % PAGE
-        count = min(PAGE - start, end - spa)
-        yield spa - start, start, count
-        spa += count
-
-
-def _stretches(pages: list[int]) -> Iterator[tuple[int, int]]:
-    """Cut ascending pages into stretches of neighbours: (first, how many)."""
-    start = 0
-    for index in range(1, len(pages) + 1):
-        if index == len(pages) or pages[index] != pages[index - 1] + PAGE:
-            yield pages[start], index - start
-            start = index
+def _neighbours(copies: Iterable[_Copy]) -> Iterator[list[_Copy]]:
+    """Cut copies where the next is not the neighbour of the one before, in DRAM and in the pool alike."""
+    stretch: list[_Copy] = []
+    for copy in copies:
+        if stretch and not (
+            len(stretch) < MAX_STRETCH
+            and copy.page == stretch[-1].page + PAGE
+            and copy.slot == stretch[-1].slot + PAGE
+            and copy.key_id == stretch[-1].key_id
+        ):
+            yield stretch
+            stretch = []
+        stretch.append(copy)
+    if stretch:
+        yield stretch
 
 
 def _dirty(copy: _Copy) -> int:
     """Dirty lines, those among them that a borrower stored to."""
     return copy.dirty | (copy.borrower.stored(copy.slot) if copy.borrower is not None else 0)
-
-
-def _runs(dirty: int) -> list[tuple[int, int]]:
-    """Turn dirty-line bits into (start, stop) byte ranges of neighbouring dirty lines."""
-    if dirty == _ALL_LINES:
-        return [(0, PAGE)]
-    runs, line = [], 0
-    while dirty >> line:
-        line += _lowest(dirty >> line)
-        count = _lowest(~(dirty >> line))
-        runs.append((line * LINE, (line + count) * LINE))
-        line += count
-    return runs
-
-
-def _lowest(bits: int) -> int:
-    """Number of the lowest bit that is 1."""
-    return (bits & -bits).bit_length() - 1

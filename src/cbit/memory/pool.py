@@ -7,15 +7,17 @@ Paper: memory-encryption.md §1 rule 1 (caches hold plaintext).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NewType, NoReturn
 
 from cbit.memory.dram import anonymous
 from cbit.memory.physical import Data
-from cbit.spec.address import PAGE
+from cbit.memory.stretches import stretches
+from cbit.spec.address import KIB, PAGE
 
 Slot = NewType("Slot", int)  #: offset of a slot in the pool
 
-_WIPED: Final = bytes(PAGE)
+_WIPED: Final = memoryview(bytes(64 * KIB))
 
 
 class Pool:
@@ -57,10 +59,23 @@ class Pool:
         """Take a wiped slot; the caller made sure that one is free."""
         return self._free.pop()
 
-    def give_back(self, slot: Slot) -> None:
-        """Wipe a slot and make it free."""
-        self._area[slot : slot + PAGE] = _WIPED
-        self._free.append(slot)
+    def take_row(self, count: int) -> list[Slot]:
+        """Take several, neighbours in ascending order if the next free ones are (as `take`)."""
+        slots = self._free[-count:]
+        del self._free[-count:]
+        slots.reverse()
+        return slots
+
+    def give_back(self, slots: Sequence[Slot]) -> None:
+        """Wipe slots and make them free; the lowest is the next to be taken."""
+        for first, length in stretches(sorted(slots)):
+            end = first + length * PAGE
+            for at in range(first, end, len(_WIPED)):
+                stop = min(at + len(_WIPED), end)
+                self._area[at:stop] = _WIPED[: stop - at]
+        self._free += slots
+        if len(slots) > 1:
+            self._free.sort(reverse=True)  # neighbours find each other again
 
     def get(self, slot: Slot, start: int, length: int) -> bytes:
         """Copy bytes out of a slot."""
@@ -73,3 +88,7 @@ class Pool:
     def page(self, slot: Slot) -> memoryview:
         """Return the slot itself, for the engine to fill or to write back."""
         return self._window[slot : slot + PAGE]
+
+    def row(self, slot: Slot, count: int) -> memoryview:
+        """Return neighbouring slots themselves, as `page` does."""
+        return self._window[slot : slot + count * PAGE]

@@ -68,6 +68,7 @@ _GP, _PF, _UD_VECTOR = 13, 14, 6
 _SPARE_TABLES: Final = 64
 _LOOKED_AT: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
 _INTERCEPTED: Final = int(OURS)
+_PG, _PAE = int(Cr0.PG), int(Cr4.PAE)
 _EXIT: Final = struct.Struct("<3Q")
 
 
@@ -362,15 +363,15 @@ class Engine:
 
     def _nested_fault(self, turn: _Turn) -> Answer:
         (address,) = struct.unpack_from("<Q", self._processor.vmcb, At.EXIT_INFO_2)
-        info = PageFaultCode(self._processor.state.exit_info_1)
         try:
+            info = self._processor.state.exit_info_1
             self._shadow.fault(turn.space, address, info, has_c_bit=self._has_c_bit())
         except NestedPageFault as fault:
             return self._leave_with(fault)
         return Answer.RESTART
 
     def _has_c_bit(self) -> bool:
-        return bool(self._processor.control(0) & Cr0.PG and self._processor.control(4) & Cr4.PAE)
+        return bool(self._processor.control(0) & _PG and self._processor.control(4) & _PAE)
 
     def _cache_instruction(self, turn: _Turn) -> Answer:
         found = self._instruction(turn)

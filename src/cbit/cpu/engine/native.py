@@ -157,7 +157,8 @@ class Native:
         hook: register the hooks of a new engine.
         undo_shots: take back the leaves made for one TLB fill.
         remember: digest the lines of some slots.
-        changed: one bit for each line that differs from its digest.
+        changed: put one bit for each line that differs from its digest in the place of each slot.
+        drop_code: drop the code translated from some slots.
     """
 
     def __init__(self) -> None:
@@ -175,7 +176,8 @@ class Native:
         self.hook: Final = self._function("cbit_hook", _I, engine)
         self.undo_shots: Final = self._function("cbit_undo_shots", None, engine)
         self.remember: Final = self._function("cbit_remember", None, _P, _P, _U64, _P, _P)
-        self.changed: Final = self._function("cbit_changed", _U64, _P, _P, _P)
+        self.changed: Final = self._function("cbit_changed", None, _P, _P, _U64, _P, _P)
+        self.drop_code: Final = self._function("cbit_drop_code", None, engine, _P, _U64, _U64)
 
     def address(self, name: str) -> int:
         """Address of one of the stubs' functions."""

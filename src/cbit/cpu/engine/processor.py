@@ -14,7 +14,7 @@ NX.  (QEMU dereferences a NULL pointer where a page table lies in a nested page 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -105,7 +105,7 @@ class Processor:
         self._locate(package.x86_const)
         self._map(pool, table_pages)
         self._become_host(package.x86_const)
-        self._hook(lib.internal("tlb_flush"), lib.internal("tb_invalidate_phys_range"))
+        self._hook(lib.internal("tlb_flush"))
         words = 4 * [ctypes.POINTER(_U32)]
         self._ask = lib.function("cpu_x86_cpuid", None, ctypes.c_void_p, _U32, _U32, *words)
         ram_address = lib.function("qemu_ram_addr_from_host", _U64, ctypes.c_void_p, ctypes.c_void_p)
@@ -156,9 +156,8 @@ class Processor:
         for at, bits in done_here:
             self._word(at).value &= ~bits
 
-    def _hook(self, tlb_flush: int, invalidate: int) -> None:
+    def _hook(self, tlb_flush: int) -> None:
         self._tlb_flush = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(tlb_flush)
-        self._invalidate = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _U64, _U64)(invalidate)
         self.state = EngineState(
             uc=self._uc_at,
             cs=self._cs_at,
@@ -286,10 +285,10 @@ class Processor:
         self._native.undo_shots(self.state)
         self._tlb_flush(self._cs_at)
 
-    def drop_code(self, slot: int) -> None:
-        """Drop code translated from a slot whose contents change behind the guest's back."""
-        start = self._pool_ram + slot
-        self._invalidate(self._uc_at, start, start + PAGE)
+    def drop_code(self, slots: Sequence[int]) -> None:
+        """Drop code translated from slots whose contents change behind the guest's back."""
+        array = (_U64 * len(slots))(*slots)
+        self._native.drop_code(self.state, array, len(slots), self._pool_ram)
 
     def slot_at(self, slot: int) -> int:
         """Address of a slot in this process."""

@@ -38,6 +38,8 @@ from cbit.spec.key_id import UNENCRYPTED, KeyId
 _DIGESTS: Final = 8 * PAGE // LINE  # bytes of digests of one page
 _SEED_BYTES: Final = 9 * 8
 _C: Final = 1 << VIEW_BITS
+# Plain numbers: flags of an enumeration cost more than what they decide.
+_TABLE, _FETCH, _STORE = int(PageFaultCode.TABLE), int(PageFaultCode.ID), int(PageFaultCode.W)
 _WRITABLE: Final = 1 << 1
 CLUSTER: Final = 16  #: pages that are brought in together, aligned
 
@@ -113,7 +115,7 @@ class Shadow:
         self._tables = Tables(processor.tables, spaces=spaces)
         self._native = native()
         self._spaces: dict[tuple[int, VmMode], Space] = {}
-        self._words_of: dict[Slot, set[tuple[int, int]]] = {}  # (id of space, word)
+        self._words_of: dict[Slot, tuple[tuple[int, int], ...]] = {}  # (id of space, word); mostly one
         self._by_id: dict[int, Space] = {}
         self._writable: set[Slot] = set()
         self._digests = memoryview(anonymous(len(lender.window) // PAGE * _DIGESTS, dumpable=False))
@@ -167,14 +169,14 @@ class Shadow:
         """Forget every translation of an address space."""
         for word, slot in space.leaves.items():
             self._tables.words[word] = 0
-            self._words_of[slot].discard((id(space), word))
+            self._unmapped(slot, (id(space), word))
         space.leaves.clear()
         space.known.clear()
         self._processor.flush_tlb()
 
     # --- faults
 
-    def fault(self, space: Space, address: int, info: PageFaultCode, *, has_c_bit: bool) -> None:
+    def fault(self, space: Space, address: int, info: int, *, has_c_bit: bool) -> None:
         """Make a guest physical page accessible, as the hypervisor's tables allow and the C-bits say.
 
         Args:
@@ -187,11 +189,11 @@ class Shadow:
             NestedPageFault: the hypervisor's tables refuse.
         """
         self.counters.faults += 1
-        table, fetch = PageFaultCode.TABLE in info, PageFaultCode.ID in info
+        table, fetch = bool(info & _TABLE), bool(info & _FETCH)
         has_view = space.sev or (space.host and space.encryption_on)
         gpa, guest_c = (address & ~_C, bool(address & _C)) if has_view else (address, False)
         private = space.sev and (table or fetch or guest_c or space.vte or not has_c_bit)
-        write = table or PageFaultCode.W in info
+        write = table or bool(info & _STORE)
         kind = Kind.WRITE if write else Kind.FETCH if fetch else Kind.READ
         leaf = space.known.find(space.nested, gpa, kind, guest_c=guest_c, table=table)
         key = space.key(private=private, nested_c=guest_c if space.host else leaf.c)
@@ -247,8 +249,15 @@ class Shadow:
             self._watch(slots.values())
         encrypted, rights = key != UNENCRYPTED, POOL | (OPEN if store else READ_ONLY)
         page, used = gpa // PAGE - mine, space.used
+        table, leaves, words_of, owner = self._tables.words, space.leaves, self._words_of, id(space)
         for n, slot in slots.items():
-            self._map(space, first + n, slot, slot | rights)
+            word = first + n
+            if word not in leaves and slot not in words_of:  # as `_map`, for what is most often there
+                table[word] = slot | rights
+                leaves[word] = slot
+                words_of[slot] = ((owner, word),)
+            else:
+                self._map(space, word, slot, slot | rights)
             used[page + n] = encrypted
 
     def _word(self, space: Space, address: int) -> int:
@@ -274,10 +283,13 @@ class Shadow:
         if before == slot:
             return
         if before is not None:
-            self._words_of[before].discard((id(space), word))
+            self._unmapped(before, (id(space), word))
             self._processor.flush_tlb()
         space.leaves[word] = slot
-        self._words_of.setdefault(slot, set()).add((id(space), word))
+        self._words_of[slot] = (*self._words_of.get(slot, ()), (id(space), word))
+
+    def _unmapped(self, slot: Slot, where: tuple[int, int]) -> None:
+        self._words_of[slot] = tuple(other for other in self._words_of[slot] if other != where)
 
     def _one_shot(self, word: int, value: int, allowed: int) -> None:
         state = self._processor.state
@@ -320,43 +332,49 @@ class Shadow:
             self._native.remember(self._processor.pool_at, array, len(fresh), self._digests_at, self._seed)
             self._writable.update(fresh)
 
-    def _digest_at(self, slot: Slot) -> int:
-        return self._digests_at + slot // PAGE * _DIGESTS
-
     def stored(self, slot: Slot) -> int:
         """Say which lines were stored to (`Borrower`)."""
-        if slot not in self._writable:
-            return 0
-        return int(self._native.changed(self._processor.slot_at(slot), self._digest_at(slot), self._seed))
+        return self._stored((slot,))[0]
+
+    def _stored(self, slots: Sequence[Slot]) -> list[int]:
+        """For each slot one bit a line, if it is watched."""
+        watched = [slot for slot in slots if slot in self._writable]
+        if not watched:
+            return [0] * len(slots)
+        lines = (ctypes.c_uint64 * len(watched))(*watched)
+        self._native.changed(self._processor.pool_at, lines, len(watched), self._digests_at, self._seed)
+        if len(watched) == len(slots):
+            return list(lines)
+        found = dict(zip(watched, lines, strict=True))
+        return [found.get(slot, 0) for slot in slots]
 
     def recall(self, slots: Sequence[Slot]) -> list[int]:
         """Let go of slots (`Borrower`)."""
         self._processor.flush_tlb()  # first: it takes back leaves that exist for one fill
         self.counters.recalled += len(slots)
-        stored = []
+        table, words_of, by_id = self._tables.words, self._words_of, self._by_id
         for slot in slots:
-            for owner, word in self._words_of.pop(slot, ()):
-                self._tables.words[word] = 0
-                del self._by_id[owner].leaves[word]
-            self._processor.drop_code(slot)
-            stored.append(self.stored(slot))
-            self._writable.discard(slot)
+            for owner, word in words_of.pop(slot, ()):
+                table[word] = 0
+                del by_id[owner].leaves[word]
+        self._processor.drop_code(slots)
+        stored = self._stored(slots)
+        self._writable.difference_update(slots)
         return stored
 
     def clean(self, slots: Sequence[Slot]) -> list[int]:
         """Go on without storing (`Borrower`)."""
         self._processor.flush_tlb()
-        stored = []
         for slot in slots:
             for _, word in self._words_of.get(slot, ()):
                 self._tables.words[word] &= ~_WRITABLE
-            stored.append(self.stored(slot))
-            self._writable.discard(slot)
+        stored = self._stored(slots)
+        self._writable.difference_update(slots)
         return stored
 
     def overwritten(self, slot: Slot) -> None:
         """Drop code translated from what was there (`Borrower`)."""
-        self._processor.drop_code(slot)
+        self._processor.drop_code((slot,))
 
     def holds(self, slot: Slot) -> bool:
         """Whether a leaf maps a slot: for tests."""

@@ -1,4 +1,4 @@
-/* Which lines of a borrowed page were stored to. */
+/* Borrowed pages, many at a time: which lines were stored to, and the code that was made of them. */
 #include "stubs.h"
 
 static uint64_t mix(uint64_t a, uint64_t b)
@@ -27,11 +27,22 @@ void cbit_remember(const char *pool, const uint64_t *slots, uint64_t count, uint
     }
 }
 
-/* One bit for each line that differs from what was remembered. */
-uint64_t cbit_changed(const uint64_t *page, const uint64_t *digests, const uint64_t *seed)
+/* For each slot one bit for each line that differs from what was remembered, in the place of the slot's number. */
+void cbit_changed(const char *pool, uint64_t *slots, uint64_t count, const uint64_t *digests, const uint64_t *seed)
 {
-    uint64_t changed = 0;
-    for (int line = 0; line < LINES; line++)
-        changed |= (uint64_t)(digest(page + line * LINE / 8, seed) != digests[line]) << line;
-    return changed;
+    for (uint64_t index = 0; index < count; index++) {
+        const uint64_t *page = (const uint64_t *)(pool + slots[index]);
+        const uint64_t *mine = digests + slots[index] / PAGE * LINES;
+        uint64_t changed = 0;
+        for (int line = 0; line < LINES; line++)
+            changed |= (uint64_t)(digest(page + line * LINE / 8, seed) != mine[line]) << line;
+        slots[index] = changed;
+    }
+}
+
+/* Drop the code that was translated from slots; `ram` is the library's number of the first. */
+void cbit_drop_code(struct engine *e, const uint64_t *slots, uint64_t count, uint64_t ram)
+{
+    for (uint64_t index = 0; index < count; index++)
+        call.tb_invalidate_phys_range(e->uc, ram + slots[index], ram + slots[index] + PAGE);
 }
