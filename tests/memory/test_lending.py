@@ -23,6 +23,8 @@ class Engine:
     world: World
     heard: list[tuple[str, list[Slot]]] = field(default_factory=list)
     lines: dict[Slot, int] = field(default_factory=dict)
+    asked: list[Slot] = field(default_factory=list)
+    in_use: set[Slot] = field(default_factory=set)
 
     def borrow(self, page: Spa = AT, key: KeyId = ALICE, *, write: bool = True) -> Slot:
         return self.world.cache.lend(page, key, self, write=write)
@@ -41,6 +43,10 @@ class Engine:
 
     def stored(self, slot: Slot) -> int:
         return self.lines.get(slot, 0)
+
+    def was_used(self, slot: Slot) -> bool:
+        self.asked.append(slot)
+        return slot in self.in_use
 
     def overwritten(self, slot: Slot) -> None:
         self.heard.append(("overwritten", [slot]))
@@ -110,6 +116,43 @@ def test_room_is_made_by_recalling_several_at_once_oldest_first() -> None:
     assert [("recall", slots[:2])] == engine.heard
     assert 2 == world.cache.evictions
     assert len(world.cache.snapshot()) <= 64
+
+
+def test_what_is_in_use_stays_and_is_asked_for_again_only_when_its_turn_comes() -> None:
+    world = World(size=1 << 20, capacity=64 * PAGE)
+    engine = Engine(world)
+    slots = [engine.borrow(Spa(number * PAGE)) for number in range(64)]
+    engine.in_use = {slots[0], slots[2]}
+    engine.borrow(Spa(100 * PAGE))
+    assert [("recall", [slots[1], slots[3]])] == engine.heard
+    assert slots[:4] == engine.asked
+    kept = [copy.page for copy in world.cache.snapshot()]
+    assert [Spa(0), Spa(2 * PAGE)] == kept[-3:-1]
+
+
+def test_room_is_made_although_everything_is_in_use() -> None:
+    world = World(size=1 << 20, capacity=64 * PAGE)
+    engine = Engine(world)
+    engine.in_use = set(slots := [engine.borrow(Spa(number * PAGE)) for number in range(64)])
+    engine.borrow(Spa(100 * PAGE))
+    assert [("recall", slots[:2])] == engine.heard
+
+
+def test_neighbours_are_written_back_as_one_by_one() -> None:
+    """Whole pages, single lines, clean pages and another tag between them."""
+    world = World(size=1 << 20, capacity=64 * PAGE)
+    engine = Engine(world)
+    dram, expected = world.cache, {}
+    for number in range(12):
+        key = BOB if number == 5 else ALICE
+        at = Spa(number * PAGE)
+        slot = engine.borrow(at, key)
+        for line in {0: range(64), 3: range(0), 4: (0, 1, 63), 7: (17,)}.get(number % 8, (2, number)):
+            engine.store(slot, line * LINE, bytes([number + 1]) * LINE)
+        expected[at, key] = dram.read(at, PAGE, key)
+    world.cache.wbinvd()
+    assert bytes(64 * PAGE) == bytes(world.cache.window)
+    assert expected == {(at, key): dram.read(at, PAGE, key) for at, key in expected}
 
 
 def test_a_store_by_somebody_else_is_told() -> None:

@@ -39,6 +39,7 @@ from cbit.trace import SILENT, Trace
 
 STREAM: Final = 64 * KIB  #: transfers from this length on are not cached
 MAX_STRETCH: Final = STREAM // PAGE  #: copies that are written back together
+CANDIDATES: Final = 8  #: of so many for each that leaves, those stay that a borrower has used meanwhile
 BATCH: Final = 32  #: of lent copies one in so many leaves at once: each recall costs an engine its TLB
 
 
@@ -215,7 +216,7 @@ class Cache:
         self._controller.check(spa, length, key_id)
         for copy in self._copies_in(spa, length, key_id):
             covered = spa <= copy.page and copy.page + PAGE <= spa + length
-            self._leave(copy, write_back=not covered)
+            self._leave_all((copy,), write_back=not covered)
         self._controller.write(spa, data, key_id)
 
     # ---- lending to an execution engine: `cbit.memory.lending.SlotLender`
@@ -262,10 +263,10 @@ class Cache:
             mine = copy is not None and (copy.borrower is None or copy.borrower is borrower)
             if copy is None or not mine or len(self._by_page[at]) > 1:
                 slots.append(None)
-                continue
-            copy.borrower = borrower
-            copy.lent_for_writing |= write
-            slots.append(copy.slot)
+            else:
+                copy.borrower = borrower
+                copy.lent_for_writing |= write
+                slots.append(copy.slot)
         return slots
 
     def _bring_in(self, page: int, count: int, key_id: KeyId) -> None:
@@ -388,7 +389,18 @@ class Cache:
         lent = next(iter(self._copies.values())).borrower is not None
         count = max(least, len(self._copies) // BATCH) if lent else least
         self.evictions += count
-        self._leave_all(list(islice(self._copies.values(), count)), write_back=True)
+        self._leave_all(self._least_used(count), write_back=True)
+
+    def _least_used(self, count: int) -> list[_Copy]:
+        """Find the least recently used copies; a borrower, whose accesses nobody sees, is asked."""
+        found: list[_Copy] = []
+        used: list[_Copy] = []
+        for copy in islice(self._copies.values(), CANDIDATES * count):
+            in_use = copy.borrower is not None and copy.borrower.was_used(copy.slot)
+            (used if in_use else found).append(copy)
+            if len(found) == count:
+                break
+        return found + [self._use(copy) for copy in used][: count - len(found)]
 
     def _recall(self, copies: Iterable[_Copy]) -> None:
         """Take lent copies back, with what was stored to them."""
@@ -441,10 +453,6 @@ class Cache:
                 del self._by_page[copy.page]
         self._pool.give_back([copy.slot for copy in oldest_first])
         return len(dirty)
-
-    def _leave(self, copy: _Copy, *, write_back: bool) -> None:
-        """Let a copy leave the cache."""
-        self._leave_all((copy,), write_back=write_back)
 
     def _write_back(self, copies: Sequence[_Copy]) -> None:
         """Write dirty lines of neighbouring copies (`_neighbours`) in one pass of the engine."""

@@ -42,6 +42,10 @@ class Borrower(Protocol):
         """Say which lines were stored to since the slot was lent for writing; change nothing."""
         ...
 
+    def was_used(self, slot: Slot) -> bool:
+        """Say whether a slot was used more than once since this was last asked: then it leaves later."""
+        ...
+
     def overwritten(self, slot: Slot) -> None:
         """Hear that somebody else stored into a slot that is lent."""
         ...

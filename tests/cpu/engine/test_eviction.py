@@ -60,6 +60,29 @@ def test_a_working_set_beyond_the_cache_is_computed_all_the_same(
     assert len(g.machine.cache.snapshot()) <= pages
 
 
+def fills_of_a_walk(*, asked: bool) -> int:
+    """Sixteen pages, code and tables are used between 384 others, which go by once: three times the cache."""
+    g = Guest(Machine(capacity=128 * PAGE), nested_flags=P | W | U)
+    g.program(f"""
+        mov rsi, 0x40000
+    next: mov rbx, {DATA}; mov ecx, 16
+    again: inc qword ptr [rbx]; add rbx, 0x1000; dec ecx; jnz again
+        add rax, [rsi]; mov rdx, cr3; mov cr3, rdx; add rsi, 0x1000; cmp rsi, 0x1C0000; jb next; hlt""")
+    g.write(DATA, bytes(16 * PAGE))
+    g.machine.cache.wbinvd()
+    if not asked:
+        g.machine.engine._shadow.was_used = lambda slot: False  # type: ignore[method-assign]
+    before = g.machine.cache.fills
+    assert HLT == g.run().code
+    assert 16 * [384] == [int.from_bytes(g.read(DATA + n * PAGE, 8), "little") for n in range(16)]
+    assert g.machine.cache.evictions >= 256
+    return g.machine.cache.fills - before
+
+
+def test_pages_that_are_used_all_the_time_stay() -> None:
+    assert fills_of_a_walk(asked=True) < fills_of_a_walk(asked=False) - 20
+
+
 def test_what_was_evicted_is_ciphertext_and_its_slot_holds_somebody_elses_page() -> None:
     g = Guest(Machine(capacity=64 * PAGE))
     secret = b"a secret of sixteen bytes or so." * 4

@@ -68,5 +68,9 @@ class BlockLoan:
         """Say which lines #VMEXIT may have stored to (`Borrower`)."""
         return LINES
 
+    def was_used(self, slot: Slot) -> bool:
+        """The VMCB that runs is in use (`Borrower`)."""
+        return True
+
     def overwritten(self, slot: Slot) -> None:
         """Hear that the hypervisor wrote: VMRUN looks anyway (`Borrower`)."""

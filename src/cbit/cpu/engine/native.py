@@ -117,6 +117,7 @@ class EngineState(ctypes.Structure):
         ("shots", _U64),
         ("shot_allows", _U64),
         ("shot", _Shot * MAX_SHOTS),
+        ("used", _P),
         ("area", Area * AREAS),
         ("again", _Again),
     ]

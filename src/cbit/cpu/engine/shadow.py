@@ -22,7 +22,7 @@ from typing import Final
 
 from cbit.cpu.encryption_rules import HostSituation, host_key, sev_key
 from cbit.cpu.engine.native import ALL_ACCESSES, MAX_SHOTS, MAY_EXECUTE, MAY_READ_AND_WRITE, native
-from cbit.cpu.engine.processor import POOL, Processor
+from cbit.cpu.engine.processor import POOL, Processor, address_of
 from cbit.cpu.engine.tables import OPEN, READ_ONLY, VIEW_BITS, OutOfTables, Roots, Tables
 from cbit.cpu.engine.translations import BareMemory, Known, NestedTables, Translations
 from cbit.cpu.faults import PageFaultCode
@@ -119,7 +119,9 @@ class Shadow:
         self._by_id: dict[int, Space] = {}
         self._writable: set[Slot] = set()
         self._digests = memoryview(anonymous(len(lender.window) // PAGE * _DIGESTS, dumpable=False))
-        self._digests_at = ctypes.addressof(ctypes.c_char.from_buffer(self._digests))
+        self._digests_at = address_of(self._digests)
+        self._used = memoryview(anonymous(len(lender.window) // PAGE))  # by number of a slot
+        processor.state.used = address_of(self._used)
         self._seed = (ctypes.c_uint64 * 9).from_buffer_copy(entropy.draw(_SEED_BYTES))
         self.counters = Counters()
 
@@ -357,6 +359,7 @@ class Shadow:
             for owner, word in words_of.pop(slot, ()):
                 table[word] = 0
                 del by_id[owner].leaves[word]
+            self._used[slot // PAGE] = 0
         self._processor.drop_code(slots)
         stored = self._stored(slots)
         self._writable.difference_update(slots)
@@ -371,6 +374,15 @@ class Shadow:
         stored = self._stored(slots)
         self._writable.difference_update(slots)
         return stored
+
+    def was_used(self, slot: Slot) -> bool:
+        """Say whether a slot came into the TLB again since this was last asked (`Borrower`).
+
+        Once is what brought it here; a page that is never needed again shall not push others out.
+        """
+        number = slot // PAGE
+        times, self._used[number] = self._used[number], 0
+        return times > 1
 
     def overwritten(self, slot: Slot) -> None:
         """Drop code translated from what was there (`Borrower`)."""

@@ -308,7 +308,17 @@ int stub_x86_cpu_tlb_fill(void *cs, uint64_t address, int size, int access, int 
     return call.x86_cpu_tlb_fill(cs, address, size, access, mmu, probe, from);
 }
 
-/* Why, first: it ends every successful walk, so leaves made for this walk alone go here.
+static void note_use(struct engine *e, uint64_t physical)
+{
+    const struct area *pool = &e->area[POOL_AREA];
+    if (physical - pool->start < pool->length) {
+        uint8_t *times = e->used + (physical - pool->start) / PAGE;
+        *times += *times < UINT8_MAX;
+    }
+}
+
+/* Why, first: it ends every successful walk, so leaves made for this walk alone go here, and here it is known which
+ * slots are in use.
  * Why, second: Unicorn never lets a page that may be written *and* executed leave its slow store path; an entry is
  * therefore good for stores or for fetches, as the access asks, never for both. */
 void stub_tlb_set_page_with_attrs(void *cs, uint64_t linear, uint64_t physical, uint32_t attributes, int allowed,
@@ -319,6 +329,7 @@ void stub_tlb_set_page_with_attrs(void *cs, uint64_t linear, uint64_t physical, 
             allowed &= current->access == FETCH ? ~MAY_WRITE : ~MAY_EXECUTE;
         allowed &= (int)current->shot_allows;
         undo_shots(current);
+        note_use(current, physical);
     }
     call.tlb_set_page_with_attrs(cs, linear, physical, attributes, allowed, mmu, size);
 }

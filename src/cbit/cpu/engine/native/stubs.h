@@ -122,6 +122,7 @@ struct engine {
     struct event event;
     uint64_t shots, shot_allows;
     struct shot shot[SHOTS];
+    uint8_t *used;                       /* by number of a slot: how often it came into the TLB */
     struct area area[AREAS];
     struct again {                       /* blocks that ran twice in a row, and whether they are string instructions */
         uint64_t last, pause;            /* the block before this one; turns for which it is left alone */
