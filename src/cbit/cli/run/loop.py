@@ -43,26 +43,25 @@ class CountingClock(BlockClock):
 
     def __init__(self, core: Core) -> None:
         super().__init__(core)
-        self._core = core
-        self._begun = core.engine.blocks
+        self._begun = self._word[0]
         self.passed = 0
 
     @property
     def executed(self) -> int:
         """Blocks of guest code that were executed."""
-        return self._core.engine.blocks - self._begun - self.passed
+        return self._word[0] - self._begun - self.passed
 
     def take(self, ns: int) -> None:
         """Let something take time."""
-        before = self._core.engine.blocks
+        before = self._word[0]
         super().take(ns)
-        self.passed += self._core.engine.blocks - before
+        self.passed += self._word[0] - before
 
     def pass_until(self, ns: int) -> None:
         """Let time pass."""
-        before = self._core.engine.blocks
+        before = self._word[0]
         super().pass_until(ns)
-        self.passed += self._core.engine.blocks - before
+        self.passed += self._word[0] - before
 
 
 class Loop:

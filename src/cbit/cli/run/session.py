@@ -6,6 +6,7 @@ load ── launch, compare, seal ── power on ── turns until the end ─
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,7 +224,7 @@ def _execute(machine: Machine, software: Started, outside: Outside) -> Account:
     )
     memory, before = machine.memory, machine.controller.counts.report()
     fills, evictions, begun, from_ns = memory.fills, memory.evictions, outside.seconds(), clock.ns
-    with outside.keyboard.raw(), ending_signals(loop.interrupt):
+    with outside.keyboard.raw(), ending_signals(loop.interrupt), _settled_objects():
         ending = loop.run()
         console.flush()
     after = machine.controller.counts.report()
@@ -244,6 +245,16 @@ def _execute(machine: Machine, software: Started, outside: Outside) -> Account:
         "console": console.lines,
     }
     return Account(ending, result)
+
+
+@contextmanager
+def _settled_objects() -> Iterator[None]:
+    """Leave what is there alone: each search for garbage would go through all of it, and find none."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _latency(before: LatencyReport, after: LatencyReport) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from cbit.cpu.engine.control_block import SAVED
 from cbit.cpu.engine.processor import Processor
 from cbit.memory.lending import SlotLender
 from cbit.memory.pool import Slot
-from cbit.spec.address import LINE, Spa
+from cbit.spec.address import LINE, PAGE, Spa
 from cbit.spec.key_id import KeyId
 
 #: One bit a line that #VMEXIT stores to.
@@ -24,17 +24,33 @@ LINES: Final = sum(
 )
 
 
+class HeldBlock:
+    """A VMCB where it lies in the cache, for whom it belongs to.  Mutable.
+
+    Attributes:
+        words: the page as 64-bit words; None as soon as it does not lie there any more.
+    """
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: memoryview | None = None) -> None:
+        self.words = words
+
+
 class BlockLoan:
     """The VMCB that the engine runs on now.  Mutable; a `cbit.memory.lending.Borrower`.
 
     Attributes:
         slot: where it lies in the lender's window; None: nowhere.
+        held: the same for the hypervisor, which need not ask the cache for each field.  It may store to what
+            #VMEXIT stores to.
     """
 
     def __init__(self, processor: Processor, lender: SlotLender) -> None:
         self._processor = processor
         self._lender = lender
         self.slot: Slot | None = None
+        self.held = HeldBlock()
 
     def take(self, page: Spa, key: KeyId) -> None:
         """Borrow a VMCB, and let the native side see it; whatever was on loan before goes back.
@@ -45,6 +61,8 @@ class BlockLoan:
         slot = self._lender.lend(page, key, self, write=True)
         if self.slot != slot:
             self.give_back()
+        if self.held.words is None:
+            self.held = HeldBlock(self._lender.window[slot : slot + PAGE].cast("Q"))
         self.slot = slot
         self._processor.state.block = self._processor.slot_at(slot)
 
@@ -57,6 +75,7 @@ class BlockLoan:
         """Let go (`Borrower`)."""
         if self.slot in slots:
             self.slot = None
+            self.held.words = None
             self._processor.state.block = None
         return [LINES] * len(slots)
 

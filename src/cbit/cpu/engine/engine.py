@@ -25,7 +25,7 @@ from typing import Final
 
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4
 from cbit.cpu.encryption_rules import HostSituation, Use, host_key
-from cbit.cpu.engine.block_loan import BlockLoan
+from cbit.cpu.engine.block_loan import BlockLoan, HeldBlock
 from cbit.cpu.engine.checks import C_BIT, Checks, HostSide
 from cbit.cpu.engine.control_block import (
     OF_HYPERVISORS,
@@ -39,7 +39,7 @@ from cbit.cpu.engine.control_block import (
     Intercept,
 )
 from cbit.cpu.engine.instructions import MAX_LENGTH, Instruction, Machine, Op, decode
-from cbit.cpu.engine.native import RANDOM_WORDS, Answer, native
+from cbit.cpu.engine.native import RANDOM_WORDS, Answer
 from cbit.cpu.engine.processor import RAX, RCX, RDX, Context, Processor, address_of
 from cbit.cpu.engine.shadow import Counters, Shadow, Space
 from cbit.cpu.engine.translations import BareMemory
@@ -101,6 +101,7 @@ class Engine:
 
     Attributes:
         exits: how often each exit code went to a hypervisor.
+        clock: one word, `blocks`: looked at so often that a call would be dear.
     """
 
     def __init__(
@@ -127,9 +128,9 @@ class Engine:
         self._checks = Checks(trace)
         self._last: _Turn | None = None
         self._loan = BlockLoan(self._processor, lender)
-        self._native = native()
         self._window = lender.window
         self.exits: dict[int, int] = {}
+        self.clock: Final = self._processor.clock
         self._processor.answer(
             lambda code: self._answer(lambda turn: self._exit(turn, code)),
             lambda: self._answer(self._invalid),
@@ -142,9 +143,14 @@ class Engine:
         return self._shadow.counters
 
     @property
+    def held_block(self) -> HeldBlock:
+        """The VMCB that ran last, where it lies."""
+        return self._loan.held
+
+    @property
     def blocks(self) -> int:
         """The clock: blocks of guest code executed since power-on."""
-        return int(self._processor.state.blocks)
+        return int(self.clock[0])
 
     @property
     def aborted(self) -> int:
@@ -158,7 +164,7 @@ class Engine:
 
     def advance(self, blocks: int) -> None:
         """Let time pass while no guest executes."""
-        self._processor.state.blocks += blocks
+        self.clock[0] += blocks
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """Execute CPUID outside guest mode: EAX, EBX, ECX, EDX of the processor that executes guests."""
@@ -202,18 +208,18 @@ class Engine:
             NotModelled: what this engine cannot run.
             EngineFault: the engine failed.
         """
-        turn, state = self._last, self._processor.state
+        turn = self._last
         if (
             turn is None
             or turn.vmcb_at != vmcb_at
             or turn.host is not host
             or turn.flushes
-            or not self._native.unchanged(state, turn.good)
             or (turn.mode is VmMode.SEV and not host.state.asid_usable(turn.space.asid))
+            or not self._take_turn(turn, context, blocks, turn.good)
         ):
             self._last = None
             turn = self._last = self._enter(vmcb_at, host)
-        self._take_turn(turn, context, blocks)
+            self._take_turn(turn, context, blocks)
         slot = self._loan.slot
         if slot is None:
             done = turn.block.save(self._processor.vmcb)
@@ -260,17 +266,21 @@ class Engine:
             self._processor.state.block = None
         return self._count(turn, Exit._make(_EXIT.unpack_from(registers, At.EXIT_CODE)))
 
-    def _take_turn(self, turn: _Turn, context: Context, blocks: int | None) -> None:
+    def _take_turn(
+        self, turn: _Turn, context: Context, blocks: int | None, good: bytes | None = None
+    ) -> bool:
+        """Run; False if the VMCB must be looked at first, because it has not these fields any more."""
         state = self._processor.state
         state.deadline = 0 if blocks is None else state.blocks + blocks
         self._turn = turn
         try:
-            self._processor.run(context, id(turn.space))
+            ran = self._processor.run(context, id(turn.space), good)
         finally:
             self._turn = None
         if turn.error is not None:
             error, turn.error = turn.error, None
             raise error
+        return ran
 
     def _count(self, turn: _Turn, done: Exit) -> Exit:
         self.exits[done.code] = self.exits.get(done.code, 0) + 1

@@ -19,6 +19,7 @@ _P, _I, _U32, _U64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_ui
 MAX_SHOTS: Final = 16
 RANDOM_WORDS: Final = 64
 AREAS: Final = 3
+CHANGED: Final = -1  #: VMRUN has to look at the VMCB first
 _LOOPS: Final = 64
 ALL_ACCESSES: Final = 7
 MAY_READ_AND_WRITE: Final = 3
@@ -152,8 +153,8 @@ class Native:
     """The loaded stubs.
 
     Attributes:
-        vmrun: load the VMCB, execute until the guest has left or the deadline has come, store the VMCB.
-        unchanged: whether a VMCB still has the checked fields that are given.
+        vmrun: load the VMCB, execute until the guest has left or the deadline has come, store the VMCB;
+            or `CHANGED`.
         leave: #VMEXIT with a code and EXITINFO1.
         hook: register the hooks of a new engine.
         undo_shots: take back the leaves made for one TLB fill.
@@ -171,8 +172,7 @@ class Native:
         configure = self._function("cbit_configure", None, _P, _P)
         configure((_U64 * len(offsets))(*offsets), (_U64 * len(functions))(*functions))
         engine = ctypes.POINTER(EngineState)
-        self.vmrun: Final = self._function("cbit_vmrun", _I, engine, _P, _U64, _U64)
-        self.unchanged: Final = self._function("cbit_unchanged", _I, engine, _P)
+        self.vmrun: Final = self._function("cbit_vmrun", _I, engine, _P, _U64, _U64, ctypes.c_char_p)
         self.leave: Final = self._function("cbit_leave", None, engine, _U32, _U64)
         self.hook: Final = self._function("cbit_hook", _I, engine)
         self.undo_shots: Final = self._function("cbit_undo_shots", None, engine)

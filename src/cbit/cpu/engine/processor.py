@@ -23,7 +23,7 @@ from cbit.cpu.engine.errors import EngineFault, LayoutError
 from cbit.cpu.engine.interpose import interpose
 from cbit.cpu.engine.layout import layout, locate
 from cbit.cpu.engine.library import library
-from cbit.cpu.engine.native import ON_CALL, ON_EXIT, Area, EngineState, native
+from cbit.cpu.engine.native import CHANGED, ON_CALL, ON_EXIT, Area, EngineState, native
 from cbit.memory.dram import anonymous
 from cbit.spec.address import PAGE
 from cbit.spec.vmsa import Vmsa
@@ -78,6 +78,7 @@ class Processor:
 
     Attributes:
         state: what is shared with the native stubs.
+        clock: its count of blocks, as one word.
         pool_at: address of the cache's slots in this process.
         tables: the memory at TABLES, as 64-bit words.
         vmcb: the page at VMCB.
@@ -169,6 +170,8 @@ class Processor:
             iopm_at=IOPM,
             msrpm_at=MSRPM,
         )
+        at = EngineState.blocks.offset
+        self.clock = memoryview((_U64 * 1).from_buffer(self.state, at)).cast("B").cast("Q")
         places = zip((POOL, TABLES, HOST), self._areas, strict=True)
         self.state.area[:] = [Area(start, len(area), address_of(area)) for start, area in places]
         if error := self._native.hook(self.state):
@@ -198,23 +201,30 @@ class Processor:
         """Make the context of a processor out of reset."""
         return Context(self._pristine)
 
-    def run(self, context: Context, space: int) -> None:
+    def run(self, context: Context, space: int, good: bytes | None = None) -> bool:
         """VMRUN the VMCB at ``state.block``, until #VMEXIT or the deadline.
 
         Args:
             context: the virtual CPU's other registers.
             space: number of the address space: whose translations stay if it was the last to run.
+            good: checked fields that the VMCB should still have; None: it has been looked at.
+
+        Returns:
+            Whether it ran; if not, the VMCB must be looked at first.
 
         Raises:
             EngineFault: the engine failed; the instance is in host mode all the same.
         """
         if self._loaded is not context:
             self._load(context)
-        error = self._native.vmrun(self.state, context.registers_at, CODE, space)
+        error = self._native.vmrun(self.state, context.registers_at, CODE, space, good)
+        if error == CHANGED:
+            return False
         if self.state.host_fault:
             raise EngineFault(f"exception {self.state.host_fault - 1:#x} outside guest mode")
         if error:
             raise EngineFault(f"uc_emu_start: error {error} (uc_err)")
+        return True
 
     def vectors(self, context: Context) -> dict[str, int | bytes]:
         """Return the x87, SSE and AVX registers of a virtual CPU, as fields of a save area."""

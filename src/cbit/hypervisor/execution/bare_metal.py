@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Final
 
 from cbit.cpu.core import Core
+from cbit.cpu.engine.block_loan import HeldBlock
 from cbit.cpu.engine.control_block import Exit
 from cbit.hypervisor.devices.chipset import Chipset
 from cbit.hypervisor.devices.disk import Disk
@@ -69,10 +70,10 @@ class BareCpu(ProcessorState):
         self._registers.write(0, bytes(AT_SAVE))
         self._registers.write(AT_INTERCEPTS, BARE_INTERCEPTS.to_bytes(8, "little"))
         super().__init__(self._registers, core.new_context(), start)
+        self._held = HeldBlock(self._registers.view.cast("Q"))
 
     def enter(self, *, blocks: int | None) -> Exit:
         """Execute until the board is needed, or so many blocks (errors as ``Core.execute_bare``)."""
-        self.settle()
         done = self._core.execute_bare(
             self._registers.view, self._msrpm, self.context, memory_size=self._memory_size, blocks=blocks
         )

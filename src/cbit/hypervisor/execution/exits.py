@@ -125,9 +125,7 @@ class Exits:
     def handle(self, done: Exit) -> Next:
         """Do what an exit asks for."""
         self.counts[done.code] = self.counts.get(done.code, 0) + 1
-        then = self._handlers.get(done.code, self._unknown)(done)
-        self._vcpu.settle()
-        return then
+        return self._handlers.get(done.code, self._unknown)(done)
 
     def _nothing(self, _done: Exit) -> Next:
         return Next.RUN

@@ -8,10 +8,10 @@ Paper: memory-encryption.md §10.1; the control area is the AMD64 architecture's
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Final, Protocol
 
 from cbit.cpu.control import Efer
+from cbit.cpu.engine.block_loan import HeldBlock
 from cbit.cpu.engine.control_block import Exit
 from cbit.cpu.engine.processor import Context
 from cbit.spec.vmsa import Vmsa
@@ -29,11 +29,6 @@ _AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RSP, _AT_RAX, _AT_CR2 = (
     *(0x4D0, 0x548, 0x558, 0x570, 0x578, 0x5D8, 0x5F8, 0x640),
 )
 _SAVE_SIZE: Final = 0x300
-#: What is read together, (first byte, length): an access costs more than its bytes.
-_PARTS: Final = ((0x008, 0x010), (0x060, 0x5E8))
-_PART_OF: Final[Mapping[int, int]] = {
-    at: n for n, (a, size) in enumerate(_PARTS) for at in range(a, a + size, 4)
-}
 _V_IRQ: Final = 1 << 8 | 1 << 20  # pending, and TPR does not hold it back
 _EVENT_VALID, _EVENT_ERROR = 1 << 31, 1 << 11
 _EXCEPTION: Final = 3 << 8
@@ -76,9 +71,7 @@ class ProcessorState(ABC):
         self._page = page
         self.context = context
         self.waits = False
-        self._read: list[bytearray | None] = [None] * len(_PARTS)  # since the last exit
-        self._touched = False  # any of them was read
-        self._changed: list[tuple[int, int] | None] = [None] * len(_PARTS)  # from, to
+        self._held = HeldBlock()
         page.write(AT_SAVE, _save_area(start))
         for number, name in enumerate(_REGISTERS):
             context.registers[number] = getattr(start, name)
@@ -96,19 +89,6 @@ class ProcessorState(ABC):
         interrupted = self._u64(_AT_INTERRUPTED)
         if interrupted & _EVENT_VALID:
             self._set_event(interrupted)
-
-    def settle(self) -> None:
-        """Write what was changed to the VMCB; what others write there is seen from now on."""
-        if not self._touched:
-            return
-        self._touched = False
-        for number, (start, _) in enumerate(_PARTS):
-            part, changed = self._read[number], self._changed[number]
-            if part is not None and changed is not None:
-                at, end = changed
-                self._page.write(at, bytes(part[at - start : end - start]))
-                self._changed[number] = None
-            self._read[number] = None
 
     # --- events
 
@@ -227,31 +207,27 @@ class ProcessorState(ABC):
 
     def save_area(self) -> Vmsa:
         """The registers as the hypervisor can read them: with plain SEV, all of them."""
-        self.settle()
         area = self._page.read(AT_SAVE, _SAVE_SIZE)
         state = Vmsa.parse(area.ljust(Vmsa.SIZE, b"\0"), canonical=False)
         others = (name for name in _REGISTERS if name not in ("rax", "rsp"))
         numbers = {name: number for number, name in enumerate(_REGISTERS)}
         return state.replace(**{name: self.context.registers[numbers[name]] for name in others})
 
+    # Most fields are read and written where the VMCB lies, as long as it lies there: an access through the
+    # cache costs more than all else that an exit takes.
+
     def _u64(self, at: int) -> int:
-        number = _PART_OF[at]
-        part = self._read[number] or self._part(number)
-        at -= _PARTS[number][0]
-        return int.from_bytes(part[at : at + 8], "little")
+        words = self._held.words
+        if words is None or at & 7:
+            return int.from_bytes(self._page.read(at, 8), "little")
+        return words[at >> 3]
 
     def _set_u64(self, at: int, value: int) -> None:
-        number = _PART_OF[at]
-        part = self._read[number] or self._part(number)
-        start, changed = _PARTS[number][0], self._changed[number]
-        part[at - start : at - start + 8] = value.to_bytes(8, "little")
-        self._changed[number] = (min(at, changed[0]), max(at + 8, changed[1])) if changed else (at, at + 8)
-
-    def _part(self, number: int) -> bytearray:
-        start, length = _PARTS[number]
-        part = self._read[number] = bytearray(self._page.read(start, length))
-        self._touched = True
-        return part
+        words = self._held.words
+        if words is None or at & 7:
+            self._page.write(at, value.to_bytes(8, "little"))
+        else:
+            words[at >> 3] = value
 
     def _set_event(self, value: int) -> None:
         self._set_u64(_AT_EVENT, value)

@@ -65,6 +65,8 @@ class ExecutingVcpu(ProcessorState):
         self._host = vm.host
         self._core = vm.host.machine.cores[core]
         self._asid = vm.asid if asid is None else asid
+        self._executes = self._core.engine
+        self._place = (core, self._asid)
         context = self._core.new_context()
         sev = vm.protection is Protection.SEV if sev is None else sev
         self.vmcb_at = vm.take_page()
@@ -94,14 +96,13 @@ class ExecutingVcpu(ProcessorState):
         Raises:
             VmexitInvalid, NotModelled, EngineFault: as ``Core.execute``.
         """
-        last = self._host.last_vmcb
-        place = (self.core, self._asid)
+        last, place = self._host.last_vmcb, self._place
         mine = last.get(place) == self.vmcb_at
         if not mine:
             self._page.write(_AT_TLB, bytes((TlbControl.THIS_ASID,)))
             self._page.write(_AT_CLEAN, b"\0\0\0\0")
-        self.settle()
         done = self._core.execute(self.vmcb_at, self.context, blocks=blocks)
+        self._held = self._executes.held_block
         if not mine:
             last[place] = self.vmcb_at
             self._page.write(_AT_TLB, bytes((TlbControl.NOTHING,)))

@@ -218,9 +218,9 @@ static const struct { uint16_t at, length; } checked[] = {
     { 0x000, 0x14 }, { 0x058, 8 }, { 0x090, 8 }, { 0x0B0, 8 },
 };
 
-/* Why in C: asked at every VMRUN.  Whether `block` has the checked fields that were found good, the control registers
- * with which the guest left, and vouches for its permission maps. */
-int cbit_unchanged(const struct engine *e, const uint8_t *good)
+/* Whether `block` has the checked fields that were found good, the control registers with which the guest left, and
+ * vouches for its permission maps. */
+static int unchanged(const struct engine *e, const uint8_t *good)
 {
     if (!e->block || !(e->block[VMCB_CLEAN] & CLEAN_PERMISSION_MAPS))
         return 0;
@@ -258,10 +258,13 @@ static void load_block(struct engine *e, uint64_t space)
 }
 
 /* VMRUN of the VMCB at `block` until the guest has left, or the deadline has come: an interrupt.  General registers
- * other than rAX and rSP are the caller's. */
-int cbit_vmrun(struct engine *e, uint64_t *registers, uint64_t begin, uint64_t space)
+ * other than rAX and rSP are the caller's.  Nothing happens, and the answer is -1, if the VMCB has to be looked at
+ * because it does not have the fields `good` any more (NULL: it has been looked at). */
+int cbit_vmrun(struct engine *e, uint64_t *registers, uint64_t begin, uint64_t space, const uint8_t *good)
 {
-    enum { GENERAL = 16 * 8 };
+    enum { GENERAL = 16 * 8, CHANGED = -1 };
+    if (good && !unchanged(e, good))
+        return CHANGED;
     load_block(e, space);
     e->flushed.length = 0;
     memcpy(e->env, registers, GENERAL);
