@@ -33,6 +33,7 @@ from cpu.engine.worlds import (
     VMMCALL,
     C,
     Guest,
+    Machine,
     assemble,
 )
 from cpu.tables import NX, P, U, W
@@ -443,3 +444,32 @@ def test_the_vmcb_is_read_and_written_with_the_key_that_its_address_asks_for() -
     assert HLT == int.from_bytes(g.machine.cache.read(Spa(g.vmcb_at + At.EXIT_CODE), 8, HOST), "little")
     raw = g.machine.cache.read(Spa(g.vmcb_at + At.EXIT_CODE), 8, UNENCRYPTED)
     assert HLT != int.from_bytes(raw, "little")
+
+
+def test_the_vmcb_is_held_where_it_lies_until_it_leaves_the_cache() -> None:
+    """What its owner stores there is in memory as soon as the cache lets it go; after that it is not held."""
+    g = Guest()
+    g.program("mov eax, 7; cpuid; hlt")
+    assert CPUID == g.run().code
+    held, at = g.machine.engine.held_block, 0x5F8
+    assert held.words is not None
+    assert 7 == held.words[at // 8]
+    held.words[at // 8] = 9
+    assert 9 == int.from_bytes(g.machine.cache.read(Spa(g.vmcb_at + at), 8, UNENCRYPTED), "little")
+    g.machine.cache.wbinvd()
+    assert held.words is None
+    assert 9 == int.from_bytes(g.machine.probe.read(Spa(g.vmcb_at + at), 8), "little")
+
+
+def test_a_held_vmcb_is_not_another_guests() -> None:
+    machine = Machine()
+    one, other = Guest(machine), Guest(machine, asid=BOB, at=0xC0_0000)
+    for g, value in ((one, 1), (other, 2)):
+        g.program(f"mov eax, {value}; cpuid; hlt")
+        assert CPUID == g.run().code
+        held = machine.engine.held_block
+        assert held.words is not None
+        assert value == held.words[0x5F8 // 8]
+        if g is one:
+            first = held
+    assert first.words is None
