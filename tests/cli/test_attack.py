@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from cbit.attacks.experiments import ALL
-from cbit.cli import main
+from cbit.attacks import experiments
+from cbit.attacks.experiments import ALL, named
+from cbit.cli import linux_files, main
+from cbit.cli.packages import NoPackage
 
 EXECUTES = sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("cc")
 pytestmark = pytest.mark.skipif(not EXECUTES, reason="victims want Linux on x86-64 and gcc: apt install gcc")
@@ -84,3 +86,25 @@ def test_sweep_runs_every_point(capsys: pytest.CaptureFixture[str]) -> None:
         "cases"
     ]
     assert [1, 2] == [case["seed"] for case in cases]
+
+
+def test_where_there_is_no_linux_its_rows_say_so_and_the_others_are_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def absent() -> None:
+        raise NoPackage("apt-get is not here")
+
+    monkeypatch.setattr(linux_files, "fetch_linux", absent)
+    monkeypatch.setattr(experiments, "ALL", (named("host-read"), named("linux-tools")))
+    journal = tmp_path / "journal"
+    assert 0 == main(["attack", "matrix", "--jobs", "1", "--journal", str(journal)])
+    text = capsys.readouterr().out
+    assert "host-read             SUCCEEDS" in text
+    assert "linux-tools           NOT RUN" in text
+    assert "not run: linux-tools: apt-get is not here" in text
+    kept = [json.loads(line)["result"]["verdict"] for line in journal.read_text().splitlines()]
+    assert "not run" not in kept  # another time it may be
+    for words in (("run", "linux-tools"), ("matrix", "--only", "linux-tools"), ("sweep", "linux-tools")):
+        assert ["apt-get is not here"] == told(capsys, *words, code=2)["reasons"]
+    reasons = told(capsys, "run", "linux-tools", "--kernel", "vmlinuz", code=2)["reasons"]
+    assert "belong together" in reasons[0]

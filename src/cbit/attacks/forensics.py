@@ -115,22 +115,19 @@ def own_scan(dump: Dump, wanted: Wanted) -> list[Find]:
 
 def strings(dump: Dump, wanted: Wanted) -> Find:
     """GNU binutils' strings, for the password."""
-    what = "password"
-    ended = _run(["strings", "-n", "8", str(dump.packed)], "binutils")
-    if isinstance(ended, str):
-        return Find("strings", what, dump.name, None, ended)
-    lines = [line for line in ended.splitlines() if wanted.password in line]
-    return Find("strings", what, dump.name, bool(lines), f"{len(lines)} of {len(ended.splitlines())} strings")
+    what, texts = "password", texts_in(dump)
+    if isinstance(texts, str):
+        return Find("strings", what, dump.name, None, texts)
+    lines = [line for line in texts if wanted.password in line]
+    return Find("strings", what, dump.name, bool(lines), f"{len(lines)} of {len(texts)} strings")
 
 
 def aeskeyfind(dump: Dump, wanted: Wanted) -> Find:
     """aeskeyfind, which knows no key and finds what is expanded like one."""
-    what = "disk key's schedule"
-    ended = _run(["aeskeyfind", "-q", str(dump.packed)], "aeskeyfind")
-    if isinstance(ended, str):
-        return Find("aeskeyfind", what, dump.name, None, ended)
-    keys = {line.strip().lower() for line in ended.split()}
-    ours = [half for half in wanted.halves if half.hex().encode() in keys]
+    what, keys = "disk key's schedule", keys_in(dump)
+    if isinstance(keys, str):
+        return Find("aeskeyfind", what, dump.name, None, keys)
+    ours = [half for half in wanted.halves if half in keys]
     return Find(
         "aeskeyfind", what, dump.name, bool(ours), f"{len(ours)} of 2 halves, {len(keys)} keys in all"
     )
@@ -138,12 +135,31 @@ def aeskeyfind(dump: Dump, wanted: Wanted) -> Find:
 
 def volatility(dump: Dump, wanted: Wanted) -> Find:
     """volatility3's scan for kernel banners."""
-    what = "kernel banner"
+    what, banners = "kernel banner", banners_in(dump)
+    if isinstance(banners, str):
+        return Find("volatility3", what, dump.name, None, banners)
+    lines = [line for line in banners if wanted.banner in line]
+    return Find("volatility3", what, dump.name, bool(lines), f"{len(lines)} banners")
+
+
+def texts_in(dump: Dump) -> list[bytes] | str:
+    """What `strings` prints of a dump, or why there is nothing."""
+    ended = _run(["strings", "-n", "8", str(dump.packed)], "binutils")
+    return ended if isinstance(ended, str) else ended.splitlines()
+
+
+def keys_in(dump: Dump) -> set[bytes] | str:
+    """The keys that `aeskeyfind` finds in a dump, or why there is nothing."""
+    ended = _run(["aeskeyfind", "-q", str(dump.packed)], "aeskeyfind")
+    return ended if isinstance(ended, str) else {bytes.fromhex(line.decode()) for line in ended.split()}
+
+
+def banners_in(dump: Dump) -> list[bytes] | str:
+    """The kernel banners that volatility3 finds in a dump, or why there is nothing."""
     ended = _run(["vol", "-q", "-f", str(dump.packed), "banners.Banners"], "volatility3")
     if isinstance(ended, str):
-        return Find("volatility3", what, dump.name, None, ended)
-    lines = [line for line in ended.splitlines() if wanted.banner in line]
-    return Find("volatility3", what, dump.name, bool(lines), f"{len(lines)} banners")
+        return ended
+    return [line for line in ended.splitlines() if b"Linux version" in line]
 
 
 def _run(command: Sequence[str], package: str) -> bytes | str:

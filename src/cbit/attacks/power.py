@@ -23,7 +23,7 @@ class Power(StrEnum):
     WITHHOLD_FLUSH = "run virtual CPUs without the TLB flush"  # p6
     FLUSH_CACHES = "execute WBINVD"  # p7
     DROP_CACHES = "execute INVD and write HWCR"  # p7
-    EMULATE = "answer the guest's CPUID"  # p9
+    EMULATE = "answer the guest's CPUID, and be its devices"  # p9
     COMMAND = "issue commands to the secure processor"  # p12
     STEP = "interrupt after a chosen number of instructions"  # p13
     RUN_GUEST = "run a guest of its own"  # p12

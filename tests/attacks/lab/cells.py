@@ -22,9 +22,13 @@ def main_cell(attack: Attack) -> Mode:
     return beaten[-1] if beaten else Mode.NONE
 
 
+SMALL = tuple(attack for attack in ALL if not attack.linux)  #: against victims that start in no time
+LINUX = tuple(attack for attack in ALL if attack.linux)
+
+
 def main_cells() -> list[tuple[Attack, Mode]]:
-    return [(attack, main_cell(attack)) for attack in ALL]
+    return [(attack, main_cell(attack)) for attack in SMALL]
 
 
-def all_cells() -> list[tuple[Attack, Mode, str]]:
-    return [(attack, mode, variant) for attack in ALL for mode, variant in attack.cells()]
+def modelled_cells() -> list[tuple[Attack, Mode, str]]:
+    return [(a, mode, variant) for a in SMALL for mode, variant in a.cells() if mode.modelled]

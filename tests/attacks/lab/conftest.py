@@ -11,13 +11,26 @@ from pathlib import Path
 import pytest
 
 from cbit.attacks.lab.stand import Workshop
+from cbit.cli.linux_files import fetch_linux
+from cbit.cli.packages import NoPackage
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def workshop() -> Iterator[Workshop]:
-    with Workshop() as workshop:
+    with Workshop("a reason") as workshop:
+        yield workshop
+
+
+@pytest.fixture(scope="session")
+def linux_workshop() -> Iterator[Workshop]:
+    """One that has the distribution's kernel and busybox."""
+    try:
+        files = fetch_linux()
+    except NoPackage as absent:
+        pytest.skip(str(absent))
+    with Workshop(files) as workshop:
         yield workshop
 
 

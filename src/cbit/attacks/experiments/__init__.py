@@ -15,6 +15,7 @@ from cbit.attacks.experiments.dropped_store import dropped_store
 from cbit.attacks.experiments.faked_cpuid import faked_cpuid
 from cbit.attacks.experiments.host_read import bus_probe, dma_read, host_read
 from cbit.attacks.experiments.launch_permutation import launch_permutation
+from cbit.attacks.experiments.linux import linux_cold_boot, linux_registers, linux_tools
 from cbit.attacks.experiments.registers import register_oracle
 from cbit.attacks.experiments.replay import replay
 from cbit.attacks.experiments.severed import severed
@@ -45,6 +46,9 @@ ALL: Final[tuple[Attack, ...]] = (
     ciphertext_dictionary,
     ciphertext_collision,
     withheld_flush,
+    linux_cold_boot,
+    linux_tools,
+    linux_registers,
 )
 
 

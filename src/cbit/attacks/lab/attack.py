@@ -48,6 +48,7 @@ class Attack:
         prepare: makes the victim.
         attempt: the adversary.
         executes: whether the victim's program is executed, which needs the engine.
+        linux: whether the victim is a distribution's Linux.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Attack:
     prepare: Prepare = field(repr=False)
     attempt: Attempt = field(repr=False)
     executes: bool = True
+    linux: bool = False
 
     @property
     def idea(self) -> str:
@@ -116,6 +118,7 @@ def attack(
     setups: Mapping[str, Setup] | None = None,
     parameters: Mapping[str, Number] | None = None,
     executes: bool = True,
+    linux: bool = False,
 ) -> Callable[[Attempt], Attack]:
     """Make an attack of an adversary's function; its name is the function's.
 
@@ -144,6 +147,7 @@ def attack(
             prepare=victim,
             attempt=attempt,
             executes=executes,
+            linux=linux,
         )
 
     return make

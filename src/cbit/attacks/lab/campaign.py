@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from cbit.attacks.lab.attack import Attack, Number
-from cbit.attacks.lab.outcome import Mode
+from cbit.attacks.lab.outcome import Mode, Verdict
 from cbit.spec.errors import CbitError
 
 Told = dict[str, Any]  #: a `Result` as JSON values
@@ -109,7 +109,8 @@ def conduct(
     with _appending(journal) as note:
         for case, told in executor.run(wanted):
             known[case.key] = told
-            note(case, told)
+            if told.get("verdict") != Verdict.NOT_RUN.value:  # another time it may be
+                note(case, told)
             done += 1
             heard(done, len(cases), told)
     return [known[case.key] for case in cases]

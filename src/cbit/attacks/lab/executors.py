@@ -3,23 +3,27 @@
     parent -> worker   {"attack": …, "mode": …, "variant": …, "seed": …, "parameters": {…}}
     worker -> parent   {"result": {…}}  or  {"error": "…"}
 
-A worker ends when its standard input does.  ``python -m cbit.attacks.lab.executors`` is one.
+A worker ends when its standard input does.  ``python -m cbit.attacks.lab.executors LINUX`` is one; LINUX says
+what Linux victims are made of, or why there are none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import selectors
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from cbit.attacks.experiments import named
 from cbit.attacks.lab.campaign import BrokenCase, Case, Told
 from cbit.attacks.lab.run import run
-from cbit.attacks.lab.stand import Workshop
+from cbit.attacks.lab.stand import NO_LINUX, Workshop
+from cbit.guest.linux.files import LinuxFiles
 from cbit.spec.errors import CbitError
 
 
@@ -37,11 +41,18 @@ def tell(case: Case, workshop: Workshop) -> Told:
 
 
 class Here:
-    """One case after the other, in this process."""
+    """One case after the other, in this process.
+
+    Args:
+        linux: what Linux victims are made of, or why there are none.
+    """
+
+    def __init__(self, linux: LinuxFiles | str = NO_LINUX) -> None:
+        self._linux = linux
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
         """Yield each result (errors as `Executor.run`)."""
-        with Workshop() as workshop:
+        with Workshop(self._linux) as workshop:
             for case in cases:
                 try:
                     told = tell(case, workshop)
@@ -55,17 +66,19 @@ class Processes:
 
     Args:
         count: how many.
+        linux: what Linux victims are made of, or why there are none.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, linux: LinuxFiles | str = NO_LINUX) -> None:
         if count < 1:
             raise ValueError(f"{count} worker processes: one at least")
         self._count = count
+        self._linux = linux if isinstance(linux, str) else json.dumps(_as_json(linux))
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
         """Yield each result as it comes (errors as `Executor.run`)."""
         waiting = list(cases)
-        workers = [_Worker() for _ in range(min(self._count, len(waiting)))]
+        workers = [_Worker(self._linux) for _ in range(min(self._count, len(waiting)))]
         try:
             with selectors.DefaultSelector() as selector:
                 for worker in workers:
@@ -83,9 +96,23 @@ class Processes:
                 worker.end()
 
 
+def _as_json(linux: LinuxFiles) -> dict[str, str]:
+    return {field.name: str(getattr(linux, field.name)) for field in dataclasses.fields(linux)}
+
+
+def linux_from(word: str) -> LinuxFiles | str:
+    """Read what a worker is told about Linux victims: JSON, or a sentence that says why there are none."""
+    try:
+        told = json.loads(word)
+    except ValueError:
+        return word
+    paths = {name: Path(told[name]) for name in ("kernel", "modules", "busybox")}
+    return LinuxFiles(**paths, origin=told["origin"])
+
+
 class _Worker:
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "cbit.attacks.lab.executors"]
+    def __init__(self, linux: str) -> None:
+        command = [sys.executable, "-m", "cbit.attacks.lab.executors", linux]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
@@ -126,9 +153,9 @@ def _broken(case: Case, why: str) -> BrokenCase:
     return BrokenCase(f"{case.attack} against {case.mode}{variant}: {why}")
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
+def serve(requests: IO[str], answers: IO[str], linux: LinuxFiles | str = NO_LINUX) -> None:
     """Answer cases until there are no more."""
-    with Workshop() as workshop:
+    with Workshop(linux) as workshop:
         for line in requests:
             answer: dict[str, Any]
             try:
@@ -140,4 +167,4 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.stdin, sys.stdout)
+    serve(sys.stdin, sys.stdout, linux_from(sys.argv[1]))

@@ -23,6 +23,7 @@ from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.tenant import Tenant
 from cbit.cpu.engine.control_block import REQUIRED, At, Exit, Intercept
 from cbit.cpu.engine.processor import Context
+from cbit.cpu.tlb import TlbControl
 from cbit.crypto.entropy import Entropy
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.launch import SevGuest
@@ -36,6 +37,7 @@ TABLES, GDT, STACK_TOP, SECRET, CODE, SHARED = 0x1000, 0x6000, 0x9000, 0xA000, 0
 VIEW: Final = 2 * MIB  #: linear address of the C=0 view
 SIZE: Final = 2 * MIB
 _P, _W, _U, _A, _D = 1, 2, 4, 0x20, 0x40
+_TLB_CONTROL: Final = 0x05C
 CPUID, HLT, IOIO, MSR, SHUTDOWN, VMMCALL, NPF, INTR, DB = (
     *(0x72, 0x78, 0x7B, 0x7C, 0x7F, 0x81, 0x400, 0x60, 0x41),
 )
@@ -98,21 +100,53 @@ def tables(*, c_bit: int | None, top: int = TABLES) -> bytes:
     return b"".join(pages)
 
 
-class VirtualCpu:
-    """A virtual CPU as a hypervisor of the lab keeps it: its VMCB in memory, its other registers beside it.
+class CpuAtExit:
+    """A virtual CPU as its hypervisor has it between two runs: a VMCB in memory, other registers beside it.
 
     Mutable.
 
     Attributes:
+        core: what executes it.
         vmcb_at: where the VMCB lies.
         context: general registers but rAX and rSP, which are in the VMCB.
     """
 
+    def __init__(self, host: Host, vmcb_at: Spa, context: Context) -> None:
+        self._host = host
+        self.core = host.machine.cores[0]
+        self.vmcb_at = vmcb_at
+        self.context = context
+        self._flushes = False
+
+    def get(self, at: int, form: str = "Q") -> int:
+        """Read a field of the VMCB."""
+        raw = self._host.read(Spa(self.vmcb_at + at), struct.calcsize("<" + form))
+        return int(struct.unpack("<" + form, raw)[0])
+
+    def set(self, at: int, value: int, form: str = "Q") -> None:
+        """Write a field of the VMCB."""
+        self._host.write(Spa(self.vmcb_at + at), struct.pack("<" + form, value))
+
+    def run(self, *, blocks: int | None = 2_000_000) -> Exit:
+        """VMRUN until #VMEXIT; a physical interrupt comes after so many blocks of code."""
+        exit = self.core.execute(self.vmcb_at, self.context, blocks=blocks)
+        if self._flushes:
+            self._flushes = False
+            self.set(_TLB_CONTROL, TlbControl.NOTHING, "B")
+        return exit
+
+    def flush(self) -> None:
+        """Ask for a flush of the ASID's translations at the next VMRUN, and only there."""
+        self.set(_TLB_CONTROL, TlbControl.THIS_ASID, "B")
+        self._flushes = True
+
+
+class VirtualCpu(CpuAtExit):
+    """A virtual CPU with a VMCB of the lab's own."""
+
     def __init__(self, vm: Vm, *, asid: int, sev: bool, cr3: int, rip: int, rsp: int = STACK_TOP) -> None:
-        self._vm, self._host = vm, vm.host
-        self.core = vm.host.machine.cores[0]
-        self.context: Context = self.core.new_context()
-        self.vmcb_at = vm.take_page()
+        super().__init__(vm.host, vm.take_page(), vm.host.machine.cores[0].new_context())
+        self._vm = vm
         self._host.write(self.vmcb_at, self._first_vmcb(asid=asid, sev=sev, cr3=cr3, rip=rip, rsp=rsp))
 
     def _first_vmcb(self, *, asid: int, sev: bool, cr3: int, rip: int, rsp: int) -> bytes:
@@ -142,44 +176,24 @@ class VirtualCpu:
         struct.pack_into("<HHIQ", vmcb, 0x480, 0, 0, 0, 0)
         return bytes(vmcb)
 
-    def get(self, at: int, form: str = "Q") -> int:
-        """Read a field of the VMCB."""
-        raw = self._host.read(Spa(self.vmcb_at + at), struct.calcsize("<" + form))
-        return int(struct.unpack("<" + form, raw)[0])
-
-    def set(self, at: int, value: int, form: str = "Q") -> None:
-        """Write a field of the VMCB."""
-        self._host.write(Spa(self.vmcb_at + at), struct.pack("<" + form, value))
-
-    def run(self, *, blocks: int | None = 2_000_000) -> Exit:
-        """VMRUN until #VMEXIT; a physical interrupt comes after so many blocks of code."""
-        return self.core.execute(self.vmcb_at, self.context, blocks=blocks)
-
-    def flush(self) -> None:
-        """Ask for a flush of the ASID's translations at the next VMRUN, and only there."""
-        self.set(0x05C, 3, "B")
-
 
 @dataclass(slots=True)
-class Guest:
-    """A victim that executes.
+class Victim:
+    """A guest as the adversary's tools meet it.
 
     Mutable: it runs.
 
     Attributes:
         vm: its memory.
-        program: what it runs.
         cpu: its virtual CPU.
         sev: its firmware context, with SEV.
-        image: what was launched.
-        shared_at: linear address of its shared view.
+        size: bytes of guest memory, from address 0 on.
     """
 
     vm: Vm
-    program: Program
-    cpu: VirtualCpu
+    cpu: CpuAtExit
     sev: SevGuest | None
-    image: bytes
+    size: int
 
     @property
     def encrypted(self) -> bool:
@@ -194,6 +208,19 @@ class Guest:
         """Read private memory with the guest's key: the power that only the lab has."""
         key = guest(self.sev.asid) if self.sev else HOST if self.vm.c else UNENCRYPTED
         return self.vm.host.machine.memory.read(self.spa(gpa, length), length, key)
+
+
+@dataclass(slots=True)
+class Guest(Victim):
+    """A victim with a small program.
+
+    Attributes:
+        program: what it runs.
+        image: what was launched.
+    """
+
+    program: Program
+    image: bytes
 
     def until_idle(self) -> None:
         """Let an honest hypervisor run it until it halts.
@@ -255,7 +282,7 @@ def boot(
         vm.load(Gpa(program.secret_at), secret)
     c = 1 << C_BIT if sev_mode else 0
     cpu = VirtualCpu(vm, asid=vm.asid, sev=sev_mode, cr3=TABLES | c, rip=CODE)
-    return Guest(vm, program, cpu, sev, image)
+    return Guest(vm, cpu, sev, program.size, program, image)
 
 
 def launch(

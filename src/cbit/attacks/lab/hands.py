@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cbit.attacks.lab.guest import Guest
+from cbit.attacks.lab.guest import Victim
+from cbit.attacks.lab.linux_victim import LinuxVictim
 from cbit.attacks.lab.own_guest import OwnGuest
 from cbit.attacks.lab.scene import Scene
 from cbit.attacks.lab.tools import (
@@ -63,7 +64,7 @@ class Hands:
             raise PowerNotHeld(f"the attack does not hold the power to {power.value}")
         self.used.add(power)
 
-    def _victim(self) -> Guest:
+    def _victim(self) -> Victim:
         if self._guest is None:
             raise Thwarted("there is no victim here")
         return self._guest
@@ -121,6 +122,21 @@ class Hands:
         """The victim's service, from its network (A6)."""
         self._take(Power.CLIENT)
         return Client(self._victim())
+
+    def type(self, line: bytes) -> bytes:
+        """Type a line at the shell of a Linux victim, and read what it writes (A6)."""
+        self._take(Power.CLIENT)
+        return self._linux().type(line)
+
+    def disk_requests(self) -> list[tuple[int, int]]:
+        """Where a Linux victim has let its disk, which the host emulates, read or write last (p9)."""
+        self._take(Power.EMULATE)
+        return self._linux().disk_requests()
+
+    def _linux(self) -> LinuxVictim:
+        if not isinstance(self._guest, LinuxVictim):
+            raise Thwarted("the victim is no Linux")
+        return self._guest
 
     @property
     def device(self) -> Device:

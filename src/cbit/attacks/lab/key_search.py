@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
 Columns = NDArray[np.uint64]
-_FIRST_LOOK: Final = 68  #: wrong bits of 192 that the first look lets pass; noise has 96, give or take 7
-_SECOND_LOOK: Final = 0.41  #: share of wrong bits behind substitutions; noise has 0.5, give or take 0.03
 _ACCEPTED: Final = 0.2  #: share of the bits of a schedule that may differ from what was read
 _OPTIONS: Final = 8  #: code words that are considered for each bit position
 _RANDOM_WORDS: Final = (30, 98)  #: ones among 128 bits of a key
@@ -59,6 +57,23 @@ class Kind:
 AES_128, AES_256 = Kind(4, 44), Kind(8, 60)
 
 
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How much of a schedule may have faded for it to be looked at closely, which is slow.
+
+    Attributes:
+        plain: wrong bits of 192 in relations without a substitution; noise has 96, give or take 7.
+        substituted: share of wrong bits behind substitutions; noise has 0.5, give or take 0.03.
+    """
+
+    plain: int
+    substituted: float
+
+
+FADED: Final = Tolerance(68, 0.41)  #: as far as noise can be told from it
+FRESH: Final = Tolerance(16, 0.15)  #: some bits in a hundred; for memory that is full of patterns
+
+
 def _substitute(word: int) -> int:
     return int.from_bytes(bytes(SBOX[byte] for byte in word.to_bytes(4, "little")), "little")
 
@@ -87,19 +102,29 @@ def schedule(kind: Kind, words: list[int], at: int) -> list[int]:
     return full
 
 
-def aes_keys(image: bytes, kind: Kind) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, key) of every schedule found."""
-    for offset in _places(image, kind):
+def aes_keys(
+    image: bytes, kind: Kind, *, aligned: bool = False, tolerance: Tolerance = FADED
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, key) of every schedule found.
+
+    Args:
+        image: of memory.
+        kind: of key.
+        aligned: look at offsets of whole words only, where programs that are compiled keep theirs.
+        tolerance: how much may have faded.
+    """
+    for offset in _places(image, kind, aligned=aligned, tolerance=tolerance):
         read = np.frombuffer(image, np.uint32, kind.rounds, offset)
         key = correct(kind, [int(word) for word in read])
         if key is not None:
             yield offset, key
 
 
-def _places(image: bytes, kind: Kind) -> list[int]:
+def _places(image: bytes, kind: Kind, *, aligned: bool, tolerance: Tolerance) -> list[int]:
     """Offsets where a window obeys the key expansion, nearly."""
     found: list[tuple[int, float]] = []
-    for shift in range(4 if len(image) > 4 * (kind.rounds + 1) else 0):
+    shifts = 1 if aligned else 4
+    for shift in range(shifts if len(image) > 4 * (kind.rounds + 1) else 0):
         words = np.frombuffer(image, np.uint32, (len(image) - shift) // 4, shift)
         last, n = len(words) - kind.rounds, kind.words
         window = [words[i : i + last] for i in range(n + 8)]
@@ -108,9 +133,9 @@ def _places(image: bytes, kind: Kind) -> list[int]:
         for i in (1, 2, 3, 5, 6, 7):  # plain XORs, for both key sizes
             wrong += np.bitwise_count(window[n + i] ^ window[i] ^ window[n + i - 1])
         low, high = _RANDOM_WORDS
-        for index in np.flatnonzero((wrong <= _FIRST_LOOK) & (ones >= low) & (ones <= high)):
+        for index in np.flatnonzero((wrong <= tolerance.plain) & (ones >= low) & (ones <= high)):
             share = _wrong_share(words[index : index + kind.rounds], kind)
-            if share <= _SECOND_LOOK:
+            if share <= tolerance.substituted:
                 found.append((4 * int(index) + shift, share))
     return _best_of_neighbours(sorted(found), 4 * kind.rounds)
 

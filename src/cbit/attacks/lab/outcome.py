@@ -47,6 +47,7 @@ class Verdict(StrEnum):
     STOPPED = "stopped"  #: none is
     NOT_APPLICABLE = "does not apply"  #: there is nothing to attack in this mode
     NOT_MODELLED = "not modelled"  #: the machine does not have this mode
+    NOT_RUN = "not run"  #: what the victim is made of is not here
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from cbit.attacks.lab.guest import Crashed
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Figure, Log, Step, picture_as_json
 from cbit.attacks.lab.outcome import Expectation, Mode, Verdict
+from cbit.attacks.lab.scene import Scene
 from cbit.attacks.lab.stand import Stand, Workshop
 from cbit.attacks.lab.tools import Thwarted
 from cbit.cpu.faults import VmExit
@@ -64,8 +65,8 @@ class Result:
 
     @property
     def as_expected(self) -> bool:
-        """Whether prediction and run agree; what is not modelled was not run."""
-        return self.verdict in (self.expected.verdict, Verdict.NOT_MODELLED)
+        """Whether prediction and run agree; what was not run, or is not modelled, contradicts nothing."""
+        return self.verdict in (self.expected.verdict, Verdict.NOT_MODELLED, Verdict.NOT_RUN)
 
     def as_json(self, *, steps: bool = True) -> dict[str, Any]:
         """Give it as JSON values."""
@@ -123,30 +124,43 @@ def run(
         return _as(blank, Verdict.NOT_MODELLED, f"predicted: {_prediction(expected)}")
     if expected.verdict is Verdict.NOT_APPLICABLE:
         return _as(blank, Verdict.NOT_APPLICABLE, expected.why)
+    if attack.linux and workshop.why_no_linux:
+        return _as(blank, Verdict.NOT_RUN, workshop.why_no_linux)
     setup = attack.setups.get(variant, attack.setup)
     stand = Stand(workshop, setup, mode=mode, variant=variant, seed=seed, parameters=complete)
-    scene = attack.prepare(stand)
+    try:
+        return attempt(attack, stand, attack.prepare(stand))
+    finally:
+        if stand.machine.is_on:
+            stand.machine.power_off()
+
+
+def attempt(attack: Attack, stand: Stand, scene: Scene) -> Result:
+    """Let the adversary loose on a victim, and judge what it got.
+
+    Raises:
+        NoControl: the victim does not hold its secret.
+        PowerNotHeld: the attempt uses a power that it does not declare.
+    """
     if not scene.planted:
-        raise NoControl(f"{attack.name}, {mode}: the victim does not hold what was planted")
+        raise NoControl(f"{attack.name}, {stand.mode}: the victim does not hold what was planted")
     if not scene.secrets or min(map(len, scene.secrets)) < SHORTEST_SECRET:
         raise NoControl(f"{attack.name}: secrets of {SHORTEST_SECRET} bytes at least")
-    hands = Hands(stand.host, scene, attack.holds, own_sev=mode is Mode.SEV)
+    hands = Hands(stand.host, scene, attack.holds, own_sev=stand.mode is Mode.SEV)
     log, loot, note = Log(), b"", ""
     try:
         loot = attack.attempt(hands, scene.facts, log)
     except (Thwarted, Crashed, VmExit) as obstacle:
         note = str(obstacle)
     found = sum(secret in loot for secret in scene.secrets)
-    if stand.machine.is_on:
-        stand.machine.power_off()
     return Result(
         attack=attack.name,
-        mode=mode,
-        variant=variant,
-        seed=seed,
-        parameters=complete,
+        mode=stand.mode,
+        variant=stand.variant,
+        seed=stand.seed,
+        parameters=stand.parameters,
         verdict=_verdict(found, len(scene.secrets)),
-        expected=expected,
+        expected=attack.expectation(stand.mode, stand.variant),
         found=found,
         planted=len(scene.secrets),
         note=note,

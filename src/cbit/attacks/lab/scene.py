@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cbit.attacks.lab.guest import Guest
+from cbit.attacks.lab.guest import Guest, Victim
 
 #: Launches the victim from pieces of its image, each at the place that the host chose.
 Launcher = Callable[[Sequence[tuple[int, bytes]]], Guest]
@@ -63,7 +63,7 @@ class Scene:
 
     secrets: tuple[bytes, ...]
     facts: Facts
-    guest: Guest | None = None
+    guest: Victim | None = None
     planted: bool = True
     hwcr_locked: bool = False
     tlb_flushes: bool = False

@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from cbit.attacks.lab.guest import Guest, Program, boot
+from cbit.attacks.lab.linux_victim import LinuxVictim, NoLinux, boot_linux
 from cbit.attacks.lab.outcome import Mode
+from cbit.attacks.linux_owner import OwnersFiles, initramfs
 from cbit.attacks.tenant import Tenant
-from cbit.crypto.entropy import SeededEntropy
+from cbit.crypto.entropy import Entropy, SeededEntropy
 from cbit.crypto.memory_modes import Mode as EngineMode
+from cbit.guest.linux.files import LinuxFiles
+from cbit.guest.linux.unlock import unlock_program
 from cbit.hypervisor.host import Host
 from cbit.machine.board import Machine, Options
 from cbit.machine.manufacture import make_root, manufacture
@@ -25,6 +29,9 @@ from cbit.machine.state_folder import StateFolder
 from cbit.spec.address import MIB
 from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.policy import Policy
+
+_LEAST: Final = 4 * MIB
+NO_LINUX: Final = "nobody said what a Linux victim is made of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,10 @@ class Workshop:
     Mutable; a context manager that removes the folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, linux: LinuxFiles | str = NO_LINUX) -> None:
+        """Take what Linux victims are made of, or why there is none."""
+        self._linux = linux
+        self._initramfs: bytes | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="cbit-attack-")
         self._states: dict[str, StateFolder] = {}
 
@@ -64,8 +74,30 @@ class Workshop:
             chosen = profile(name)
             path = Path(self._folder.name) / name
             manufacture(path, chosen, entropy=SeededEntropy(f"chip {name}"), root=make_root(chosen.root_bits))
-            self._states[name] = StateFolder(path)
+            self._states[name] = state = StateFolder(path)
+            # The first INIT draws the platform's keys and keeps them: done here, every case finds the same.
+            machine = Machine(state, Options(memory_size=_LEAST, entropy=SeededEntropy(f"first boot {name}")))
+            machine.power_on()
+            Host(machine).initialise()
+            machine.power_off()
         return self._states[name]
+
+    @property
+    def why_no_linux(self) -> str:
+        """Why there is no Linux to be attacked; "" if there is."""
+        return self._linux if isinstance(self._linux, str) else ""
+
+    def linux(self, entropy: Entropy) -> OwnersFiles:
+        """Make what the owner of a Linux victim has.
+
+        Raises:
+            NoLinux: there is none here.
+        """
+        if isinstance(self._linux, str):
+            raise NoLinux(self._linux)
+        if self._initramfs is None:
+            self._initramfs = initramfs(self._linux, unlock_program())
+        return OwnersFiles.made_of(self._linux, self._initramfs, append="quiet", entropy=entropy)
 
     def close(self) -> None:
         """Let the folders go."""
@@ -88,6 +120,7 @@ class Stand:
     Attributes:
         mode: how victims are protected.
         variant: the defence that is on, or "".
+        seed: what makes this run repeatable.
         parameters: what the run varies.
         entropy: what victims draw from.
         machine: the machine, on.
@@ -104,9 +137,9 @@ class Stand:
         seed: int,
         parameters: Mapping[str, int | float],
     ) -> None:
-        self.mode, self.variant, self.parameters = mode, variant, parameters
+        self.mode, self.variant, self.seed, self.parameters = mode, variant, seed, parameters
         self.entropy = SeededEntropy(f"victim {seed}")
-        self._state = workshop.state(setup.profile)
+        self._workshop, self._state = workshop, workshop.state(setup.profile)
         options = Options(
             memory_size=setup.memory,
             cache_size=setup.cache,
@@ -138,12 +171,7 @@ class Stand:
             policy: what its owner asks for.
             pieces: how the host loads it, if not as its owner means it.
         """
-        tenant = Tenant(
-            image=b"",
-            policy=int(policy),
-            vendor_certs=(self._state.read("certs/cek.cert"), self._state.read("certs/ask_ark.cert")),
-            trust=AmdCert.parse(self._state.read("certs/ark.cert")),
-        )
+        tenant = self._tenant(policy)
         return boot(
             self.host,
             self.mode.protection,
@@ -152,4 +180,23 @@ class Stand:
             tenant=tenant,
             entropy=self.entropy,
             pieces=pieces,
+        )
+
+    def linux(self) -> tuple[LinuxVictim, OwnersFiles]:
+        """Boot a stock Linux as its protection wants it; return it with what its owner has.
+
+        Raises:
+            NoLinux: there is none here.
+        """
+        files = self._workshop.linux(self.entropy)
+        tenant = self._tenant(Policy.NODBG)
+        victim = boot_linux(self.host, self.mode.protection, files, tenant=tenant, entropy=self.entropy)
+        return victim, files
+
+    def _tenant(self, policy: Policy) -> Tenant:
+        return Tenant(
+            image=b"",
+            policy=int(policy),
+            vendor_certs=(self._state.read("certs/cek.cert"), self._state.read("certs/ask_ark.cert")),
+            trust=AmdCert.parse(self._state.read("certs/ark.cert")),
         )

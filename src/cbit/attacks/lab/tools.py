@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from cbit.attacks.lab.guest import C_BIT, HLT, SHARED, Crashed, Guest, VirtualCpu, describe
-from cbit.cpu.engine.control_block import Exit
+from cbit.attacks.lab.guest import C_BIT, HLT, SHARED, CpuAtExit, Crashed, Victim, VirtualCpu, describe
+from cbit.cpu.engine.control_block import At, Exit
 from cbit.cpu.msr import Hwcr, Msr
 from cbit.driver.errors import FirmwareError
 from cbit.hypervisor.host import Host
@@ -22,7 +22,11 @@ from cbit.spec.command import Command
 from cbit.spec.errors import CbitError
 
 _NX: Final = 1 << 63
-_AT: Final = {"rax": 0x5F8, "rsp": 0x5D8, "rip": 0x578, "rflags": 0x570, "cr3": 0x550, "cr2": 0x640}
+_AT: Final = {
+    **{"rax": 0x5F8, "rsp": 0x5D8, "rip": 0x578, "rflags": 0x570},
+    **{"cr3": 0x550, "cr2": 0x640, "gs_base": 0x458},
+}
+_FAULTS: Final = 1 << 12 | 1 << 13 | 1 << 14  # exception intercepts: #SS, #GP, #PF
 _NUMBERS: Final = {
     name: number
     for number, name in enumerate(
@@ -38,7 +42,7 @@ class Thwarted(CbitError):
 class Memory:
     """Physical memory as host software reaches it."""
 
-    def __init__(self, host: Host, guest: Guest | None) -> None:
+    def __init__(self, host: Host, guest: Victim | None) -> None:
         self._host, self._guest = host, guest
         self.size: Final = host.machine.memory_size
 
@@ -74,7 +78,7 @@ class Caches:
 class Dropper:
     """INVD, as far as HWCR lets it."""
 
-    def __init__(self, host: Host, guest: Guest, *, locked: bool) -> None:
+    def __init__(self, host: Host, guest: Victim, *, locked: bool) -> None:
         self._host, self._guest, self._locked = host, guest, locked
         self._core = host.machine.cores[0]
 
@@ -97,12 +101,12 @@ class Dropper:
 class Tables:
     """The victim's nested tables; every change asks for the flush that it needs."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Victim) -> None:
         self._guest = guest
 
     def pages(self) -> list[int]:
         """Guest physical addresses of all pages."""
-        return list(range(0, self._guest.program.size, PAGE))
+        return list(range(0, self._guest.size, PAGE))
 
     def map(self, gpa: int, spa: int) -> None:
         """Let a guest page be another page of the machine's."""
@@ -133,7 +137,7 @@ class Tables:
 class Runner:
     """A virtual CPU, and the loop that runs it."""
 
-    def __init__(self, cpu: VirtualCpu) -> None:
+    def __init__(self, cpu: CpuAtExit) -> None:
         self._cpu = cpu
 
     def run(self, *, blocks: int | None = 2_000_000) -> Exit:
@@ -159,9 +163,9 @@ class Runner:
 
 
 class Registers:
-    """The general registers, rIP, rFLAGS, CR2 and CR3 of a virtual CPU."""
+    """The general registers, rIP, rFLAGS, CR2, CR3 and the base of GS of a virtual CPU."""
 
-    def __init__(self, cpu: VirtualCpu) -> None:
+    def __init__(self, cpu: CpuAtExit) -> None:
         self._cpu = cpu
 
     def __getitem__(self, name: str) -> int:
@@ -181,21 +185,25 @@ class Registers:
         """Read the general registers."""
         return {name: self[name] for name in _NUMBERS}
 
+    def take_faults(self, *, on: bool) -> None:
+        """Let #SS, #GP and #PF leave the guest before it hears of them; or no longer."""
+        self._cpu.set(At.EXCEPTIONS, _FAULTS if on else 0, "I")
+
 
 class Stepper:
     """Stops a virtual CPU after each instruction: trap flag, and the intercept of #DB."""
 
-    def __init__(self, cpu: VirtualCpu) -> None:
+    def __init__(self, cpu: CpuAtExit) -> None:
         self._cpu = cpu
 
     def on(self) -> None:
         """Leave the guest after its next instruction."""
-        self._cpu.set(0x008, 1 << 1, "I")
+        self._cpu.set(At.EXCEPTIONS, 1 << 1, "I")
         self._cpu.set(_AT["rflags"], self._cpu.get(_AT["rflags"]) | 1 << 8)
 
     def off(self) -> None:
         """Let it run."""
-        self._cpu.set(0x008, 0, "I")
+        self._cpu.set(At.EXCEPTIONS, 0, "I")
         self._cpu.set(_AT["rflags"], self._cpu.get(_AT["rflags"]) & ~(1 << 8))
 
 
@@ -205,7 +213,7 @@ class Client:
     The hypervisor carries both; a request does not run the victim.
     """
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Victim) -> None:
         self._guest = guest
 
     def put(self, request: bytes) -> None:
@@ -234,7 +242,7 @@ class Client:
 class Device:
     """A malicious device."""
 
-    def __init__(self, port: DmaPort, c_bit: int | None, guest: Guest | None) -> None:
+    def __init__(self, port: DmaPort, c_bit: int | None, guest: Victim | None) -> None:
         self._port, self._c_bit, self._guest = port, c_bit, guest
 
     def spa(self, gpa: int) -> Spa:
@@ -261,7 +269,7 @@ class Device:
 class Commands:
     """What a driver can ask of the secure processor."""
 
-    def __init__(self, host: Host, guest: Guest | None) -> None:
+    def __init__(self, host: Host, guest: Victim | None) -> None:
         self._host, self._guest = host, guest
 
     def debug_decrypt(self, gpa: int, length: int) -> bytes:
@@ -292,11 +300,11 @@ class Spoofed:
         stepper: stops it after each instruction.
     """
 
-    def __init__(self, host: Host, victim: Guest, *, rip: int, cr3: int, map_memory: bool) -> None:
+    def __init__(self, host: Host, victim: Victim, *, rip: int, cr3: int, map_memory: bool) -> None:
         self._vm = Vm(host, victim.vm.protection)
         self._victim = victim
         if map_memory:
-            for gpa in range(0, victim.program.size, PAGE):
+            for gpa in range(0, victim.size, PAGE):
                 self.map(gpa, victim.spa(gpa))
         self.cpu = VirtualCpu(self._vm, asid=victim.vm.asid, sev=victim.encrypted, cr3=cr3, rip=rip)
         self.cpu.flush()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from cbit.attacks.lab.guest import Guest, Program, tables
+from cbit.attacks.lab.guest import Program, Victim, tables
 from cbit.cpu.control import Cr0, Cr4, Efer
 from cbit.cpu.guest_view import GuestView
 from cbit.cpu.tlb import TlbControl
@@ -47,7 +47,7 @@ class TwoCpus:
         flushes: the processor flushes by itself when another virtual CPU runs.
     """
 
-    def __init__(self, guest: Guest, *, c_bit: int, flushes: bool) -> None:
+    def __init__(self, guest: Victim, *, c_bit: int, flushes: bool) -> None:
         self._guest, self._flushes = guest, flushes
         self._core = guest.vm.host.machine.cores[0]
         self._program = self._cpu(PROGRAMS_TABLES | 1 << c_bit)

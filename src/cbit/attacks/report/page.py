@@ -22,6 +22,7 @@ _CLASSES: Final = {
     "stopped": "held",
     "does not apply": "none",
     "not modelled": "absent",
+    "not run": "absent",
 }
 _WORDS: Final = {"does not apply": "–"}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from cbit.attacks.lab.attack import BadCase, Number
+from cbit.attacks.lab.attack import Attack, BadCase, Number
 from cbit.attacks.lab.outcome import Mode
+from cbit.guest.linux.files import LinuxFiles
 
 
 def mode_named(name: str) -> Mode:
@@ -49,3 +51,18 @@ def parameters(settings: Sequence[str]) -> dict[str, Number]:
             raise BadCase(f"{setting!r}: write NAME=VALUE")
         found[name] = number(value)
     return found
+
+
+def linux_for(attacks: Sequence[Attack], args: argparse.Namespace) -> LinuxFiles | str:
+    """Find what Linux victims are made of, if one of these attacks has one.
+
+    Raises:
+        ValueError: some of the files are named, and not all.
+        NoPackage: none is named, and the distribution's cannot be had.
+    """
+    from cbit.attacks.lab.stand import NO_LINUX
+    from cbit.cli.linux_files import linux_files
+
+    if not any(attack.linux for attack in attacks):
+        return NO_LINUX
+    return linux_files(kernel=args.kernel, modules=args.modules, busybox=args.busybox)

@@ -43,6 +43,7 @@ def as_json(attack: Attack) -> dict[str, Any]:
         "defences": dict(attack.defences),
         "parameters": dict(attack.parameters),
         "executes": attack.executes,
+        "linux": attack.linux,
     }
 
 

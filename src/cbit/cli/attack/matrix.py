@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cbit.cli.envelope import Outcome
+from cbit.cli.linux_options import add_linux_options
 
 if TYPE_CHECKING:
     from cbit.attacks.lab.campaign import Told
+    from cbit.guest.linux.files import LinuxFiles
 
 HELP: Final = "run every attack against every mode; exit code 1 if a cell differs from its prediction"
 EXAMPLE: Final = """examples:
@@ -23,6 +25,7 @@ _MARKS: Final = {
     "stopped": "stopped",
     "does not apply": "-",
     "not modelled": "not modelled",
+    "not run": "NOT RUN",
 }
 
 
@@ -47,15 +50,24 @@ def add_campaign_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keep results there; a campaign that was killed goes on from it",
     )
+    add_linux_options(parser.add_argument_group("Linux as the victim"))
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Run the matrix."""
     from cbit.attacks.experiments import ALL, named
     from cbit.attacks.lab.campaign import whole_matrix
+    from cbit.cli.attack.arguments import linux_for
+    from cbit.cli.packages import NoPackage
 
     rows = tuple(named(name) for name in dict.fromkeys(args.only)) or ALL
-    told = run_campaign(args, whole_matrix(rows, seed=args.seed))
+    try:
+        linux = linux_for(rows, args)
+    except NoPackage as absent:
+        if args.only:
+            raise
+        linux = str(absent)  # the other rows can be run: these say why they are not
+    told = run_campaign(args, whole_matrix(rows, seed=args.seed), linux)
     if args.html:
         from cbit.attacks.report.page import page
 
@@ -64,7 +76,7 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(not reasons, {"cells": told}, reasons=reasons, lines=lambda: _lines(told, args.html))
 
 
-def run_campaign(args: argparse.Namespace, cases: list[Any]) -> list[Told]:
+def run_campaign(args: argparse.Namespace, cases: list[Any], linux: LinuxFiles | str) -> list[Told]:
     """Run cases as the command line says, with progress on standard error."""
     from cbit.attacks.lab.campaign import conduct
     from cbit.attacks.lab.executors import Processes
@@ -72,7 +84,7 @@ def run_campaign(args: argparse.Namespace, cases: list[Any]) -> list[Told]:
 
     jobs = args.jobs or os.cpu_count() or 1
     with Progress(quiet=args.json) as progress:
-        return conduct(cases, Processes(jobs), journal=args.journal, heard=progress.heard)
+        return conduct(cases, Processes(jobs, linux), journal=args.journal, heard=progress.heard)
 
 
 def _surprise(cell: Told) -> str:
@@ -90,8 +102,19 @@ def _lines(told: list[Told], html: Path | None) -> Iterator[str]:
         for cell in row:
             if cell["variant"]:
                 yield f"  with {cell['variant']:<15}{cell['mode']}: {_mark(cell)} - {cell['why']}"
+    for why, names in _not_run(told).items():
+        yield f"not run: {', '.join(names)}: {why}"
     if html:
         yield f"report: {html}"
+
+
+def _not_run(told: list[Told]) -> dict[str, list[str]]:
+    """Reasons, each with the attacks that were not run for it."""
+    reasons: dict[str, list[str]] = {}
+    for cell in told:
+        if cell["verdict"] == "not run" and cell["attack"] not in reasons.setdefault(cell["note"], []):
+            reasons[cell["note"]].append(cell["attack"])
+    return reasons
 
 
 def _mark(cell: Told) -> str:

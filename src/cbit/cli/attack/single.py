@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from cbit.cli.envelope import Outcome
+from cbit.cli.linux_options import add_linux_options
 
 if TYPE_CHECKING:
     from cbit.attacks.lab.attack import Attack
@@ -29,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated"
     )
+    add_linux_options(parser.add_argument_group("a Linux as the victim"))
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -37,13 +39,15 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.attacks.lab.outcome import Mode
     from cbit.attacks.lab.run import run as run_case
     from cbit.attacks.lab.stand import Workshop
-    from cbit.cli.attack.arguments import mode_named, parameters
+    from cbit.cli.attack.arguments import linux_for, mode_named, parameters
     from cbit.cli.progress import progress
 
     attack = named(args.name)
     mode = mode_named(args.mode) if args.mode else (attack.defended if args.variant else Mode.SEV)
     settings = parameters(args.set)
-    with progress(f"{attack.name} against {mode}", quiet=args.json), Workshop() as workshop:
+    attack.check(mode, args.variant, settings)  # before anything is fetched
+    doing = f"{attack.name} against {mode}"
+    with progress(doing, quiet=args.json), Workshop(linux_for([attack], args)) as workshop:
         result = run_case(
             attack, workshop, mode=mode, variant=args.variant, seed=args.seed, parameters=settings
         )

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.attacks.experiments import named
     from cbit.attacks.lab.campaign import Case
     from cbit.attacks.lab.outcome import Mode
-    from cbit.cli.attack.arguments import mode_named
+    from cbit.cli.attack.arguments import linux_for, mode_named
 
     attack = named(args.name)
     axes = dict(_axis(word) for word in args.over)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> Outcome:
     ]
     for case in cases:
         attack.check(case.mode, case.variant, case.parameters)
-    told = run_campaign(args, cases)
+    told = run_campaign(args, cases, linux_for([attack], args))
     return Outcome(True, {"cases": told}, lines=lambda: _lines(told, list(axes)))
 
 

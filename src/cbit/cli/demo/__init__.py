@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
+from cbit.cli.linux_options import add_linux_options
 from cbit.cli.sizes import size
 from cbit.spec.address import MIB
 
@@ -57,9 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="boot Debian's kernel, fetched without root",
     )
-    linux.add_argument("--kernel", type=Path, metavar="K", help="another kernel, with its --modules")
-    linux.add_argument("--modules", type=Path, metavar="DIR", help="its /lib/modules/RELEASE")
-    linux.add_argument("--busybox", type=Path, metavar="FILE", help="a static busybox for it")
+    add_linux_options(linux)
     linux.add_argument(
         "--write",
         type=Path,

@@ -16,7 +16,7 @@ from typing import Final
 
 from cbit.spec.address import BLOCK
 
-_MAGIC: Final = b"-rom1fs-"
+MAGIC: Final = b"-rom1fs-"
 _CHECKED: Final = 512  # bytes under the volume's checksum
 _FOLDER, _FILE, _LINK = 1, 2, 0  # kinds; 0 is a hard link
 _EXECUTABLE: Final = 8
@@ -43,7 +43,7 @@ def romfs(files: Mapping[str, bytes], *, volume: str = "cbit") -> bytes:
         words = struct.pack(">4I", following | kind, info, len(data), 0) + _name(name)
         body += _with_checksum(words, at=12, covered=len(words)) + _padded(data)
         at += length
-    image = _MAGIC + struct.pack(">2I", at, 0) + _name(volume) + body
+    image = MAGIC + struct.pack(">2I", at, 0) + _name(volume) + body
     image += bytes(-len(image) % _UNIT)
     return _with_checksum(image, at=12, covered=_CHECKED)
 

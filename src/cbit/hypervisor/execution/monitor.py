@@ -82,6 +82,11 @@ class Monitor:
         self.stop: Stop | Enum | None = None
         self._asleep = False
 
+    @property
+    def asleep(self) -> bool:
+        """Whether it halts until an interrupt comes."""
+        return self._asleep
+
     def turn(self, blocks: int | None = None) -> Progress:
         """Let the guest execute until it sleeps, ends, or has had its share of the core.
 

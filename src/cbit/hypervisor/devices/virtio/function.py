@@ -131,6 +131,11 @@ class VirtioFunction(pci.Function):
         for offset, size in ((4, 1), (8, 4), (12, 4), (16, 4)):  # bar, offset, length, data
             self.make_writable(self._access_at + offset, size)
 
+    @property
+    def queues(self) -> Sequence[Queue]:
+        """Its queues: the driver has told where they lie."""
+        return self._queues
+
     # ---- the bus
 
     def interrupt(self) -> bool:
