@@ -102,7 +102,6 @@ class LinuxVictim(Victim):
         self.linux.run(until=idle)
         if monitor.stop is not None:
             raise Crashed(f"Linux has ended: {monitor.stop}")
-        monitor.vcpu.settle()
 
     def disk_requests(self) -> list[tuple[int, int]]:
         """Where the guest has let its disk read or write last, as the device knows it: (address, bytes)."""

@@ -193,7 +193,6 @@ class ProcessorState(ABC):
         """Go on where another processor stopped: with an event on its way, in an interrupt shadow."""
         self._set_u64(_AT_EVENT, event)
         self._set_u64(_AT_SHADOW, shadow)
-        self.settle()
 
     def skip(self, length: int) -> None:
         """Step over the instruction that exited; an interrupt shadow ends with it."""
