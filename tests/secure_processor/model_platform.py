@@ -50,6 +50,7 @@ class Platform:
     stores: dict[int, Keys | None] = field(default_factory=lambda: {FLASH: None})
     where: int = FLASH
     keys: Keys = (0, 0)
+    rings: bool = False  # whether commands come from ring buffers
 
     def has(self, command: str) -> bool:
         return command not in self.image.missing
@@ -107,7 +108,7 @@ class Platform:
         return self.made
 
     def shutdown(self) -> int:
-        self.up, self.es = False, False
+        self.up = self.es = self.rings = False
         return OK
 
     def platform_reset(self) -> int:
@@ -132,6 +133,11 @@ class Platform:
         if ex and ex[1]:
             self.floor = image.version
         return OK
+
+    def ring_buffer(self) -> int:
+        if not self.up:
+            return PLATFORM
+        return PARAM if self.rings else OK
 
     # ---- keys
 

@@ -61,6 +61,26 @@ def test_with_nothing_wrong_it_succeeds(world: World, command: Command) -> None:
     assert (Status.SUCCESS, "") == world.desk.attempt(command, scene.buffer)[:2]
 
 
+def secrets_of(world: World) -> set[str]:
+    """The beginnings of all that the secure processor keeps to itself, as it might be printed."""
+    firmware = world.firmware
+    raw = [firmware.fuses._cuk.material(), firmware.fuses._nv_key.material()]
+    if (platform := firmware._platform) is not None:
+        for key in (platform.identity.oca_key, platform.identity.pek_key, platform.identity.pdh_key):
+            if key is not None:
+                raw.append(key.private_numbers().private_value.to_bytes(48, "big"))
+        for guest in platform.guests.values():
+            keys = [guest.vek, guest.offline_key]
+            if guest.transport is not None and guest.transport.tek.material() != bytes(16):
+                keys += [guest.transport.tek, guest.transport.tik]
+            raw += [key.material() for key in keys if key is not None]
+    return {
+        text
+        for secret in raw
+        for text in (secret[:6].hex(), str(secret[:4])[2:-1], str(list(secret[:3]))[1:-1])
+    }
+
+
 @in_each_place
 def test_one_fault_has_its_status_and_moves_nothing(
     world: World, command: Command, outside: Fault | None
@@ -69,7 +89,7 @@ def test_one_fault_has_its_status_and_moves_nothing(
     good = scene.buffer
     if outside is not None:
         outside.spoil(scene)
-    before = world.snapshot()
+    before, secrets = world.snapshot(), secrets_of(world)
     for fault in [outside] if outside else [one for one in ALL[command][1] if one.in_the_buffer]:
         if fault.in_the_buffer:
             scene.buffer = good
@@ -77,6 +97,7 @@ def test_one_fault_has_its_status_and_moves_nothing(
         status, why, after = world.desk.attempt(command, scene.buffer)
         assert (fault.name, fault.status) == (fault.name, status), why
         assert why
+        assert not [secret for secret in secrets if secret in why]
         asked_for_a_length = status == Status.INVALID_LENGTH and PAPER[command].buffer == "in/out+err"
         if scene.buffer is not None and not asked_for_a_length:
             assert scene.buffer == after

@@ -8,7 +8,7 @@ from cbit.secure_processor.mailbox import Register
 from cbit.spec import buffers
 from cbit.spec.command import Command
 from cbit.spec.status import Status
-from cbit.spec.wire import Wire
+from secure_processor.rings import Rings
 from secure_processor.worlds import World
 
 PAGE = 4096
@@ -20,63 +20,9 @@ INTERRUPT, GO_ON = 1, 2
 NOP, NONE = Command.NOP, 0x7F
 
 
-class Rings:
-    """A host's driver of the mode, which knows the dossier's offsets and nothing of the firmware."""
-
-    def __init__(self, world: World, **asked: int) -> None:
-        self.world, self.tails = world, [0, 0]
-        self.asked = buffers.RingBuffer(
-            lo_cmd_paddr=world.desk.room(PAGE),
-            lo_stat_paddr=world.desk.room(PAGE),
-            hi_cmd_paddr=world.desk.room(PAGE),
-            hi_stat_paddr=world.desk.room(PAGE),
-            hi_size=1,
-        ).replace(**asked)
-        world.desk.do(Command.RING_BUFFER, self.asked)
-
-    def write(self, register: Register, value: int) -> None:
-        mailbox = self.world.machine.mailbox
-        mailbox.write(mailbox.offset_of(register), value)
-
-    def read(self, register: Register) -> int:
-        mailbox = self.world.machine.mailbox
-        return mailbox.read(mailbox.offset_of(register))
-
-    @property
-    def heads(self) -> tuple[int, int]:
-        value = self.read(Register.CMD_BUF_ADDR_LO)
-        return value & 0xFF, value >> 16 & 0xFF
-
-    @property
-    def happened(self) -> int:
-        return self.read(Register.CMD_BUF_ADDR_LO) & 0xF0000000
-
-    def control(self, bits: int = 0) -> None:
-        self.write(Register.CMD_RESP, CONTROL | ACTIVE | bits)
-
-    def queue(self, command: int, buffer: Wire | None = None, *, flags: int = 0, high: bool = False) -> int:
-        """Put a command into the next entry; return the entry's index."""
-        at = self.world.desk.put(bytes(buffer)) if buffer else 0
-        index = self.tails[high]
-        entry = (
-            command.to_bytes(2, "little") + flags.to_bytes(2, "little") + b"mine" + at.to_bytes(8, "little")
-        )
-        base = self.asked.hi_cmd_paddr if high else self.asked.lo_cmd_paddr
-        self.world.desk.write(base + 16 * index, entry)
-        self.tails[high] = (index + 1) % 256
-        return index
-
-    def ring(self) -> None:
-        self.write(Register.CMD_BUF_ADDR_HI, self.tails[1] << 16 | self.tails[0])
-
-    def status(self, index: int, *, high: bool = False) -> bytes:
-        base = self.asked.hi_stat_paddr if high else self.asked.lo_stat_paddr
-        return self.world.desk.read(base + 16 * index, 16)
-
-
 @pytest.fixture
 def rings(world: World) -> Rings:
-    return Rings(world.init(es=True))
+    return Rings(world.init(es=True)).begin()
 
 
 def answered(status: int) -> bytes:
@@ -168,7 +114,7 @@ def test_who_asked_is_told_that_a_command_is_done(rings: Rings) -> None:
 def test_who_asked_is_told_that_all_is_done(
     world: World, asked: int, control: int, high: bool, told: int
 ) -> None:
-    rings = Rings(world.init(), int_on_empty=asked)
+    rings = Rings(world.init(), int_on_empty=asked).begin()
     rings.control(control)
     rings.queue(NOP, high=high)
     rings.ring()
@@ -176,7 +122,7 @@ def test_who_asked_is_told_that_all_is_done(
 
 
 def test_a_threshold_is_told_when_it_is_reached(world: World) -> None:
-    rings = Rings(world.init(), lo_threshold=2)
+    rings = Rings(world.init(), lo_threshold=2).begin()
     for _ in range(2):
         rings.queue(NOP)
     rings.ring()
@@ -188,7 +134,7 @@ def test_a_threshold_is_told_when_it_is_reached(world: World) -> None:
 
 
 def test_without_a_high_queue_its_half_of_the_tail_is_nothing(world: World) -> None:
-    rings = Rings(world.init(), hi_size=0, hi_cmd_paddr=3, hi_stat_paddr=1 << 60)
+    rings = Rings(world.init(), hi_size=0, hi_cmd_paddr=3, hi_stat_paddr=1 << 60).begin()
     rings.queue(NOP)
     rings.tails[1] = 9
     rings.ring()
@@ -199,7 +145,7 @@ def test_entries_come_from_where_the_c_bit_says(world: World) -> None:
     desk = world.init().desk
     at = desk.room(PAGE)
     desk.write(at, NOP.to_bytes(2, "little") + bytes(14), c=True)
-    rings = Rings(world, lo_cmd_paddr=desk.with_c(at))
+    rings = Rings(world, lo_cmd_paddr=desk.with_c(at)).begin()
     rings.tails[0] = 1
     rings.ring()
     assert answered(0) == rings.status(0)

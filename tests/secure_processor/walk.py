@@ -12,6 +12,7 @@ from cbit.crypto.ctr import aes_ctr
 from cbit.crypto.key import Key
 from cbit.machine.manufacture import SVN
 from cbit.secure_processor.image import sev_firmware
+from cbit.secure_processor.mailbox import Register
 from cbit.spec import buffers
 from cbit.spec.address import Spa
 from cbit.spec.certificate import CERT_SIZE
@@ -34,6 +35,7 @@ from secure_processor.model_platform import (
     Keys,
 )
 from secure_processor.model_travel import Model
+from secure_processor.rings import Rings
 from secure_processor.walking import rule, several, some
 from secure_processor.worlds import MEMORY, TMR, Chips, World, flipped, vendor_key
 
@@ -99,6 +101,7 @@ class Walk:
         #: The content of the area for INIT_EX that somebody kept, and what is in it.
         self.kept: tuple[bytes, Keys | None] | None = None
         self.drawn = 0  # so that no two save areas are the same
+        self.rings = Rings(world)
 
     @classmethod
     @contextmanager
@@ -113,7 +116,11 @@ class Walk:
         return status, after
 
     def look(self, command: Command, buffer: Wire | None = None) -> tuple[int, Any]:
-        status, why, after = self.world.desk.attempt(command, buffer)
+        if self.model.rings:  # the same table, by another way
+            status, after = self.rings.attempt(command, buffer)
+            why = self.world.machine.why
+        else:
+            status, why, after = self.world.desk.attempt(command, buffer)
         assert bool(why) == (status != OK)
         return status, after
 
@@ -122,6 +129,22 @@ class Walk:
         machine = self.world.machine
         machine.memory.wbinvd()  # of the cache alone: the cores' flags stay as they are
         return machine.controller.read(Spa(at), length, key_of(asid))
+
+    # ---- ring buffers
+
+    @rule()
+    def ring_buffer(self) -> None:
+        asked = self.rings.asked
+        expected = self.model.ring_buffer()
+        assert expected == self.give(Command.RING_BUFFER, asked)[0]
+        if expected == OK:
+            self.model.rings, self.rings.tails = True, [0, 0]
+
+    @rule(when=lambda self: self.model.rings)
+    def leave_the_rings(self) -> None:
+        self.rings.write(Register.CMD_RESP, Command.NOP << 16)
+        assert 0x8000001F == self.rings.read(Register.CMD_RESP)
+        self.model.rings = False
 
     # ---- platform
 
@@ -174,7 +197,8 @@ class Walk:
     @rule(when=lambda self: self.model.up, sure=some(*range(0, 5)))
     def shutdown(self, sure: int) -> None:
         if sure == 0:  # or nothing else would ever last
-            assert self.model.shutdown() == self.give(Command.SHUTDOWN)[0]
+            status = self.give(Command.SHUTDOWN)[0]  # by whichever way, of which it is the end
+            assert self.model.shutdown() == status
 
     @rule()
     def platform_reset(self) -> None:
@@ -412,7 +436,8 @@ class Walk:
         }
 
     def the_platform_reports_what_the_model_says(self) -> None:
-        status, model = self.world.desk.platform(), self.model
+        (answer, status), model = self.look(Command.PLATFORM_STATUS, buffers.PlatformStatus()), self.model
+        assert OK == answer
         assert (model.state, 0, int(model.es), len(model.guests)) == (
             status.state,
             status.owner,
@@ -430,7 +455,7 @@ class Walk:
             assert 0x01 == self.look(Command.GUEST_STATUS, buffers.GuestStatus(handle=1))[0]
             return
         for handle in range(0, 8):
-            found = self.world.desk.guest(handle)
+            _, found = self.look(Command.GUEST_STATUS, buffers.GuestStatus(handle=handle))
             guest = self.model.guests.get(handle)
             seen = (found.policy, found.asid, found.state)
             assert seen == ((guest.policy, guest.asid, guest.state) if guest else (0, 0, 0))

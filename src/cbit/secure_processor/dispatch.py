@@ -76,6 +76,8 @@ _UNINIT: Final = frozenset({_P.UNINIT})
 _INIT: Final = frozenset({_P.INIT})
 _UP: Final = frozenset({_P.INIT, _P.WORKING})
 _WORK: Final = frozenset({_P.WORKING})
+#: Where DF_FLUSH may be called: the published firmware asks for no state, descriptions list these two (§3).
+_FLUSHABLE: Final = _UP
 _NOT_SENT: Final = frozenset(_G) - {_G.UNINIT, _G.SENT}
 _LUPDATE: Final = frozenset({_G.LUPDATE})
 _LSECRET: Final = frozenset({_G.LSECRET})
@@ -97,7 +99,7 @@ COMMANDS: Final[Mapping[Command, Row]] = MappingProxyType({
     Command.PEK_CERT_IMPORT:    Row(buffers.PekCertImport,    _B.IN,          _INIT,    None,       None,       ownership.pek_cert_import),
     Command.PDH_CERT_EXPORT:    Row(buffers.PdhCertExport,    _B.IN_OUT_ERR,  _UP,      None,       None,       ownership.pdh_cert_export),
     Command.PDH_GEN:            Row(None,                     _B.NONE,        _UP,      None,       None,       ownership.pdh_gen),
-    Command.DF_FLUSH:           Row(None,                     _B.NONE,        _UP,      None,       None,       platform.df_flush),
+    Command.DF_FLUSH:           Row(None,                     _B.NONE,        _FLUSHABLE, None,       None,       platform.df_flush),
     Command.DOWNLOAD_FIRMWARE:  Row(buffers.DownloadFirmware, _B.IN,          _UNINIT,  None,       None,       update.download_firmware),
     Command.GET_ID:             Row(buffers.GetId,            _B.IN_OUT_ERR,  _ANY,     None,       None,       platform.get_id),
     Command.INIT_EX:            Row(buffers.InitEx,           _B.IN,          _UNINIT,  None,       None,       platform.init_ex),

@@ -3,7 +3,8 @@
     TMR   slot 0 | slot 1 | …        8 bytes each: CRC-64 of the first 0xFC0 bytes of one save area
     VMSA  0x380 zero                 0x388 address of its slot
 
-The host cannot write there, so it cannot put an older save area in place of a newer one.
+The host cannot write there, so it cannot put an older save area in place of a newer one.  Firmware sets the
+pool up at the first DF_FLUSH; here it is there from INIT on, since nobody has an ASID before that flush.
 
 MODEL CHOICE: the CRC is CRC-64/XZ, slots lie side by side from the region's start and are written under the
 host's key, and a guest's slots are free again when it is decommissioned; the paper says none of this.
