@@ -85,6 +85,17 @@ class World:
         self.desk.flush()
         return self
 
+    def renew(self) -> World:
+        """Make it as it was when it was switched on, but for identity and randomness; another costs more."""
+        self.desk.ring(Command.NOP, 0)  # which ends ring buffers, if somebody began them
+        self.desk.do(Command.SHUTDOWN)
+        self.machine.memory.invd()
+        self.machine.dram.cells(Spa(0), self.machine.memory_size)[:] = bytes(self.machine.memory_size)
+        for core in self.machine.cores:
+            core.clear_wbinvd_done()
+        self.desk = Desk(self.machine)
+        return self
+
     def set_bios(self, settings: BiosSettings) -> None:
         """Flash another boot image, signed by the vendor, and reset."""
         vendor = load_vendor_key((self.folder / "manufacturer/vendor.pem").read_bytes())

@@ -10,6 +10,7 @@ Paper: memory-encryption.md §9 (formula), §9.1 (the published constants).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -79,6 +80,7 @@ class Tweak:
         return hash(tuple(self.constants.items()))
 
     @classmethod
+    @functools.cache
     def zen1(cls) -> Tweak:
         """Return the constants measured on the Zen 1 family: four-byte patterns for address bits 4 … 31.
 
