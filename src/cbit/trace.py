@@ -42,32 +42,39 @@ Watcher = Callable[[Event], None]
 class Trace:
     """Hands each event to whoever watches; keeps nothing itself."""
 
-    __slots__ = ("_watchers",)
+    __slots__ = ("_everything", "_parts", "_watchers")
 
     def __init__(self) -> None:
         self._watchers: list[tuple[str | None, Watcher]] = []  # of one part, or of all
+        self._everything = False  # whether somebody hears all parts
+        self._parts: frozenset[str | None] = frozenset()  # those that somebody hears
 
     def watched(self, part: str) -> bool:
         """Whether anybody listens to a part; what is dear to tell need not be found out for nobody."""
-        return bool(self._watchers) and any(only is None or only == part for only, _ in self._watchers)
+        return self._everything or part in self._parts
 
     def emit(self, part: str, what: str, why: str = "", /, **facts: type_of_fact) -> None:
         """Tell the watchers; free of cost when nobody watches."""
-        if self._watchers:
-            listening = [watcher for only, watcher in self._watchers if only is None or only == part]
-            if listening:
-                event = Event(part, what, why, MappingProxyType(facts))
-                for watcher in listening:
+        if self._everything or part in self._parts:
+            event = Event(part, what, why, MappingProxyType(facts))
+            for only, watcher in tuple(self._watchers):
+                if only is None or only == part:
                     watcher(event)
 
     @contextmanager
     def watched_by(self, watcher: Watcher, *, only: str | None = None) -> Iterator[None]:
         """Let ``watcher`` see every event inside the block, or every one of a single part."""
         self._watchers.append((only, watcher))
+        self._count()
         try:
             yield
         finally:
             self._watchers.remove((only, watcher))
+            self._count()
+
+    def _count(self) -> None:
+        self._parts = frozenset(only for only, _ in self._watchers)
+        self._everything = None in self._parts
 
     @contextmanager
     def recorded(self) -> Iterator[list[Event]]:

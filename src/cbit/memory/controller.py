@@ -155,11 +155,11 @@ class MemoryController:
         if not (spa | len(data)) % LINE:  # whole lines, as the cache and the secure processor's chunks are
             self._lines_out(spa, memoryview(data).cast("B"), key_id)
             return
-        data = memoryview(data).cast("B")
-        end = spa + len(data)
-        if end <= (spa & -LINE) + LINE:  # within one line
+        if spa % LINE + len(data) <= LINE:  # within one line
             self._merge(spa, data, key_id)
             return
+        data = memoryview(data).cast("B")
+        end = spa + len(data)
         body = min(-(-spa // LINE) * LINE, end)
         tail = max(end // LINE * LINE, body)
         self._merge(spa, data[: body - spa], key_id)
@@ -180,7 +180,7 @@ class MemoryController:
             self.counts.count((stop - start) // LINE, encrypted=cipher is not None, write=True)
             self._bus.write(Spa(spa + start), wire[start:stop])
 
-    def _merge(self, spa: Spa, part: memoryview, key_id: KeyId) -> None:
+    def _merge(self, spa: Spa, part: Data, key_id: KeyId) -> None:
         if not part:
             return
         start, cipher = Spa(spa & -LINE), self._engine(key_id)

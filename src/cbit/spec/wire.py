@@ -130,6 +130,7 @@ class Wire:
     _CODEC: ClassVar[Codec]
     _DEFAULTS: ClassVar[Mapping[str, Any]]
     _WRITTEN_BACK: ClassVar[tuple[str, ...]]
+    _NAMES: ClassVar[frozenset[str]]
 
     def __init_subclass__(cls, *, size: int) -> None:
         # Its methods stand below, once: written anew for each class, they would take half of all start-up.
@@ -151,6 +152,7 @@ class Wire:
         cls.SIZE = size
         cls.FIELDS = MappingProxyType({field.name: field for field in fields})
         cls._CODEC = Codec(fields, size)
+        cls._NAMES = frozenset(cls.FIELDS)
         declared = dataclasses.fields(cls)  # type: ignore[arg-type]  # made one above
         cls._DEFAULTS = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
         cls._CODEC.check(cls._DEFAULTS)
@@ -158,7 +160,7 @@ class Wire:
 
     def __init__(self, **values: Any) -> None:
         given = {**self._DEFAULTS, **values}
-        if given.keys() != self.FIELDS.keys():
+        if given.keys() != self._NAMES:
             odd = ", ".join(sorted(given.keys() ^ self.FIELDS.keys()))
             raise TypeError(f"{type(self).__name__}: no such field, or no value for it: {odd}")
         self._CODEC.check(values)
