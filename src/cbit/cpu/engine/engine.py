@@ -58,7 +58,6 @@ from cbit.crypto.entropy import Entropy
 from cbit.memory.lending import SlotLender
 from cbit.spec.address import PAGE, Spa
 from cbit.spec.errors import NotModelled
-from cbit.spec.vmsa import Vmsa
 from cbit.trace import SILENT, Trace
 
 _WBINVD, _INVD, _MSR, _UD = 0x89, 0x76, 0x7C, 0x46
@@ -186,13 +185,10 @@ class Engine:
         """Make the registers of a virtual CPU that are not in its VMCB."""
         return self._processor.new_context()
 
-    def vectors(self, context: Context) -> dict[str, int | bytes]:
-        """Return the x87, SSE and AVX registers of a virtual CPU, as fields of a save area."""
-        return self._processor.vectors(context)
-
-    def set_vectors(self, context: Context, state: Vmsa) -> None:
-        """Give a virtual CPU the x87, SSE and AVX registers that a save area has."""
-        self._processor.set_vectors(context, state)
+    @property
+    def processor(self) -> Processor:
+        """What has the registers that VMRUN does not load."""
+        return self._processor
 
     def run(self, vmcb_at: Spa, context: Context, host: HostSide, *, blocks: int | None = None) -> Exit:
         """VMRUN until #VMEXIT.

@@ -112,11 +112,11 @@ class ExecutingVcpu(ProcessorState):
 
     def everything(self) -> Vmsa:
         """All registers as the hypervisor can read them, those among them that VMRUN does not load."""
-        return self.save_area().replace(**self._core.engine.vectors(self.context))
+        return self.save_area().replace(**self._core.engine.processor.vectors(self.context))
 
     def take_vectors(self, state: Vmsa) -> None:
         """Take over the x87, SSE and AVX registers of a save area; the start state is without them."""
-        self._core.engine.set_vectors(self.context, state)
+        self._core.engine.processor.set_vectors(self.context, state)
 
     def flush_caches(self) -> None:
         """WBINVD, and INVD like it: a guest must not lose the host's data."""
