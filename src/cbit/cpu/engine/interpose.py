@@ -27,6 +27,7 @@ REPLACED: Final[Mapping[str, str]] = MappingProxyType(
         name + SUFFIX: "stub_" + name
         for name in (
             "cpu_vmexit",
+            "do_interrupt_x86_hardirq",
             "x86_cpu_tlb_fill",
             "tlb_set_page_with_attrs",
             "tb_invalidate_phys_page_fast",

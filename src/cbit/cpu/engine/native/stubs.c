@@ -303,6 +303,15 @@ void stub_cpu_vmexit(void *env, uint32_t code, uint64_t info, uintptr_t from)
     call.cpu_vmexit(env, code, info, from);
 }
 
+/* Why: QEMU's VMRUN leaves the vector of the interrupt that it has injected behind as a pending exception.  A stop
+ * that comes before any other event would raise it, and the interrupt would arrive twice. */
+void stub_do_interrupt_x86_hardirq(void *env, int vector, int hardware)
+{
+    call.do_interrupt_x86_hardirq(env, vector, hardware);
+    if (current && current->env == env)
+        FIELD(uint32_t, current->cs, at.cs_exception_index) = (uint32_t)-1;
+}
+
 /* Why: the next stub must know whether the fill is for a load, a store or a fetch. */
 int stub_x86_cpu_tlb_fill(void *cs, uint64_t address, int size, int access, int mmu, int probe, uintptr_t from)
 {
