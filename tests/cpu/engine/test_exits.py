@@ -279,7 +279,7 @@ def test_an_injected_event_runs_the_guests_handler(event: int, vector: int, *, p
 @pytest.mark.parametrize("event", [VALID | TYPE_INTERRUPT | 0x30, VALID | TYPE_NMI | 2])
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_an_injected_event_arrives_once_although_the_turn_ends_soon(event: int, blocks: int) -> None:
-    """QEMU leaves the vector of an interrupt behind as an exception: whatever stops it next would raise it."""
+    """QEMU leaves an interrupt's vector behind as an exception: whatever stops it next would raise it."""
     g = Guest()
     with_handlers(g, one=(event & 0xFF, "inc rsi; nop; jmp 1f; 1: jmp 2f; 2: jmp 3f; 3: iretq"))
     g.program("xor rsi, rsi; again: jmp on; on: cpuid; jmp again")
