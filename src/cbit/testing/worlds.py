@@ -24,10 +24,14 @@ from cbit.spec.address import MIB
 from cbit.trace import Trace
 
 
-@functools.cache
 def a_root(profile_name: str = DEFAULT) -> Root:
-    """Make the emulated vendor's root for a profile, once a process (a second or two)."""
-    return make_root(profile(profile_name).root_bits)
+    """Make the emulated vendor's root for a profile; keys of one size are made once a process, in seconds."""
+    return _a_root(profile(profile_name).root_bits)
+
+
+@functools.cache
+def _a_root(bits: int) -> Root:
+    return make_root(bits)
 
 
 def a_state(

@@ -29,6 +29,9 @@ from cbit.spec.status import Status
 from cbit.spec.vmsa import Vmsa
 
 PACKET_MAX: Final = 16 * KIB  #: as for LAUNCH_SECRET: the portable limit
+#: What SEND_UPDATE_* corrects when it is asked for lengths: the published firmware's choice; Linux expects that
+#: of the packet (TRANS_LEN) too (§8).
+QUERY_TELLS: Final = "hdr_len"
 
 # ---- out ---------------------------------------------------------------------------------------------------
 
@@ -74,7 +77,7 @@ def _send_update(call: Call[buffers.SendUpdateData], *, vmsa: bool) -> buffers.S
         raise Refused(
             Status.INVALID_LENGTH,
             f"HDR_LEN {given.hdr_len:#x}, needs {PacketHeader.SIZE:#x}",
-            corrected=given.replace(hdr_len=PacketHeader.SIZE),
+            corrected=given.replace(**{QUERY_TELLS: PacketHeader.SIZE}),
         )
     guest = call.guest(given.handle)
     call.require_state(guest)
