@@ -29,8 +29,8 @@ from cbit.spec.status import Status
 from cbit.spec.vmsa import Vmsa
 
 PACKET_MAX: Final = 16 * KIB  #: as for LAUNCH_SECRET: the portable limit
-#: What SEND_UPDATE_* corrects when it is asked for lengths: the published firmware's choice; Linux expects that
-#: of the packet (TRANS_LEN) too (§8).
+#: What SEND_UPDATE_* corrects when it is asked for lengths: as the published firmware does; Linux expects
+#: TRANS_LEN too (§8).
 QUERY_TELLS: Final = "hdr_len"
 
 # ---- out ---------------------------------------------------------------------------------------------------
