@@ -44,6 +44,14 @@ _REAL = {
 }
 REAL = tuple(_REAL)
 
+# name: leaf, authorities (vectors/snp-report-later, vectors/snp-chain)
+_LATER = {
+    "genoa_v3": ("genoa_v3_vcek.pem", "ask_ark_genoa.pem"),
+    "genoa_v5": ("genoa_v5_vcek.pem", "ask_ark_genoa.pem"),
+    "turin_v5": ("turin_v5_vcek.pem", "ask_ark_turin.pem"),
+}
+LATER = tuple(_LATER)
+
 
 def real_file(name: str) -> bytes:
     """The report of a real machine, as its file is."""
@@ -52,6 +60,8 @@ def real_file(name: str) -> bytes:
 
 def real_report(name: str) -> bytes:
     """The report of a real machine, 0x4A0 bytes."""
+    if name in _LATER:
+        return (VECTORS / "snp-report-later" / f"{name}_report.bin").read_bytes()
     data = real_file(name)
     return {
         "virtee": lambda: bytes.fromhex(data.decode()),
@@ -62,8 +72,9 @@ def real_report(name: str) -> bytes:
 
 def real_paths(name: str) -> list[str]:
     """The files of a real chain, leaf first."""
-    folders = (VECTORS / "snp-report", VECTORS / "snp-chain")
-    return [str(next(f / n for f in folders if (f / n).is_file())) for n in _REAL[name][1]]
+    folders = [VECTORS / folder for folder in ("snp-report", "snp-report-later", "snp-chain")]
+    files = _LATER[name] if name in _LATER else _REAL[name][1]
+    return [str(next(f / n for f in folders if (f / n).is_file())) for n in files]
 
 
 def read_certs(*paths: str) -> list[Certificate]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,8 +127,18 @@ def test_der_one_or_several() -> None:
 def test_the_table_of_a_host() -> None:
     table = build_cert_table({VCEK_GUID: CHAIN[0], ARK_GUID: CHAIN[2]})
     assert [CHAIN[0], CHAIN[2]] == raws(table)
+    assert [CHAIN[0], CHAIN[2]] == raws(bytes(0x4A0) + table)  # behind the report that brought it
     with pytest.raises(WireError, match="certificate table"):
         raws(table[:30])
+
+
+def test_pem_in_the_strings_of_a_metadata_service() -> None:
+    leaf, end, rest = PEM.partition("-----END CERTIFICATE-----\n")
+    answer = {"vcekCert": leaf + end, "tcbm": "DB18000000000004", "certificateChain": rest}
+    assert CHAIN == raws(json.dumps(answer).encode())
+    for bad in (b"{", b"{}", json.dumps({"vcekCert": leaf}).encode(), json.dumps([PEM]).encode()):
+        with pytest.raises(WireError):
+            raws(bad)
 
 
 # ---- DER ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +34,7 @@ from cbit.spec.snp_report import (
     ARK_GUID,
     ASK_GUID,
     VCEK_GUID,
+    VLEK_GUID,
     CertTableEntry,
     PlatformInfo,
     Product,
@@ -46,7 +48,7 @@ from cbit.spec.snp_report import (
     parse_cert_table,
     product_of,
 )
-from owner.snp_worlds import CHIP, REAL, World, real_chain, real_file, real_report, resigned
+from owner.snp_worlds import CHIP, LATER, REAL, World, real_chain, real_file, real_report, resigned
 from owner.worlds import CASE, VECTORS, emulated, flipped
 
 KINDS = (SigningKey.VCEK, SigningKey.VLEK)
@@ -65,7 +67,7 @@ def refused(raw: bytes, endorser: Endorser) -> str:
 # ---- good reports ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [*REAL, *LATER])
 def test_a_real_report_verifies(name: str) -> None:
     verified = verify_report(real_report(name), verify_snp_chain(real_chain(name)))
     assert isinstance(verified, VerifiedReport)
@@ -88,6 +90,18 @@ def test_what_real_reports_say() -> None:
     assert (3, 8, 0x73) == (virtee.reported_tcb[0], virtee.reported_tcb[6], virtee.reported_tcb[7])
 
 
+def test_what_real_reports_of_later_products_say() -> None:
+    early, genoa, turin = (read_report(real_report(name)) for name in LATER)
+    assert (3, 5, 5) == (early.version, genoa.version, turin.version)
+    assert (Product.GENOA, Product.GENOA, Product.TURIN) == (early.product, genoa.product, turin.product)
+    assert (0xB, 0xB) == (genoa.launch_mit_vector, genoa.current_mit_vector)
+    assert (bytes.fromhex("3b42092f69c656d3") + bytes(56)) == turin.chip_id
+    assert TcbVersion(fmc=0, boot_loader=1, tee=0, snp=2, microcode=71) == TcbVersion.parse(
+        turin.reported_tcb, Product.TURIN
+    )
+    assert 0x67 == turin.platform_info  # bit 6 among them
+
+
 @pytest.mark.parametrize("version", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("product", Product)
@@ -108,10 +122,10 @@ def test_one_chain_serves_any_number_of_reports() -> None:
     assert set(range(5)) == found
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [*REAL, *LATER])
 def test_the_report_of_another_machine_is_refused(name: str) -> None:
     endorser = verify_snp_chain(real_chain(name))
-    for other in set(REAL) - {name}:
+    for other in {*REAL, *LATER} - {name}:
         assert "report: the ECDSA signature does not verify" in refused(real_report(other), endorser)
 
 
@@ -124,7 +138,7 @@ RULES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"key_info": 7 << 2}, "report: not signed, the platform was configured to sign nothing"),
     ({"key_info": 1 << 5}, "the word at 0x48 (0x20) sets reserved bits"),
     ({"signature_algo": 2}, "signature algorithm 0x2, must be 1"),
-    ({"platform_info": PlatformInfo(1 << 6)}, "platform info 0x40 sets reserved bits"),
+    ({"platform_info": PlatformInfo(1 << 8)}, "platform info 0x100 sets reserved bits"),
     ({"platform_info": PlatformInfo(1 << 40)}, "sets reserved bits"),
     ({"policy": 0x10000}, "policy 0x10000: bit 17 must be 1"),
     ({"policy": 0x4020000}, "policy 0x4020000 sets reserved bits 0x4000000"),
@@ -144,7 +158,7 @@ RULES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"reported_tcb": bytes((4, 0, 1, 0, 0, 0, 24, 219))}, "reported_tcb: TCB version"),
     ({"launch_tcb": bytes((4, 0, 0, 0, 0, 9, 24, 219))}, "launch_tcb: TCB version 0400000000"),
     ({"chip_id": b"\x01" * 64}, "CHIP_ID: 0101"),
-    ({"chip_id": bytes(64)}, "CHIP_ID: 0000"),
+    ({"chip_id": bytes(63) + b"\x01"}, "CHIP_ID: 0000"),
     ({"key_info": 2}, "although the platform masks it"),
     ({"cpuid_model": 0x11}, "CPUID: the report is of Genoa, the certificate of Milan"),
     ({"cpuid_family": 0x1A, "cpuid_model": 0x50}, "CPUID: processor family 0x1a model 0x50 is no product"),
@@ -157,9 +171,12 @@ def test_every_rule_is_named_when_it_is_broken(changes: dict[str, Any], reason: 
     assert reason in refused(world.report(changes), endorser_of(world))
 
 
-def test_a_masked_chip_id_is_zero_and_accepted() -> None:
+@pytest.mark.parametrize("key_info", [0, 2])
+def test_a_masked_chip_id_is_zero_and_accepted(key_info: int) -> None:
+    """MASK_CHIP_ID is a setting of its own: the bit in the report is about the key."""
     world = World()
-    assert verify_report(world.report(key_info=2, chip_id=bytes(64)), endorser_of(world)).report.mask_chip_key
+    report = verify_report(world.report(key_info=key_info, chip_id=bytes(64)), endorser_of(world)).report
+    assert bool(key_info) is report.mask_chip_key
 
 
 def test_a_provider_key_never_names_the_chip() -> None:
@@ -214,7 +231,7 @@ def test_a_version_that_nobody_described_is_not_judged(version: int) -> None:
 
 def test_all_problems_are_collected() -> None:
     world = World()
-    raw = world.report(policy=0, chip_id=bytes(64), cpuid_model=0x11, key_info=1 << 2)
+    raw = world.report(policy=0, chip_id=bytes(63) + b"\x01", cpuid_model=0x11, key_info=1 << 2)
     leaf = world.chain().leaf
     checks = inspect_report(raw, endorsement=endorser_of(world).endorsement, key=leaf.ec_key())
     assert all(isinstance(check, Check) for check in checks)
@@ -243,7 +260,7 @@ def accepted_flips(name: str, bits: Iterable[int]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [*REAL, "turin_v5"])
 def test_no_flipped_byte_of_a_report_is_accepted(name: str) -> None:
     # One bit of every byte, each bit position in turn; the slow test takes every bit.
     assert [] == accepted_flips(name, (8 * at + at % 8 for at in range(0x4A0)))
@@ -288,10 +305,23 @@ def test_a_report_is_found_in_the_forms_that_tools_write(name: str) -> None:
     assert raw == find_report(real_file(name), source="file")
     assert raw == find_report(raw, source="file")
     assert raw == find_report(raw.hex().upper().encode() + b"\r\n", source="file")
+    assert raw == find_report(base64.encodebytes(raw), source="file")
+    answer = bytes(4) + len(raw).to_bytes(4, "little") + bytes(24) + raw  # MSG_REPORT_RSP
+    assert raw == find_report(answer, source="file") == find_report(answer.ljust(4000, b"\0"), source="file")
+    table = build_cert_table({VCEK_GUID: real_chain(name).leaf.raw})
+    assert raw == find_report(raw + table, source="file")
     assert raw == find_report(b"x" * 7 + raw + b"y", source="file", offset=7)
 
 
-@pytest.mark.parametrize("data", [b"", b"HCLA", b"00", b"\xff" * 1183, b"zz" * 1184, bytes(0x4A1)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"HCLA", b"00", b"\xff" * 1183, b"zz" * 1184, bytes(0x4A1)),
+        bytes(4) + (0x4A0).to_bytes(4, "little") + bytes(24 + 0x4A0) + b"\x01",
+        (22).to_bytes(4, "little") + (0x4A0).to_bytes(4, "little") + bytes(24 + 0x4A0),
+        base64.b64encode(bytes(0x4A0))[:-2] + b"B=",  # spare bits that are not zero
+    ],
+)
 def test_what_is_no_report_is_named(data: bytes) -> None:
     with pytest.raises(WireError, match=r"file: \d+ bytes"):
         find_report(data, source="file")
@@ -362,7 +392,20 @@ def test_a_certificate_table_gives_back_what_was_put_in() -> None:
     assert given_ == parse_cert_table(table + bytes(100))
     assert looks_like_cert_table(table)
     assert {} == parse_cert_table(bytes(0x18))
-    assert VCEK_GUID.bytes_le == table[:16]
+    assert VCEK_GUID.bytes == table[:16]
+    # Hosts that write GUIDs as firmware does are understood too.
+    swapped = table
+    for guid in given_:
+        swapped = swapped.replace(guid.bytes, guid.bytes_le, 1)
+    assert given_ == parse_cert_table(swapped)
+    assert looks_like_cert_table(swapped)
+
+
+def test_the_table_of_a_providers_host_is_recognised() -> None:
+    # Origin: google/go-sev-guest pull request 67, the table of an extended report: one VLEK of 0x530 bytes.
+    head = bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1" + "30000000" + "30050000") + bytes(24)
+    assert looks_like_cert_table(head)
+    assert {VLEK_GUID: b"v" * 0x530} == parse_cert_table(head + b"v" * 0x530)
 
 
 def entry(guid: bytes, offset: int, length: int) -> bytes:

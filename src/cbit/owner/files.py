@@ -81,3 +81,14 @@ def read_limited(path: Path, *, limit: int = LARGEST) -> bytes:
     if len(data) > limit:
         raise WireError(f"{path.name}: larger than the {limit} bytes that such a file can have")
     return data
+
+
+def from_base64(text: bytes) -> bytes | None:
+    """Read base64 in its one form, white space aside; None for anything else, and for nothing."""
+    plain = text.translate(None, b" \t\r\n")
+    try:
+        raw = base64.b64decode(plain, validate=True)
+    except ValueError:
+        return None
+    # One form only: the spare bits of the last character are zero.
+    return raw if raw and base64.b64encode(raw) == plain else None

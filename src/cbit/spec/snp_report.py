@@ -177,7 +177,8 @@ class PlatformInfo(IntFlag, boundary=KEEP):
     TIO = 1 << 7
 
 
-PLATFORM_BITS: Final = 0xBF  #: bit 6 and those above 7 are reserved
+#: Bits that a platform may set.  Bit 6 has no name in any source, and real Turin firmware sets it.
+PLATFORM_BITS: Final = 0xFF
 
 
 class SigningKey(IntEnum):
@@ -279,7 +280,7 @@ class CertTableEntry(Wire, size=0x18):
     Paper: launch-inputs.md §9.
     """
 
-    guid: bytes = at(0x00, 16)
+    guid: bytes = at(0x00, 16)  # big-endian (RFC 4122), unlike the GUIDs of firmware
     offset: int = at(0x10, 4)  # from the table's start
     length: int = at(0x14, 4)
 
@@ -292,9 +293,17 @@ ARK_GUID: Final = UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
 _MOST_ENTRIES: Final = 64  # far above what a host hands over; bounds the work on a hostile table
 
 
+_KNOWN: Final = (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID)
+
+
 def looks_like_cert_table(data: bytes) -> bool:
-    """Say whether bytes begin with an entry for one of AMD's certificates."""
-    return data[:16] in {guid.bytes_le for guid in (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID)}
+    """Say whether bytes begin with an entry for one of AMD's certificates, in either order of GUIDs."""
+    return data[:16] in {raw for guid in _KNOWN for raw in (guid.bytes, guid.bytes_le)}
+
+
+def _guid(raw: bytes) -> UUID:
+    """Read a GUID as RFC 4122 writes it; hosts that write it as UEFI does are understood too."""
+    return next((guid for guid in _KNOWN if guid.bytes_le == raw), UUID(bytes=raw))
 
 
 def parse_cert_table(data: bytes) -> dict[UUID, bytes]:
@@ -318,7 +327,7 @@ def parse_cert_table(data: bytes) -> dict[UUID, bytes]:
         raise WireError("certificate table: cut short, no all-zero entry ends it")
     found: dict[UUID, bytes] = {}
     for entry in entries:
-        guid = UUID(bytes_le=entry.guid)
+        guid = _guid(entry.guid)
         if guid in found:
             raise WireError(f"certificate table: {guid} stands twice")
         if entry.offset < end or entry.offset + entry.length > len(data) or not entry.length:
@@ -334,6 +343,6 @@ def build_cert_table(certificates: Mapping[UUID, bytes]) -> bytes:
     head, body = b"", b""
     start = CertTableEntry.SIZE * (len(certificates) + 1)
     for guid, raw in certificates.items():
-        entry = CertTableEntry(guid=guid.bytes_le, offset=start + len(body), length=len(raw))
+        entry = CertTableEntry(guid=guid.bytes, offset=start + len(body), length=len(raw))
         head, body = head + bytes(entry), body + raw
     return head + bytes(CertTableEntry.SIZE) + body

@@ -51,7 +51,10 @@ EXAMPLE: Final = (
 def configure(parser: Parser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "report", type=Path, metavar="REPORT", help="the report: binary, hex, or Azure's form"
+        "report",
+        type=Path,
+        metavar="REPORT",
+        help="the report: binary, hex, base64, or with what came along (a certificate table, Azure's header)",
     )
     add_offset(parser)
     parser.add_argument(

@@ -30,6 +30,11 @@ LEAVES: Final[Mapping[str, SigningKey]] = MappingProxyType(
     {"SEV-VCEK": SigningKey.VCEK, "SEV-VLEK": SigningKey.VLEK}
 )
 
+#: Product names to the product whose chain stands above them: Siena and Bergamo have Genoa's authorities.
+PRODUCTS: Final[Mapping[str, Product]] = MappingProxyType(
+    {product.value: product for product in Product} | dict.fromkeys(("Siena", "Bergamo"), Product.GENOA)
+)
+
 #: Parts of the TCB to their extensions.
 _PARTS: Final[Mapping[str, str]] = MappingProxyType(
     {"boot_loader": f"{_ARC}3.1", "tee": f"{_ARC}3.2", "snp": f"{_ARC}3.3", "microcode": f"{_ARC}3.8"}
@@ -103,10 +108,9 @@ def _read(leaf: Certificate) -> Endorsement:
             f"{leaf.source}: the common name {leaf.common_name!r} is neither SEV-VCEK nor SEV-VLEK"
         )
     name = _text(leaf, _PRODUCT, "product name")
-    known = {product.value: product for product in Product}
-    product = known.get(name.partition("-")[0])
+    product = PRODUCTS.get(name.partition("-")[0])
     if product is None:
-        raise WireError(f"{leaf.source}: product {name!r} is none of {', '.join(known)}")
+        raise WireError(f"{leaf.source}: product {name!r} is none of {', '.join(PRODUCTS)}")
     parts = {part: _number(leaf, oid, part) for part, oid in _PARTS.items()}
     fmc = _number(leaf, _FMC, "fmc") if product is Product.TURIN else None
     reserved = (*_RESERVED, *(() if product is Product.TURIN else (_FMC,)))

@@ -2,21 +2,23 @@ r"""Take a file of X.509 certificates or revocation lists apart: PEM, DER, sever
 
 Text around PEM blocks and the form of line ends do not matter; inside a block every character does.
 A file that ends inside a block, or in which begin and end lines do not pair up, is refused whole.
+PEM may stand in the strings of a JSON object, as a provider's metadata service answers; a host's table may
+stand behind the report with which it came.
 
 Paper: launch-inputs.md §9 (PEM chains, certificate table).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import json
 import re
 from dataclasses import dataclass
 from typing import Final
 
+from cbit.owner.files import from_base64
 from cbit.owner.verify import der
 from cbit.spec.errors import WireError
-from cbit.spec.snp_report import looks_like_cert_table, parse_cert_table
+from cbit.spec.snp_report import REPORT_SIZE, looks_like_cert_table, parse_cert_table
 
 CERTIFICATE: Final = "CERTIFICATE"
 CRL: Final = "X509 CRL"
@@ -36,7 +38,13 @@ class Block:
 
 def is_x509(data: bytes) -> bool:
     """Say whether a file looks like X.509 at all: PEM, DER or a certificate table."""
-    return _BEGIN in data or data[:1] == b"\x30" or looks_like_cert_table(data)
+    return _BEGIN in data or data[:1] == b"\x30" or bool(_table(data))
+
+
+def _table(data: bytes) -> bytes:
+    """Return the certificate table that a file is, or that stands behind a report in it; else nothing."""
+    found = (part for part in (data, data[REPORT_SIZE:]) if looks_like_cert_table(part))
+    return next(found, b"")
 
 
 def blocks_of(data: bytes, *, label: str, source: str) -> list[Block]:
@@ -51,10 +59,11 @@ def blocks_of(data: bytes, *, label: str, source: str) -> list[Block]:
         WireError: not such a file, cut short, or it holds something else too (a private key, for one).
     """
     if _BEGIN in data:
-        found = _pem(data, source)
-    elif looks_like_cert_table(data):
-        table = parse_cert_table(data)
-        found = [Block(CERTIFICATE, raw, f"{source} under {guid}") for guid, raw in table.items()]
+        found = _pem(_plain(data), source)
+    elif table := _table(data):
+        found = [
+            Block(CERTIFICATE, raw, f"{source} under {guid}") for guid, raw in parse_cert_table(table).items()
+        ]
     elif data[:1] == b"\x30":
         raws = der.split(data, what=source)
         names = [source] if len(raws) == 1 else [f"{source} #{n}" for n in range(1, len(raws) + 1)]
@@ -69,6 +78,17 @@ def blocks_of(data: bytes, *, label: str, source: str) -> list[Block]:
         if block.label != label:
             raise WireError(f"{block.source}: holds a {block.label}, a {label} is wanted")
     return found
+
+
+def _plain(data: bytes) -> bytes:
+    """Take PEM out of the strings of a JSON object, if that is what a file is."""
+    if not data.lstrip().startswith(b"{"):
+        return data
+    try:
+        values = json.loads(data).values()
+    except (ValueError, RecursionError):
+        return data
+    return "\n".join(value for value in values if isinstance(value, str)).encode()
 
 
 def _pem(data: bytes, source: str) -> list[Block]:
@@ -90,12 +110,7 @@ def _pem(data: bytes, source: str) -> list[Block]:
 
 
 def _decoded(body: bytes, where: str) -> bytes:
-    text = body.translate(None, b" \t\r\n")
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    # One form only: the spare bits of the last character are zero.
-    if not raw or base64.b64encode(raw) != text:
+    raw = from_base64(body)
+    if raw is None:
         raise WireError(f"{where}: the text of the PEM block is not base64")
     return raw

@@ -193,10 +193,11 @@ def _tcb_problems(report: SnpReport, endorsement: Endorsement) -> Iterator[str]:
 
 def _chip_problems(report: SnpReport, endorsement: Endorsement) -> Iterator[str]:
     chip_id = endorsement.chip_id
+    if not any(report.chip_id):
+        return  # MASK_CHIP_ID, a setting that no bit of the report tells; the VCEK is still that of one chip
     if chip_id is None or report.mask_chip_key:
-        if any(report.chip_id):
-            why = "the platform masks it" if report.mask_chip_key else "a VLEK signed"
-            yield f"CHIP_ID: {report.chip_id.hex()}, although {why}"
+        why = "the platform masks it" if report.mask_chip_key else "a VLEK signed"
+        yield f"CHIP_ID: {report.chip_id.hex()}, although {why}"
     elif report.chip_id != chip_id:
         yield f"CHIP_ID: {report.chip_id.hex()}, the certificate is for chip {chip_id.hex()}"
 

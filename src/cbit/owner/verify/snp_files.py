@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cbit.owner.errors import Missing
-from cbit.owner.files import read_limited
+from cbit.owner.files import from_base64, read_limited
 from cbit.owner.verify import files
 from cbit.owner.verify.pem import is_x509
 from cbit.owner.verify.snp_chain import certificates_of
@@ -80,7 +80,10 @@ def _files_of(path: Path) -> Sequence[Path]:
 
 
 def find_report(data: bytes, *, source: str, offset: int | None = None) -> bytes:
-    """Find the report in a file: bare, as hex text, in Azure's wrapper, or at an offset.
+    """Find the report in a file: bare, as text, with what came along, in Azure's wrapper, or at an offset.
+
+    What comes along is the head of the firmware's answer (MSG_REPORT_RSP: status, size, zeros), and the
+    host's certificate table behind an extended report.
 
     Args:
         data: content of the file.
@@ -100,15 +103,31 @@ def find_report(data: bytes, *, source: str, offset: int | None = None) -> bytes
         if len(raw) != snp_report.REPORT_SIZE:
             raise WireError(f"{source}: {len(data)} bytes hold no whole report at offset {offset}")
         return raw
-    if len(data) in _SIZES:
-        return data
-    try:
-        text = bytes.fromhex(data.decode("ascii"))
-    except ValueError:
-        text = b""
-    if len(text) in _SIZES:
-        return text
+    candidates = (data, _from_hex(data), from_base64(data) or b"", _answered(data), _extended(data))
+    if (found := next((raw for raw in candidates if len(raw) in _SIZES), None)) is not None:
+        return found
     raise WireError(
-        f"{source}: {len(data)} bytes are no report ({_SIZES[0]} of SNP, {_SIZES[1]} of SEV, or hex); "
+        f"{source}: {len(data)} bytes are no report ({_SIZES[0]} of SNP, {_SIZES[1]} of SEV, hex or base64); "
         "where it stands inside something else, give --offset"
     )
+
+
+def _from_hex(data: bytes) -> bytes:
+    try:
+        return bytes.fromhex(data.decode("ascii"))
+    except ValueError:
+        return b""
+
+
+def _answered(data: bytes) -> bytes:
+    """Take the report out of the firmware's answer, which the kernel hands on in a larger buffer."""
+    size = snp_report.REPORT_SIZE
+    head = bytes(4) + size.to_bytes(4, "little") + bytes(24)
+    rest = data[len(head) + size :]
+    return data[len(head) : len(head) + size] if data.startswith(head) and not any(rest) else b""
+
+
+def _extended(data: bytes) -> bytes:
+    """Take the report from before the certificate table with which it came."""
+    table = data[snp_report.REPORT_SIZE :]
+    return data[: snp_report.REPORT_SIZE] if snp_report.looks_like_cert_table(table) else b""
