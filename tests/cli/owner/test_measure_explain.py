@@ -71,7 +71,7 @@ def test_a_value_that_matches_is_good(cli: Cli, folder: Path) -> None:
 
 
 def test_it_says_what_it_excluded(cli: Cli, folder: Path) -> None:
-    call = explain(folder, Mode.SEV, "--expect", "00" * 32, "--time-limit", "20")
+    call = explain(folder, Mode.SEV, "--expect", "00" * 32, "--time-limit", "600")
     code, found = cli(*call)
     assert 1 == code
     explanation = found["result"]["explanation"]
