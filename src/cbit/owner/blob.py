@@ -43,7 +43,7 @@ class Blob:
             if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= LARGEST:
                 return None
             with open(path, "rb") as file:
-                return cls(memoryview(_map(file.fileno())))
+                return cls(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
         except (OSError, ValueError):
             return None
 
@@ -69,10 +69,3 @@ class Blob:
 
     def _hash(self) -> None:
         self._sha256 = hashlib.sha256(self._data).digest()
-
-
-def _map(descriptor: int) -> mmap.mmap:
-    """Map a file to be read; at once where that can be said, for a page fault each takes a fifth longer."""
-    if hasattr(mmap, "MAP_POPULATE"):
-        return mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
-    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)

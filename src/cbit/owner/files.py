@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -77,7 +78,10 @@ def read_limited(path: Path, *, limit: int = LARGEST) -> bytes:
         WireError: it is larger than ``limit`` bytes.
     """
     with path.open("rb") as file:
-        data = file.read(limit + 1)
+        found = os.fstat(file.fileno())
+        # Only what may be endless is asked for a number of bytes: as many are allocated first.
+        endless = not stat.S_ISREG(found.st_mode) or found.st_size > limit
+        data = file.read(limit + 1 if endless else -1)
     if len(data) > limit:
         raise WireError(f"{path.name}: larger than the {limit} bytes that such a file can have")
     return data
