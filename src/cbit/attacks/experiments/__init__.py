@@ -9,7 +9,7 @@ from cbit.attacks.experiments.block_move import block_move_xe, block_move_xex
 from cbit.attacks.experiments.ciphertext import ciphertext_collision, ciphertext_dictionary
 from cbit.attacks.experiments.code_injection import code_injection
 from cbit.attacks.experiments.cold_boot import cold_boot
-from cbit.attacks.experiments.crossline import crossline_v1, crossline_v2
+from cbit.attacks.experiments.crossline import crossline_tlb, crossline_v1, crossline_v2
 from cbit.attacks.experiments.debug_policy import debug_policy
 from cbit.attacks.experiments.dropped_store import dropped_store
 from cbit.attacks.experiments.faked_cpuid import faked_cpuid
@@ -20,6 +20,7 @@ from cbit.attacks.experiments.registers import register_oracle
 from cbit.attacks.experiments.replay import replay
 from cbit.attacks.experiments.severed import severed
 from cbit.attacks.experiments.tweak_constants import tweak_constants_xe, tweak_constants_xex
+from cbit.attacks.experiments.unprotected_io import unprotected_io
 from cbit.attacks.experiments.withheld_flush import withheld_flush
 from cbit.attacks.lab.attack import Attack, BadCase
 
@@ -41,8 +42,10 @@ ALL: Final[tuple[Attack, ...]] = (
     block_move_xe,
     block_move_xex,
     code_injection,
+    unprotected_io,
     crossline_v1,
     crossline_v2,
+    crossline_tlb,
     ciphertext_dictionary,
     ciphertext_collision,
     withheld_flush,

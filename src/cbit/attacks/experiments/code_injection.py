@@ -6,7 +6,7 @@ import struct
 
 from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.corpus import Corpus, xor
+from cbit.attacks.lab.corpus import Corpus, difference, xor
 from cbit.attacks.lab.guest import CODE, CPUID, HLT, NPF, SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
@@ -113,14 +113,14 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.victim.until(CPUID)
     for at in range(0, len(code), BLOCK):
         target = behind + at
-        wanted = xor(code[at : at + BLOCK], corpus.difference(oracle, target))
+        wanted = xor(code[at : at + BLOCK], difference(oracle, target))
         for name, word in zip(("rax", "rbx", "rcx", "rdx"), struct.unpack("<4I", wanted), strict=True):
             hands.emulation[name] = word
         hands.victim.skip(2)
         hands.victim.until(CPUID)  # without the jump there is no second CPUID
         exits += 1
         hands.caches.write_back()
-        cells = xor(hands.memory.read(oracle, BLOCK), corpus.difference(oracle, target))
+        cells = xor(hands.memory.read(oracle, BLOCK), difference(oracle, target))
         log.step(f"block {at // BLOCK}: ciphertext of the adversary's code for its place", cells)
         hands.memory.write(target, cells)
         if at == 0:

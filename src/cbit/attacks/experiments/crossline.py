@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from cbit.attacks.experiments.host_read import KEEPER
 from cbit.attacks.experiments.registers import LOAD, STORE, counter
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import C_BIT, DB, NPF, TABLES, Program
+from cbit.attacks.lab.guest import C_BIT, CODE, DB, HLT, NPF, SECRET, TABLES, Program, Victim
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
 from cbit.attacks.lab.outcome import Mode, does_not_apply, stopped_by, succeeds
@@ -32,9 +33,7 @@ def mapper(stand: Stand) -> Scene:
     guest = stand.guest(Program(MAPPER, data=((TREASURE, table), (NOISE, noise))))
     guest.until_idle()
     planted = guest.peek(TREASURE, PAGE) == table
-    if stand.variant == "deactivated":
-        assert guest.sev is not None
-        guest.sev.deactivate()
+    _perhaps_ended(stand, guest)
     secrets = tuple((frame << 12).to_bytes(8, "little") for frame in frames)
     shaped = sum(_looks_like_an_entry(word) for (word,) in struct.iter_unpack("<Q", noise))
     facts = Facts({"table_at": TREASURE, "noise_at": NOISE, "shaped": shaped})
@@ -112,13 +111,17 @@ def _leak(cpu: Spoofed, there: int) -> list[bytes | None]:
     return words
 
 
-def _perhaps_ended(stand: Stand) -> Scene:
+def _counter(stand: Stand) -> Scene:
     scene = counter(stand)
-    if stand.variant == "deactivated":
-        assert scene.guest is not None
-        assert scene.guest.sev is not None
-        scene.guest.sev.deactivate()
+    assert scene.guest is not None
+    _perhaps_ended(stand, scene.guest)
     return scene
+
+
+def _perhaps_ended(stand: Stand, guest: Victim) -> None:
+    if stand.variant == "deactivated":
+        assert guest.sev is not None
+        guest.sev.deactivate()
 
 
 @attack(
@@ -134,7 +137,7 @@ def _perhaps_ended(stand: Stand) -> Scene:
         Mode.SEV_SNP: stopped_by("the VMSA has an owner in the RMP"),
     },
     defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
-    victim=_perhaps_ended,
+    victim=_counter,
 )
 def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Execute a load and a store of the victim's in a virtual machine of the adversary's own.
@@ -166,4 +169,43 @@ def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
         published="one instruction at a time; 113.6 ms for 4 KB",
         source="CrossLine (attacks.md A14)",
     )
+    return loot
+
+
+def user(stand: Stand) -> Scene:
+    """Start a victim that uses its secret again and again, and let it do so once."""
+    secret = stand.entropy.draw(16)
+    guest = stand.guest(Program(KEEPER), secret=secret)
+    guest.until_idle()
+    _perhaps_ended(stand, guest)
+    return Scene((secret,), Facts({"loads_at": CODE}), guest, planted=guest.peek(SECRET, 16) == secret)
+
+
+@attack(
+    title="CrossLine with the victim's own translations",
+    experiment="E8",
+    paper="Li et al., CCS 2021, TLB-reuse variant (attacks.md A14)",
+    holds={Power.EDIT_VMCB, Power.WITHHOLD_FLUSH},
+    expect={
+        Mode.NONE: _NO_KEY,
+        Mode.SME: _NO_KEY,
+        Mode.SEV: succeeds("translations are tagged with the ASID, and the hypervisor chooses the ASID"),
+        Mode.SEV_ES: stopped_by("SEV-ES: registers come from the victim's own VMSA"),
+        Mode.SEV_SNP: stopped_by("TLB_ID in the VMSA: another virtual machine's entries do not match"),
+    },
+    defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
+    victim=user,
+)
+def crossline_tlb(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Switch a virtual machine that has no memory at all into SEV mode, under the ASID that ran last.
+
+    No flush was asked for, so the victim's translations are still there.  The adversary's page tables lead
+    nowhere and its nested tables are empty: neither is walked.  It fetches the victim's code and loads the
+    victim's secret through what the victim has left behind, and the registers are the adversary's.
+    """
+    cpu = hands.spoofed(rip=facts.number("loads_at"), cr3=0, map_memory=False, flush=False)
+    cpu.runner.until(HLT)
+    loot = struct.pack("<2Q", cpu.registers["rax"], cpu.registers["rbx"])
+    log.step("an empty machine has executed two loads of the victim's, and halts where the victim does", loot)
+    log.figure("pages mapped by the adversary", 0, published="no figure", source="CrossLine (attacks.md A14)")
     return loot

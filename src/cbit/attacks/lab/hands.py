@@ -159,8 +159,7 @@ class Hands:
         """Two virtual CPUs of the victim's (p6), and an unprivileged program on one of them (A15)."""
         self._take(Power.WITHHOLD_FLUSH)
         self._take(Power.PROCESS)
-        c_bit = self._host.machine.profile.features.c_bit
-        return TwoCpus(self._victim(), c_bit=c_bit, flushes=self._scene.tlb_flushes)
+        return TwoCpus(self._victim(), flushes=self._scene.tlb_flushes)
 
     def launch(self, pieces: Sequence[tuple[int, bytes]]) -> None:
         """Launch the victim by one LAUNCH_UPDATE_DATA for each piece, at the adversary's places (p12).
@@ -176,10 +175,19 @@ class Hands:
         except (BadMeasurement, Untrusted) as refusal:
             raise Thwarted(str(refusal)) from None
 
-    def spoofed(self, *, rip: int, cr3: int, map_memory: bool = True) -> Spoofed:
-        """A virtual CPU of the adversary's own that runs under the victim's ASID (p5)."""
+    def spoofed(self, *, rip: int, cr3: int, map_memory: bool = True, flush: bool = True) -> Spoofed:
+        """A virtual CPU of the adversary's own that runs under the victim's ASID (p5).
+
+        Args:
+            rip: where it begins.
+            cr3: its page tables.
+            map_memory: its nested tables map the victim's memory; else nothing.
+            flush: it begins without the translations of that ASID; with them is a power of its own (p6).
+        """
         self._take(Power.EDIT_VMCB)
-        return Spoofed(self._host, self._victim(), rip=rip, cr3=cr3, map_memory=map_memory)
+        if not flush:
+            self._take(Power.WITHHOLD_FLUSH)
+        return Spoofed(self._host, self._victim(), rip=rip, cr3=cr3, map_memory=map_memory, flush=flush)
 
     def own_guest(self) -> OwnGuest:
         """A guest of the adversary's own (p12), protected as the host likes."""

@@ -300,14 +300,17 @@ class Spoofed:
         stepper: stops it after each instruction.
     """
 
-    def __init__(self, host: Host, victim: Victim, *, rip: int, cr3: int, map_memory: bool) -> None:
+    def __init__(
+        self, host: Host, victim: Victim, *, rip: int, cr3: int, map_memory: bool, flush: bool
+    ) -> None:
         self._vm = Vm(host, victim.vm.protection)
         self._victim = victim
         if map_memory:
             for gpa in range(0, victim.size, PAGE):
                 self.map(gpa, victim.spa(gpa))
         self.cpu = VirtualCpu(self._vm, asid=victim.vm.asid, sev=victim.encrypted, cr3=cr3, rip=rip)
-        self.cpu.flush()
+        if flush:
+            self.cpu.flush()
         self.runner = Runner(self.cpu)
         self.registers = Registers(self.cpu)
         self.stepper = Stepper(self.cpu)

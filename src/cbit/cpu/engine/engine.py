@@ -10,8 +10,9 @@ Every exit that the hypervisor asked for, and every nested fault that its own ta
 with a real code in the real VMCB.  Faults by which the engine fetches pages stay between it and the cache.
 
 MODEL CHOICE: one run is VMLOAD, VMRUN, VMSAVE, as hypervisors do it.  A deadline is a physical interrupt that
-the guest cannot mask.  QEMU's TLB is emptied where another ASID, or the same under other control registers,
-is entered; the translations of `Shadow` stay.
+the guest cannot mask.  QEMU's TLB is emptied where another ASID is entered, or the same with another CR0, CR4
+or EFER; with another CR3 it is not, for hardware leaves that flush to the hypervisor.  The translations of
+`Shadow` stay.
 Paper: memory-encryption.md §4.2, §6, §7, §8, §10.1.
 Not modelled: SEV-ES, guests that are hypervisors, decode assists, the guest's interrupt shadow across VMRUN.
 """

@@ -251,7 +251,9 @@ static void load_block(struct engine *e, uint64_t space)
     FIELD(uint64_t, vmcb, VMCB_NESTED) = 1;
     FIELD(uint64_t, vmcb, VMCB_NESTED_CR3) = e->root;
     tables_of(vmcb, tables);
-    e->keep_tlb = e->left_space == space && !memcmp(tables, e->left, sizeof tables);
+    /* Another CR3 is no reason: who runs two virtual CPUs under one ASID has to ask for the flush. */
+    e->keep_tlb = e->left_space == space && tables[0] == e->left[0] && tables[1] == e->left[1]
+                  && tables[3] == e->left[3];
     if (!e->keep_tlb)
         call.tlb_flush(e->cs);
     e->left_space = 0;
