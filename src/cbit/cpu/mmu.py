@@ -16,7 +16,7 @@ from cbit.cpu.paging import Access, Kind
 from cbit.cpu.physical import PhysicalPort
 from cbit.cpu.tlb import Tag, Tlb
 from cbit.cpu.translation import Translation, pieces
-from cbit.spec.address import Spa
+from cbit.spec.address import PAGE, Spa
 from cbit.spec.key_id import KeyId
 
 
@@ -82,9 +82,14 @@ class Mmu:
             NestedPageFault: the nested tables refuse.
             EncryptedMmio: C=1 on a device's registers.
         """
-        requests = []
+        requests: list[Request] = []
+        translation = None
         for start, count in pieces(linear, length):
-            translation = self.translate(start, access)
+            if translation is not None and translation.nested is None and start % translation.leaf.size:
+                # The large page goes on, and one translation serves all of it.
+                translation = Translation(page=Spa(translation.leaf.at(start) & -PAGE), leaf=translation.leaf)
+            else:
+                translation = self.translate(start, access)
             key = self.translator.key(access.kind.use, translation, self.controls)
             requests.append(Request(translation.spa(start), count, key))
         for request in requests:

@@ -109,5 +109,4 @@ class PageTables:
         return self._rules.split(value & 0x000F_FFFF_FFFF_F000)[0]
 
     def _clear(self, table: int) -> None:
-        for where in range(table, table + PAGE, ENTRY):
-            self._tables.write_entry(where, 0, size=ENTRY, c=self._c)
+        self._tables.write_entry(table, 0, size=PAGE, c=self._c)  # all of its entries at once
