@@ -69,6 +69,7 @@ _SPARE_TABLES: Final = 64
 _LOOKED_AT: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
 _INTERCEPTED: Final = int(OURS)
 _PG, _PAE = int(Cr0.PG), int(Cr4.PAE)
+_NEVER: Final = (1 << 64) - 1
 _EXIT: Final = struct.Struct("<3Q")
 
 
@@ -268,7 +269,7 @@ class Engine:
     ) -> bool:
         """Run; False if the VMCB must be looked at first, because it has not these fields any more."""
         state = self._processor.state
-        state.deadline = 0 if blocks is None else state.blocks + blocks
+        state.deadline = _NEVER if blocks is None else self.clock[0] + blocks
         self._turn = turn
         try:
             ran = self._processor.run(context, id(turn.space), good)

@@ -70,7 +70,7 @@ class _Loop(ctypes.Structure):
 
 
 class _Again(ctypes.Structure):
-    _fields_ = [("last", _U64), ("pause", _U64), ("turns", _U64), ("loop", _Loop * _LOOPS)]
+    _fields_ = [("last", _U64), ("paused", _U64), ("pause", _U64), ("turns", _U64), ("loop", _Loop * _LOOPS)]
 
 
 class EngineState(ctypes.Structure):
@@ -104,6 +104,8 @@ class EngineState(ctypes.Structure):
         ("keep_tlb", _U64),
         ("blocks", _U64),
         ("deadline", _U64),
+        ("exit_word", _P),
+        ("hflags", _P),
         ("tsc_per_block", _U64),
         ("restarts", _U64),
         ("farthest", _U64),

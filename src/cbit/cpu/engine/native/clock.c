@@ -34,10 +34,11 @@ static uint64_t string_to_do(struct engine *e, uint64_t block, uintptr_t from)
     struct loop *loop = &e->again.loop[block / 16 % LOOPS];
     if (FIELD(uint64_t, e->env, 8 * RCX) <= WORTH_IT || (loop->block == block && !loop->string))
         return 0;
-    if (e->again.pause) {
+    if (e->again.pause && e->again.paused == block) {
         e->again.pause--;
         return 0;
     }
+    e->again.paused = block;
     if (from)
         call.cpu_restore_state(e->cs, from, 0);    /* RIP */
     loop->block = block;
@@ -68,8 +69,7 @@ static void do_string(struct engine *e, uint64_t string)
     uint64_t turns = least(registers[RCX] - 1, (PAGE - to % PAGE) / size);
     if (string & MOVE)
         turns = least(turns, (PAGE - from % PAGE) / size);
-    if (e->deadline)
-        turns = least(turns, e->deadline - e->blocks);
+    turns = least(turns, e->deadline - e->blocks);
     if (!turns || to % PAGE < size || ((string & MOVE) && from % PAGE < size))
         return;                                    /* the last turn was in another page */
     e->again.pause = PAGE / size;
@@ -98,15 +98,14 @@ static void do_string(struct engine *e, uint64_t string)
 }
 
 /* A block begins. */
-static inline void count(struct engine *e, uint64_t block, uintptr_t from)
+static void count(struct engine *e, uint64_t block, uintptr_t from)
 {
     uint64_t string = 0;
     if (block == e->again.last)
         string = string_to_do(e, block, from);
-    else
-        e->again.last = block, e->again.pause = 0;
+    e->again.last = block;
     e->keep_tlb = 0;
-    if (e->deadline && e->blocks >= e->deadline) {
+    if (e->blocks >= e->deadline) {
         call.uc_emu_stop(e->uc);                   /* this block is not executed any more */
         return;
     }
@@ -120,24 +119,36 @@ void hook_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct engine *e = user;
     (void)uc, (void)size;
-    if (in_guest(e) && FIELD(int32_t, e->cs, at.cs_exit_word) >= 0)
+    if (in_guest(e) && *e->exit_word >= 0)
         count(e, address, 0);
 }
 
-/* Why: it begins every block, to ask whether to stop; with the clock in it no block needs a hook as well. */
+static __attribute__((noinline)) void look_at_block(void *uc, uint32_t not_now, uintptr_t from)
+{
+    struct engine *e = current && current->uc == uc ? current : NULL;
+    void *cs = FIELD(void *, uc, at.uc_cpu);
+    int32_t *exit_word = &FIELD(int32_t, cs, at.cs_exit_word);
+    if (e && *exit_word >= 0 && in_guest(e))
+        count(e, from, from);
+    if (*exit_word >= 0)
+        return;
+    if (!not_now)
+        call.cpu_restore_state(cs, from, 1);       /* the original would look at who called it */
+    call.helper_check_exit_request(uc, not_now);
+}
+
+/* Why: it begins every block, to ask whether to stop; with the clock in it no block needs a hook as well.  Most blocks
+ * are only counted. */
 void stub_helper_check_exit_request(void *uc, uint32_t not_now)
 {
     uintptr_t from = (uintptr_t)__builtin_return_address(0);
     struct engine *e = current;
-    void *cs = FIELD(void *, uc, at.uc_cpu);
-    int stop = FIELD(int32_t, cs, at.cs_exit_word) < 0;
-    if (e && e->uc == uc && !stop && in_guest(e)) {
-        count(e, from, from);
-        stop = FIELD(int32_t, cs, at.cs_exit_word) < 0;
-    }
-    if (stop) {
-        if (!not_now)
-            call.cpu_restore_state(cs, from, 1);   /* the original would look at who called it */
-        call.helper_check_exit_request(uc, not_now);
+    if (e && e->uc == uc && *e->exit_word >= 0 && (*e->hflags & HF_GUEST) && from != e->again.last
+        && e->blocks < e->deadline) {
+        e->again.last = from;
+        e->keep_tlb = 0;
+        e->blocks++;
+    } else {
+        look_at_block(uc, not_now, from);
     }
 }

@@ -197,6 +197,8 @@ static int hook_invalid(void *uc, void *user)
 int cbit_hook(struct engine *e)
 {
     size_t hook;
+    e->exit_word = &FIELD(int32_t, e->cs, at.cs_exit_word);
+    e->hflags = &ENV(uint32_t, e, hflags);
     int error = call.uc_hook_add(e->uc, &hook, 1 << 0, (void *)hook_interrupt, e, 1, 0);
     if (!error)
         error = call.uc_hook_add(e->uc, &hook, 1 << 14, (void *)hook_invalid, e, 1, 0);

@@ -107,7 +107,9 @@ struct engine {
     uint64_t c_bit;                      /* what a page-table walk adds to CR3; 0 without SEV */
     uint64_t cr3;                        /* CR3 as the guest wrote it */
     uint64_t keep_tlb;                   /* from #VMEXIT to the first block after VMRUN: the same guest again */
-    uint64_t blocks, deadline;           /* executed in guest mode; stop at the latter (0: never) */
+    uint64_t blocks, deadline;           /* executed in guest mode; stop at the latter */
+    int32_t *exit_word;                  /* of CPUState: negative if the next block is to stop */
+    uint32_t *hflags;
     uint64_t tsc_per_block;
     uint64_t restarts;                   /* blocks that a fault made begin again */
     uint64_t farthest, stalls;           /* restarts since the clock was last farther than ever */
@@ -125,7 +127,8 @@ struct engine {
     uint8_t *used;                       /* by number of a slot: how often it came into the TLB */
     struct area area[AREAS];
     struct again {                       /* blocks that ran twice in a row, and whether they are string instructions */
-        uint64_t last, pause;            /* the block before this one; turns for which it is left alone */
+        uint64_t last;                   /* the block before this one */
+        uint64_t paused, pause;          /* the block that is left alone for so many turns */
         uint64_t turns;                  /* of string instructions, done at once since power-on */
         struct loop { uint64_t block, string; } loop[LOOPS];
     } again;
