@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4
@@ -44,6 +43,7 @@ from cbit.cpu.engine.native import RANDOM_WORDS, Answer
 from cbit.cpu.engine.processor import RAX, RCX, RDX, Context, Processor, address_of
 from cbit.cpu.engine.shadow import Counters, Shadow, Space
 from cbit.cpu.engine.translations import BareMemory
+from cbit.cpu.engine.turn import Turn
 from cbit.cpu.faults import (
     ExitCode,
     GeneralProtection,
@@ -71,28 +71,6 @@ _INTERCEPTED: Final = int(OURS)
 _PG, _PAE = int(Cr0.PG), int(Cr4.PAE)
 _NEVER: Final = (1 << 64) - 1
 _EXIT: Final = struct.Struct("<3Q")
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One VMRUN, and those after it for as long as nothing changes that VMRUN looks at.
-
-    Attributes:
-        vmcb_at: rAX.
-        flushes: TLB_CONTROL asked for a flush, so that the next one is looked at anew.
-        good: the control fields that were found good.
-        registers: of software on the bare machine.
-    """
-
-    host: HostSide
-    vmcb_at: Spa
-    block: ControlBlock
-    space: Space
-    mode: VmMode
-    flushes: bool
-    good: bytes
-    error: BaseException | None = None
-    registers: memoryview | None = None
 
 
 class Engine:
@@ -125,9 +103,9 @@ class Engine:
         self._entropy = entropy
         self._trace = trace
         self._maps: dict[int, bytes] = {}
-        self._turn: _Turn | None = None
+        self._turn: Turn | None = None
         self._checks = Checks(trace)
-        self._last: _Turn | None = None
+        self._last: Turn | None = None
         self._loan = BlockLoan(self._processor, lender)
         self._window = lender.window
         self.exits: dict[int, int] = {}
@@ -264,9 +242,7 @@ class Engine:
             self._processor.state.block = None
         return self._count(turn, Exit._make(_EXIT.unpack_from(registers, At.EXIT_CODE)))
 
-    def _take_turn(
-        self, turn: _Turn, context: Context, blocks: int | None, good: bytes | None = None
-    ) -> bool:
+    def _take_turn(self, turn: Turn, context: Context, blocks: int | None, good: bytes | None = None) -> bool:
         """Run; False if the VMCB must be looked at first, because it has not these fields any more."""
         state = self._processor.state
         state.deadline = _NEVER if blocks is None else self.clock[0] + blocks
@@ -280,14 +256,14 @@ class Engine:
             raise error
         return ran
 
-    def _count(self, turn: _Turn, done: Exit) -> Exit:
+    def _count(self, turn: Turn, done: Exit) -> Exit:
         self.exits[done.code] = self.exits.get(done.code, 0) + 1
         self._trace.emit("cpu.engine", "#VMEXIT", code=done.code, asid=turn.space.asid)
         return done
 
     # --- VMRUN
 
-    def _enter(self, vmcb_at: Spa, host: HostSide) -> _Turn:
+    def _enter(self, vmcb_at: Spa, host: HostSide) -> Turn:
         at, c = host.state.rules.split(vmcb_at)
         spa = Spa(at)
         key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
@@ -306,9 +282,9 @@ class Engine:
         self._loan.take(spa, key)
         self._trace.emit("cpu.engine", "VMRUN", asid=checked.asid, mode=checked.mode.value)
         flushes = checked.tlb_control is not TlbControl.NOTHING
-        return _Turn(host, vmcb_at, block, space, checked.mode, flushes, block.control_fields)
+        return Turn(host, vmcb_at, block, space, checked.mode, flushes, block.control_fields)
 
-    def _enter_bare(self, registers: memoryview, msrpm: bytes, host: HostSide, size: int) -> _Turn:
+    def _enter_bare(self, registers: memoryview, msrpm: bytes, host: HostSide, size: int) -> Turn:
         on = host.state.encryption_on
         rules = AddressRules(C_BIT, C_BIT) if on else AddressRules(C_BIT + 1, None)
         memory = BareMemory(HostTranslator(host.port, rules), size)
@@ -319,7 +295,7 @@ class Engine:
         self._prepare(space, block)
         self._loan.give_back()
         mode = VmMode.PLAIN
-        return _Turn(host, Spa(-1), block, space, mode, False, block.control_fields, registers=registers)
+        return Turn(host, Spa(-1), block, space, mode, False, block.control_fields, registers=registers)
 
     def _prepare(self, space: Space, block: ControlBlock) -> None:
         state = self._processor.state
@@ -337,7 +313,7 @@ class Engine:
 
     # --- exits that are, or may be, the engine's own
 
-    def _answer(self, act: Callable[[_Turn], Answer]) -> int:
+    def _answer(self, act: Callable[[Turn], Answer]) -> int:
         """Nothing may be raised through unicorn: an error ends the turn, and `run` raises it."""
         turn = self._turn
         if turn is None:
@@ -355,7 +331,7 @@ class Engine:
         state.random_left = RANDOM_WORDS
         return 1
 
-    def _exit(self, turn: _Turn, code: int) -> Answer:
+    def _exit(self, turn: Turn, code: int) -> Answer:
         if code == ExitCode.NPF:
             return self._nested_fault(turn)
         if code == _WBINVD:
@@ -369,7 +345,7 @@ class Engine:
             return self._raise(_UD_VECTOR)
         return Answer.LEAVE
 
-    def _nested_fault(self, turn: _Turn) -> Answer:
+    def _nested_fault(self, turn: Turn) -> Answer:
         (address,) = struct.unpack_from("<Q", self._processor.vmcb, At.EXIT_INFO_2)
         try:
             info = self._processor.state.exit_info_1
@@ -381,7 +357,7 @@ class Engine:
     def _has_c_bit(self) -> bool:
         return bool(self._processor.control(0) & _PG and self._processor.control(4) & _PAE)
 
-    def _cache_instruction(self, turn: _Turn) -> Answer:
+    def _cache_instruction(self, turn: Turn) -> Answer:
         found = self._instruction(turn)
         invd = found is not None and found.op is Op.INVD
         code = _INVD if invd else _WBINVD
@@ -396,7 +372,7 @@ class Engine:
             turn.host.wbinvd_done()
         return self._skip(found)
 
-    def _sev_status(self, turn: _Turn) -> Answer:
+    def _sev_status(self, turn: Turn) -> Answer:
         found = self._instruction(turn)
         write = self._processor.state.exit_info_1 & 1
         if found is None or write:
@@ -406,7 +382,7 @@ class Engine:
         self._processor.register(RDX).value = 0
         return self._skip(found)
 
-    def _invalid(self, turn: _Turn) -> Answer:
+    def _invalid(self, turn: Turn) -> Answer:
         """Do a cache-line flush, for which QEMU has no effect; everything else is invalid indeed."""
         found = self._instruction(turn)
         if found is None or found.op is not Op.FLUSH_LINE:
@@ -471,7 +447,7 @@ class Engine:
     def _access(self, kind: Kind) -> Access:
         return Access(kind, user=self._processor.flags & 3 == _USER_CPL)
 
-    def _instruction(self, turn: _Turn) -> Instruction | None:
+    def _instruction(self, turn: Turn) -> Instruction | None:
         """Decode what the guest is about to execute; None if it is nothing that the engine knows."""
         processor = self._processor
         long = bool(processor.flags & _LONG_CODE)
@@ -484,7 +460,7 @@ class Engine:
         linear = machine.rip + (0 if long else processor.segment_base(1))
         return decode(self._fetch(turn, linear, MAX_LENGTH), machine)
 
-    def _fetch(self, turn: _Turn, linear: int, length: int) -> bytes:
+    def _fetch(self, turn: Turn, linear: int, length: int) -> bytes:
         """Read instruction bytes as the guest would fetch them, as far as its tables allow."""
         walker, controls, code = turn.space.nested.walker, self._controls(), b""
         while len(code) < length:
