@@ -1,10 +1,14 @@
-"""LAUNCH_UPDATE_DATA, and a whole launch, against the arithmetic that they cannot avoid."""
+"""LAUNCH_UPDATE_DATA, and a whole launch, against the arithmetic that they cannot avoid.
+
+In the process's own time, because nobody else works for it: a busy computer does not decide.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +58,7 @@ def _update(host: Host, rounds: int) -> Figure:
     image = memoryview(os.urandom(IMAGE))
     vm.load(WHERE, bytes(image))
     guest = SevGuest.start(vm, policy=int(Policy.NODBG))
-    times = pairs(lambda: guest.update(WHERE, IMAGE), lambda: _floor(image), rounds)
+    times = pairs(lambda: guest.update(WHERE, IMAGE), lambda: _floor(image), rounds, clock=time.process_time)
     ours, limit, ratio = medians(times)
     guest.end()
     against = "SHA-256 and AES-128-ECB of the same 4 MiB"
@@ -86,7 +90,7 @@ def _whole(host: Host, rounds: int) -> Figure:
         _floor(image)
         ec.shared_secret(own, sev_cert.public_key(session.godh))
 
-    ours, limit, ratio = medians(pairs(launch, least, rounds))
+    ours, limit, ratio = medians(pairs(launch, least, rounds, clock=time.process_time))
     against = "the same, and one P-384 key agreement with a fresh certificate"
     return Figure("launch", "whole launch 4 MiB", ours * 1e3, limit * 1e3, "ms", ratio, against, "<= 1.6")
 
