@@ -16,9 +16,11 @@ IMAGE = hashlib.shake_256(b"firmware").digest(2 * CHUNK + 3 * PAGE)
 
 
 def encrypt(world: World, spa: int, length: int, *, source: KeyId = UNENCRYPTED) -> bytes:
-    return b"".join(
-        bytes(piece) for piece in world.fabric.encrypt_in_place(Spa(spa), length, key_id=ALICE, source=source)
+    shown: list[bytes] = []
+    world.fabric.encrypt_in_place(
+        Spa(spa), length, key_id=ALICE, source=source, show=lambda chunk: shown.append(bytes(chunk))
     )
+    return b"".join(shown)
 
 
 def test_what_was_plain_is_encrypted_where_it_lies_and_shown_once_for_hashing(any_mode: World) -> None:
@@ -78,35 +80,49 @@ def test_a_bad_range_is_refused_at_the_call_and_changes_nothing(
     world.cache.write(Spa(PAGE), b"dirty", UNENCRYPTED)
     before = world.probe.read(Spa(0), MIB)
     with pytest.raises(AddressError, match=why):
-        world.fabric.encrypt_in_place(Spa(spa), length, key_id=ALICE)
+        encrypt(world, spa, length)
     assert world.probe.read(Spa(0), MIB) == before
     assert len(world.cache.snapshot()) == 1
 
 
-def test_nothing_to_encrypt_yields_nothing(world: World) -> None:
+def test_nothing_to_encrypt_shows_nothing(world: World) -> None:
     assert encrypt(world, PAGE, 0) == b""
 
 
-def test_a_chunk_is_read_only_and_gone_after_the_last_one(world: World) -> None:
-    world.controller.write(Spa(0), IMAGE[:PAGE], UNENCRYPTED)
-    chunks = world.fabric.encrypt_in_place(Spa(0), PAGE, key_id=ALICE)
-    chunk = next(chunks)
-    with pytest.raises(TypeError):
-        chunk[0] = 0
-    assert chunk == IMAGE[:PAGE]
-    assert world.controller.read(Spa(0), PAGE, ALICE) == IMAGE[:PAGE]  # encrypted before it was shown
-    assert next(chunks, None) is None
-    assert bytes(chunk) == bytes(PAGE)
+@pytest.mark.parametrize("source", [UNENCRYPTED, HOST])
+def test_a_chunk_is_read_only_and_gone_after_the_last_one(world: World, source: KeyId) -> None:
+    world.controller.write(Spa(0), IMAGE[:PAGE], source)
+    shown: list[memoryview] = []
+
+    def look(chunk: memoryview) -> None:
+        with pytest.raises(TypeError):
+            chunk[0] = 0
+        assert chunk == IMAGE[:PAGE]
+        shown.append(chunk)
+
+    world.fabric.encrypt_in_place(Spa(0), PAGE, key_id=ALICE, source=source, show=look)
+    assert len(shown) == 1
+    # It was a window onto the wire, which shows ciphertext now, or the secure processor's memory, now wiped.
+    assert bytes(shown[0]) == (world.probe.read(Spa(0), PAGE) if source == UNENCRYPTED else bytes(PAGE))
 
 
-def test_whoever_stops_half_way_leaves_whole_chunks_and_no_plaintext_in_hand(world: World) -> None:
-    world.controller.write(Spa(0), IMAGE, UNENCRYPTED)
-    chunks = world.fabric.encrypt_in_place(Spa(0), len(IMAGE), key_id=ALICE)
-    chunk = next(chunks)
-    chunks.close()  # type: ignore[attr-defined]  # an iterator by contract, a generator in fact
-    assert not any(chunk)
+@pytest.mark.parametrize("source", [UNENCRYPTED, HOST])
+def test_whoever_stops_half_way_leaves_whole_chunks_and_no_plaintext_in_hand(
+    world: World, source: KeyId
+) -> None:
+    world.controller.write(Spa(0), IMAGE, source)
+    before, shown = world.probe.read(Spa(0), len(IMAGE)), []
+
+    def stop(chunk: memoryview) -> None:
+        shown.append(chunk)
+        if len(shown) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        world.fabric.encrypt_in_place(Spa(0), len(IMAGE), key_id=ALICE, source=source, show=stop)
     assert world.controller.read(Spa(0), CHUNK, ALICE) == IMAGE[:CHUNK]
-    assert world.probe.read(Spa(CHUNK), PAGE) == IMAGE[CHUNK : CHUNK + PAGE]
+    assert world.probe.read(Spa(CHUNK), len(IMAGE) - CHUNK) == before[CHUNK:]
+    assert source == UNENCRYPTED or not any(shown[1])
 
 
 def test_reading_and_writing_take_what_the_caches_hold_under_every_tag(world: World) -> None:

@@ -240,9 +240,11 @@ class OneKeyPerAsid(RuleBasedStateMachine):
     @rule(block=st.integers(0, 300), blocks=st.integers(1, 600), asid=st.sampled_from([ALICE, BOB]))
     def launch(self, block: int, blocks: int, asid: KeyId) -> None:
         spa, length = block * 16, blocks * 16
-        shown = b"".join(
-            bytes(piece) for piece in self.world.fabric.encrypt_in_place(Spa(spa), length, key_id=asid)
+        chunks: list[bytes] = []
+        self.world.fabric.encrypt_in_place(
+            Spa(spa), length, key_id=asid, show=lambda chunk: chunks.append(bytes(chunk))
         )
+        shown = b"".join(chunks)
         self.model.flush(spa, length)
         self.compare(self.model.read(spa, length, UNENCRYPTED, cached=False), shown, UNENCRYPTED)
         self.model.write(spa, shown, asid, cached=False)

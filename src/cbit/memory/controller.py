@@ -149,6 +149,17 @@ class MemoryController:
         else:
             cipher.decrypt(spa, wire, out=out)
 
+    def look(self, spa: Spa, room: memoryview, key_id: KeyId) -> memoryview:
+        """Read as much as ``room`` holds: into it, or, whole lines without encryption, where they lie.
+
+        The latter is a window onto the wire, to be used at once (errors as `check`).
+        """
+        if self._engine(key_id) is not None or spa % LINE or len(room) % LINE:
+            self.read_into(spa, room, key_id)
+            return room
+        self.check(spa, len(room), key_id)
+        return self._lines_in(spa, len(room), encrypted=False)
+
     def write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
         """Write any range through the engine; partial lines are read and merged (errors as `check`)."""
         self.check(spa, len(data), key_id)

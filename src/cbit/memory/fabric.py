@@ -8,7 +8,7 @@ Paper: memory-encryption.md §6.4 ("The secure processor's own accesses"), §1 r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Final
 
 from cbit.crypto.key import Key
@@ -72,40 +72,44 @@ class FabricPort:
         self._controller.write(spa, data, key_id)
 
     def encrypt_in_place(
-        self, spa: Spa, length: int, *, key_id: KeyId, source: KeyId = UNENCRYPTED
-    ) -> Iterator[memoryview]:
-        """Rewrite a range under another key and show the plaintext, chunk by chunk, to whoever hashes it.
+        self,
+        spa: Spa,
+        length: int,
+        *,
+        key_id: KeyId,
+        source: KeyId = UNENCRYPTED,
+        show: Callable[[memoryview], object],
+    ) -> None:
+        """Rewrite a range under another key, and show the plaintext, chunk by chunk, to whoever hashes it.
 
-        When a chunk is yielded, DRAM already holds its ciphertext.  A chunk is valid until the next one is
-        asked for of this port, and wiped at the end.  Memory is read once, so what is hashed is what is
-        encrypted.
+        A chunk is shown, read-only and for the time of the call, and then encrypted; nobody else has the bus
+        in between, so what is hashed is what is encrypted.
 
         Args:
             spa: start, a multiple of 16.
             length: bytes, a multiple of 16.
             key_id: the slot to encrypt with.
             source: the slot that the range is stored under now; `HOST` when the address came with C=1.
+            show: what becomes of the plaintext.  If it raises, that chunk and those behind it are as before.
 
         Raises:
-            AddressError: the range leaves DRAM or is not whole blocks; at the call, before anything changes.
+            AddressError: the range leaves DRAM or is not whole blocks; nothing has been changed.
             ValueError: no such key id.
         """
-        self._controller.check(spa, length, key_id)
-        self._controller.check(spa, length, source)
+        controller = self._controller
+        controller.check(spa, length, key_id)
+        controller.check(spa, length, source)
         if spa % BLOCK or length % BLOCK:
             raise AddressError(spa, f"{length} bytes from here are not whole blocks of {BLOCK} bytes")
-        return self._encrypting(spa, length, key_id, source)
-
-    def _encrypting(self, spa: Spa, length: int, key_id: KeyId, source: KeyId) -> Iterator[memoryview]:
         self._cache.flush(spa, length)
         used = self._local[: min(CHUNK, length)]
         at, end = spa, spa + length
         try:
             while at < end:
-                chunk = used[: min(CHUNK - at % CHUNK, end - at)]  # at the engine's own boundaries
-                self._controller.read_into(at, chunk, source)
-                self._controller.write(at, chunk, key_id)
-                yield chunk.toreadonly()
-                at = Spa(at + len(chunk))
+                room = used[: min(CHUNK - at % CHUNK, end - at)]  # at the engine's own boundaries
+                plaintext = controller.look(at, room, source)
+                show(plaintext.toreadonly())
+                controller.write(at, plaintext, key_id)
+                at = Spa(at + len(room))
         finally:
             used[:] = bytes(len(used))

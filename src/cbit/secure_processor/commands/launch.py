@@ -59,12 +59,14 @@ def launch_update_data(call: Call[buffers.LaunchUpdateData]) -> None:
     valid = rules.valid_prefix(given.paddr, given.length, UPDATE_CHUNK)
     if valid:
         spa, c = rules.check(given.paddr, valid, "PADDR")
-        chunks = firmware.memory.fabric.encrypt_in_place(
-            spa, valid, key_id=guest_key_id(asid), source=HOST if c else UNENCRYPTED
-        )
         assert guest.digest is not None
-        for plaintext in chunks:
-            guest.digest.update(plaintext)
+        firmware.memory.fabric.encrypt_in_place(
+            spa,
+            valid,
+            key_id=guest_key_id(asid),
+            source=HOST if c else UNENCRYPTED,
+            show=guest.digest.update,
+        )
     if valid < given.length:  # what came before the bad chunk is measured and encrypted, as on hardware
         rules.check(given.paddr + valid, min(UPDATE_CHUNK, given.length - valid), f"PADDR + {valid:#x}")
 
