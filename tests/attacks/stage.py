@@ -14,7 +14,6 @@ from cbit.guest import generated_firmware
 from cbit.hypervisor.host import Host, Protection
 from cbit.machine.state_folder import StateFolder
 from cbit.spec.address import MIB, Gpa
-from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.policy import Policy
 from cbit.testing.worlds import a_host, a_machine
 from machine.worlds import state
@@ -44,10 +43,5 @@ class Scene:
 
 def a_scene(folder: Path, profile: str) -> Scene:
     opened = state(folder, profile)
-    tenant = Tenant(
-        image=generated_firmware.generate(),
-        policy=int(Policy.NODBG),
-        vendor_certs=(opened.read("certs/cek.cert"), opened.read("certs/ask_ark.cert")),
-        trust=AmdCert.parse(opened.read("certs/ark.cert")),
-    )
+    tenant = Tenant.beside(opened, policy=int(Policy.NODBG), image=generated_firmware.generate())
     return Scene(opened, tenant)

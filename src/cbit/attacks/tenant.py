@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cbit.crypto.entropy import Entropy
-from cbit.owner.measure import expect_sev
+from cbit.machine.state_folder import StateFolder
+from cbit.owner.measure import Expectation, expect_sev
 from cbit.owner.session import Measuring, Session, Trusted
 from cbit.owner.verify.chain import Chain, assemble
 from cbit.owner.verify.files import pieces_of
@@ -36,6 +37,12 @@ class Tenant:
     vendor_certs: tuple[bytes, ...]
     trust: AmdCert
 
+    @classmethod
+    def beside(cls, state: StateFolder, *, policy: int, image: bytes = b"") -> Tenant:
+        """Make an owner who has what the vendor published of a machine, and trusts its emulated root."""
+        published = (state.read("certs/cek.cert"), state.read("certs/ask_ark.cert"))
+        return cls(image, policy, published, AmdCert.parse(state.read("certs/ark.cert")))
+
     def chain(self, exported: bytes) -> Chain:
         """Put the platform's exported chain and the vendor's certificates together."""
         published = (piece for blob in self.vendor_certs for piece in pieces_of(blob, source="vendor"))
@@ -53,15 +60,22 @@ class Tenant:
         """Verify the platform and make a session for it; raises as ``verify``."""
         return Session.open(self.verify(exported), policy=self.policy, entropy=entropy)
 
-    def check(self, session: Measuring, receipt: LaunchReceipt) -> Trusted:
+    def check(
+        self, session: Measuring, receipt: LaunchReceipt, expected: Expectation | None = None
+    ) -> Trusted:
         """Compare the receipt with what the owner's own copy measures.
+
+        Args:
+            session: the owner's.
+            receipt: the platform's.
+            expected: what was to be launched, if it is not the firmware image.
 
         Raises:
             BadMeasurement: something else was launched.
         """
         return session.check(
             receipt.blob,
-            expect_sev(self.image),
+            expected or expect_sev(self.image),
             api=receipt.api,
             build=receipt.build,
             reported_policy=receipt.policy,

@@ -32,6 +32,7 @@ def configure(parser: Parser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument("dump", nargs="?", type=Path, metavar="DUMP", help="DRAM, as `--dump-dram` writes it")
     parser.add_argument("--report", type=Path, metavar="FILE", help="what `cbit run --report` wrote")
+    parser.add_argument("--guest", metavar="NAME", help="which guest, if the report is of several")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the pages as a picture")
     parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help=f"of the text (default: {ROWS})")
 
@@ -45,7 +46,7 @@ def run(args: Namespace) -> Outcome:
         raise ValueError("a dump, a --report, or both are wanted")
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: one at least")
-    report = _report(args.report) if args.report else None
+    report = _report(args.report, args.guest) if args.report else None
     pages = _pages(args.dump, report)
     if not pages:
         raise ValueError("there is not one page in it")
@@ -80,7 +81,7 @@ def _lines(args: Namespace, pages: list[Any], result: dict[str, Any]) -> Iterato
         yield f"wrote {args.png}"
 
 
-def _report(path: Path) -> Any:
+def _report(path: Path, name: str | None) -> Any:
     from cbit.hypervisor.page_survey import PageSurvey
 
     if path.stat().st_size > _LARGEST_REPORT:
@@ -89,9 +90,23 @@ def _report(path: Path) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict) or "pages" not in value:
+    found = _of_one_guest(value, name, path)
+    if not isinstance(found, dict) or "pages" not in found:
         raise WireError(f"{path}: a report without pages: `cbit run --report` writes one")
-    return PageSurvey.from_json(value["pages"])
+    return PageSurvey.from_json(found["pages"])
+
+
+def _of_one_guest(value: Any, name: str | None, path: Path) -> Any:
+    """Pick what a report says of one guest; a report of one has no names."""
+    guests = value.get("guests") if isinstance(value, dict) else None
+    if not isinstance(guests, list):
+        if name is not None:
+            raise ValueError(f"--guest {name}: {path} is of one guest, which has no name")
+        return value
+    named = {str(guest.get("name")): guest for guest in guests if isinstance(guest, dict)}
+    if name not in named:
+        raise ValueError(f"{path} is of several guests: --guest says which: {', '.join(named)}")
+    return named[name]
 
 
 def _pages(dump: Path | None, report: Any) -> list[Any]:

@@ -46,11 +46,13 @@ class Session:
         policy: the policy word.
         godh: the owner's Diffie-Hellman certificate.
         blob: the owner's session buffer.
+        share_with: a guest of the same owner whose memory key this one gets, its policy permitting.
     """
 
     policy: int = 0
     godh: bytes = b""
     blob: bytes = b""
+    share_with: SevGuest | None = None
 
 
 class LinuxGuest:
@@ -97,7 +99,13 @@ class LinuxGuest:
             raise
 
     def _launch(self, session: Session) -> None:
-        self.sev = SevGuest.start(self.vm, policy=session.policy, godh=session.godh, session=session.blob)
+        self.sev = SevGuest.start(
+            self.vm,
+            policy=session.policy,
+            godh=session.godh,
+            session=session.blob,
+            share_with=session.share_with,
+        )
         for region in self.image.regions:
             self.sev.update(region.gpa, len(region.data))
         self.receipt = self.sev.measure()

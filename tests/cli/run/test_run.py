@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cbit.attacks.linux_launch import check, launch
+from cbit.attacks.tenant import Tenant
 from cbit.cli import main
-from cbit.cli.run.settings import DEFAULT_POLICY
-from cbit.cli.run.tenant import Owner, table_of
+from cbit.cli.run.settings import DEFAULT_POLICY, table_of
 from cbit.crypto.entropy import SeededEntropy
 from cbit.driver.errors import FirmwareError
-from cbit.hypervisor.host import Protection
-from cbit.hypervisor.linux_guest import LinuxGuest, Session
 from cbit.owner.measure import DirectLaunch, Kernel
 from cbit.spec import acpi
 from cbit.spec.address import MIB
@@ -166,19 +165,17 @@ def test_a_byte_that_the_hypervisor_changed_is_measured(tmp_path: Path, what: st
     entropy = SeededEntropy("owner")
     with a_state(tmp_path / "machine") as state:
         host = a_host(a_machine(state, memory_size=2 * MEMORY))
-        owner = Owner(DirectLaunch(kernel=mine, memory_size=MEMORY), DEFAULT_POLICY, entropy)
-        certs = (state.read("certs/cek.cert"), state.read("certs/ask_ark.cert"))
-        measuring = owner.open(host.export_chain(), vendor_certs=certs, root=state.read("certs/ark.cert"))
-        assert measuring.session is not None
-        session = Session(DEFAULT_POLICY, bytes(measuring.session.godh), bytes(measuring.session.blob))
-        guest = LinuxGuest(host, loaded, protection=Protection.SEV, session=session)
-        assert guest.receipt is not None
+        owner, own = (
+            Tenant.beside(state, policy=DEFAULT_POLICY),
+            DirectLaunch(kernel=mine, memory_size=MEMORY),
+        )
+        measuring, guest = launch(host, loaded, owner, entropy=entropy)
         if what == "nothing":
-            trusted = owner.check(measuring, guest.receipt)
+            trusted = check(owner, measuring, guest, own)
             guest.inject(*trusted.seal(table_of(b"secret"), entropy=entropy))
         else:
             with pytest.raises(BadMeasurement, match="another image"):
-                owner.check(measuring, guest.receipt)
+                check(owner, measuring, guest, own)
             forged = measuring.dangerously_trust(bytes(32))  # and a packet for another launch is refused
             with pytest.raises(FirmwareError):
                 guest.inject(*forged.seal(table_of(b"secret"), entropy=entropy))

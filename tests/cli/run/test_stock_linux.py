@@ -1,10 +1,16 @@
-"""The distribution's own kernel under `cbit run`: it sees its encryption, opens its disk, takes commands."""
+"""The distribution's own kernel under `cbit run`, one boot a mode.
+
+It finds its board and its encryption, opens its encrypted disk, works on another, takes commands, and ends.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +27,35 @@ from cbit.spec import secret_table
 from cbit.spec.secret_table import DISK_PASSPHRASE
 from cli.run.conftest import no_engine
 
+pytestmark = [pytest.mark.slow, pytest.mark.oracle, pytest.mark.timeout(1200)]
+
 KEY = bytes(range(64))
 PLANTED = b"a sentence that only memory holds"
+SECTORS = b"".join(hashlib.sha256(bytes([i >> 8, i & 0xFF])).digest() * 16 for i in range(2048))
+WORDS = b"written by the guest"
 #: The sentence is put together in the guest, so that the image does not hold it.
-COMMANDS = "cat /mnt/note; export S='a sentence that only'; export T=\"$S memory holds\"; cat /proc/uptime"
-SAYS = {
-    "none": "",
-    "sme": "Memory Encryption Features active: AMD SME",
-    "sev": "Memory Encryption Features active: AMD SEV",
-}
+COMMANDS = f"""
+export S='a sentence that only'; export T="$S memory holds"
+echo "size $(cat /sys/block/vdb/size)"
+echo "serial $(cat /sys/block/vdb/serial)"
+md5sum /dev/vdb
+printf '{WORDS.decode()}' | dd of=/dev/vdb bs=512 seek=7 conv=sync 2>/dev/null
+sync
+date -u +year=%Y
+cat /proc/interrupts
+"""
+
+
+@dataclass(frozen=True)
+class Linux:
+    """What every boot has in common."""
+
+    folder: Path
+    words: tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
-def linux(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What every boot has in common, as arguments."""
+def linux(tmp_path_factory: pytest.TempPathFactory) -> Linux:
     if why := no_engine():
         pytest.skip(why)
     try:
@@ -44,40 +65,73 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("linux")
     initrd = user_space(files.busybox.read_bytes(), modules=files.modules, unlock=unlock, commands=COMMANDS)
     (folder / "initrd").write_bytes(initrd)
-    (folder / "disk").write_bytes(encrypted_disk.encrypt(romfs({"note": b"the disk is open\n"}), KEY))
     (folder / "secret").write_bytes(secret_table.build([(DISK_PASSPHRASE, KEY)]))
-    words = ["--kernel", str(files.kernel), "--initrd", str(folder / "initrd")]
-    return [*words, "--disk", str(folder / "disk"), "--secret", str(folder / "secret")]
+    return Linux(folder, ("--kernel", str(files.kernel), "--initrd", str(folder / "initrd")))
 
 
-def booted(linux: list[str], folder: Path, mode: str, typed: str) -> tuple[int, dict[str, Any]]:
-    words = ["--mode", mode, "--seed", "1", "--timeout", "500", "--report", str(folder / "report.json")]
-    command = [sys.executable, "-m", "cbit", "run", *linux, *words, "--dump-dram", str(folder / "dram.bin")]
+def booted(linux: Linux, folder: Path, mode: str, typed: str) -> tuple[int, dict[str, Any]]:
+    (folder / "encrypted").write_bytes(encrypted_disk.encrypt(romfs({"note": b"the disk is open\n"}), KEY))
+    (folder / "plain").write_bytes(SECTORS)
+    words = [*linux.words, "--mode", mode, "--memory", "192M", "--cache", "256M", "--seed", "1"]
+    words += ["--disk", str(folder / "encrypted"), "--disk", str(folder / "plain"), "--timeout", "900"]
+    if mode != "none":  # there, nobody gives a key away
+        words += ["--secret", str(linux.folder / "secret")]
+    words += ["--report", str(folder / "report.json"), "--dump-dram", str(folder / "dram.bin")]
+    command = [sys.executable, "-m", "cbit", "run", *words]
     done = subprocess.run(command, input=typed.encode(), capture_output=True, check=False)
     return done.returncode, json.loads((folder / "report.json").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("mode", ["none", "sme", "sev"])
-def test_it_boots_opens_its_disk_takes_commands_and_powers_off(
-    linux: list[str], tmp_path: Path, mode: str
+@pytest.mark.parametrize(
+    ("mode", "last_words", "end"),
+    [
+        ("none", "reboot -f", "reboot"),
+        ("sme", "echo c > /proc/sysrq-trigger", "panic"),
+        ("sev", "poweroff -f", "power-off"),
+    ],
+)
+def test_it_uses_its_board_opens_its_disk_takes_commands_and_ends(
+    linux: Linux, tmp_path: Path, mode: str, last_words: str, end: str
 ) -> None:
-    code, report = booted(linux, tmp_path, mode, "echo typed $((6 * 7))\npoweroff -f\n")
-    console = "\n".join(report["console"])
-    assert (0, "power-off") == (code, report["end"]), console[-2000:]
-    assert "the disk is open" in console
-    assert "typed 42" in console
-    assert SAYS[mode] in console
-    dump = (tmp_path / "dram.bin").read_bytes()
+    ended, report = booted(linux, tmp_path, mode, f"echo typed $((6 * 7))\n{last_words}\n")
+    text = "\n".join(report["console"])
+    assert (int(end == "panic"), end) == (ended, report["end"]), text[-2000:]
+    says = re.findall("Memory Encryption Features active: AMD (SEV|SME)", text)
+    assert ([] if mode == "none" else [mode.upper()]) == says
+    assert "typed 42" in text
+    assert ("the disk is open" in text) is (mode != "none")
+    assert ("nobody injected a secret" in text) is (mode == "none")
+    assert ("/dev/vda stays closed" in text) is (mode == "none")
+    if end == "panic":
+        assert "Kernel panic - not syncing: sysrq triggered crash" == report["why"]
+
+    for found in (
+        "ACPI: Using PIC for interrupt routing",
+        "PCI: Using configuration type 1 for base access",
+        "ttyS0 at I/O 0x3f8 (irq = 4, base_baud = 115200) is a 16550A",
+        "registered as rtc0",
+        "i8042: PNP: No PS/2 controller found.",
+        "year=2023",
+        f"size {len(SECTORS) // 512}\nserial cbit-disk-2\n",
+        f"{hashlib.md5(SECTORS).hexdigest()}  /dev/vdb",
+    ):
+        assert found in text
+    before_the_end = text.partition("typed 42")[0].lower()
+    for wrong in (
+        "ACPI Error",
+        "ACPI Warning",
+        "ACPI BIOS Error",
+        "firmware bug",
+        "Call Trace",
+        "nobody cared",
+    ):
+        assert wrong.lower() not in before_the_end
+    lines = dict(re.findall(r"^ +(\d+): +(\d+) +XT-PIC", text, re.MULTILINE))
+    assert {"0", "2", "4", "8", "9", "10", "11"} <= set(lines)
+    assert int(lines["0"]) > 10  # ticks
+    assert int(lines["10"]) > 1  # requests to the second disk
+
+    after = SECTORS[: 7 * 512] + WORDS.ljust(512, b"\0") + SECTORS[8 * 512 :]
+    assert after == (tmp_path / "plain").read_bytes()
     # The positive control of the search is the same search in memory that nobody encrypted.
-    assert (PLANTED in dump) is (mode == "none")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_kernel_without_user_space_panics(linux: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cbit", "run", "--mode", "sev", *linux[:2], "--timeout", "500"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    assert 1 == done.returncode
-    assert b"cbit run: Kernel panic - not syncing: VFS: Unable to mount root fs" in done.stderr
+    assert (PLANTED in (tmp_path / "dram.bin").read_bytes()) is (mode == "none")

@@ -18,12 +18,14 @@ from pathlib import Path
 import pytest
 
 from cbit.cli.run.console import GuestConsole
+from cbit.cli.run.keys import Keys
+from cbit.cli.run.screen import Screen
 from cbit.cli.run.terminal import Keyboard
 from cli.run import kernels
 from cli.run.conftest import no_engine
 
 ECHO = kernels.says("ready\r\n") + kernels.ECHO + kernels.POWER_OFF + kernels.HALT
-PATIENCE = 60
+PATIENCE = 300  # seconds: a busy computer starts a process when it can
 TAKE_TERMINAL = """
 import fcntl, os, signal, sys, termios
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job's children would ignore it
@@ -153,13 +155,53 @@ def test_a_keyboard_that_nobody_uses_is_closed_at_its_end() -> None:
     assert Keyboard(None).typed() == b""
 
 
-def test_escapes_are_for_terminals_alone() -> None:
-    typed = iter([b"a\x01", b"x", b"\x01?b"])
-    console = GuestConsole(show=lambda _: None, typed=lambda: next(typed), escapes=True)
-    assert [b"a", b"", b"b"] == [console.read() for _ in range(3)]
-    assert "ended with Ctrl-A x" == console.end_asked
-    plain = GuestConsole(show=lambda _: None, typed=lambda: b"\x01x")
-    assert (b"\x01x", "") == (plain.read(), plain.end_asked)
+@pytest.fixture
+def typing() -> Iterator[tuple[Keyboard, int]]:
+    """A keyboard, and where to type."""
+    theirs, ours = os.pipe()
+    yield Keyboard(theirs), ours
+    os.close(theirs)
+    os.close(ours)
+
+
+def test_escapes_are_for_terminals_alone(typing: tuple[Keyboard, int]) -> None:
+    keyboard, ours = typing
+    keys = Keys(keyboard)
+    os.write(ours, b"\x01x")
+    assert (b"\x01x", "") == (keys.of(0)(), keys.end_asked)
+    keyboard.is_terminal = True
+    for written, read in ((b"a\x01", b"a"), (b"x", b""), (b"\x01?b", b"b")):
+        os.write(ours, written)
+        assert read == keys.of(0)()
+    assert "ended with Ctrl-A x" == keys.end_asked
+
+
+def test_a_terminals_keys_are_one_guests_and_a_pipe_is_typed_at_all(typing: tuple[Keyboard, int]) -> None:
+    keyboard, ours = typing
+    keys = Keys(keyboard, guests=2)
+    os.write(ours, b"all")
+    assert [b"all", b"all", b""] == [keys.of(0)(), keys.of(1)(), keys.of(1)()]
+    keyboard.is_terminal = True
+    os.write(ours, b"one\x01ntwo\x01n\x01\x01")
+    assert [b"two", b"one\x01"] == [keys.of(1)(), keys.of(0)()]
+
+
+@pytest.mark.parametrize(
+    ("typing_at", "expected"),
+    [
+        (None, b"a  | x1\nbob | y1\na  | x2\nbob | y2"),
+        (1, b"a  | x1\nbob | y1\nbob | y\r\na  | x2\nbob | 2\r\n"),
+    ],
+)
+def test_lines_of_several_guests_stay_whole(typing_at: int | None, expected: bytes) -> None:
+    shown = bytearray()
+    screen = Screen(shown.extend, ["a", "bob"], typing=lambda: typing_at)
+    for number, data in ((0, b"x1\nx"), (1, b"y1\ny"), (0, b"2\n"), (1, b"2")):
+        screen.of(number)(data)
+    screen.close()
+    assert expected.replace(b"a  |", b"a   |") == shown.removesuffix(b"\r\n") + (
+        b"\r\n" if typing_at else b""
+    )
 
 
 def test_a_text_is_seen_across_pieces_and_shown_once() -> None:

@@ -71,6 +71,18 @@ def test_an_initrd_beyond_memory(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--memory", "5G"], "3072M at most"),
         (["--profile", "turin"], "no profile 'turin'"),
         (["--state", "/no/such/machine"], "/no/such/machine"),
+        (["--guest", "a", "--guest", "a"], "--guest a: there is one of that name already"),
+        (["--guest", "a", "--guest", "b,key=c,mode=sev"], "no encrypted guest 'c' was named before it"),
+        (["--guest", "a", "--guest", "b,key=a,mode=sev"], "no encrypted guest 'a' was named before it"),
+        (["--guest", "a,mode=sev", "--guest", "b,key=a"], "key belongs to mode=sev"),
+        (["--guest", ",mode=sev"], "it begins with the guest's name"),
+        (["--guest", "a,colour=red"], "'colour=red' is none of mode=…"),
+        (["--guest", "a,mode=sme"], "under sme the kernel is the host itself"),
+        (["--guest", "a,memory=many"], "memory: 'many' is no size"),
+        (["--guest", "a,append=x,,y=1,,\n"], "the command line holds '\\n'"),
+        (["--guest", "a", "--mode", "sme"], "nothing runs beside it"),
+        (["--guest", "a", "--disk", "disk"], "--disk: whose is it?"),
+        (["--guest", "a,mode=none,policy=NODBG"], "--policy belongs to --mode sev"),
     ],
 )
 def test_an_argument_that_makes_no_sense(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cbit.attacks.lab.guest import CpuAtExit, Crashed, Victim
+from cbit.attacks.linux_launch import check, launch
 from cbit.attacks.linux_owner import OwnersFiles
 from cbit.attacks.tenant import Tenant
 from cbit.crypto.entropy import Entropy
@@ -23,7 +24,7 @@ from cbit.hypervisor.devices.virtio.function import VirtioFunction
 from cbit.hypervisor.execution.monitor import Monitor
 from cbit.hypervisor.execution.vcpu import ExecutingVcpu
 from cbit.hypervisor.host import Host, Protection
-from cbit.hypervisor.linux_guest import LinuxGuest, Session
+from cbit.hypervisor.linux_guest import LinuxGuest
 from cbit.spec.address import MIB
 from cbit.spec.errors import CbitError
 
@@ -152,16 +153,7 @@ def boot_linux(
 
 
 def _launch(host: Host, files: OwnersFiles, tenant: Tenant, entropy: Entropy) -> LinuxGuest:
-    measuring = tenant.open_session(host.export_chain(), entropy)
-    made = measuring.session
-    assert made is not None
-    words = Session(tenant.policy, bytes(made.godh), bytes(made.blob))
-    guest = LinuxGuest(host, files.image(MEMORY), protection=Protection.SEV, session=words)
-    receipt = guest.receipt
-    assert receipt is not None
-    expected = files.launch(MEMORY).expectation()
-    trusted = measuring.check(
-        receipt.blob, expected, api=receipt.api, build=receipt.build, reported_policy=receipt.policy
-    )
+    measuring, guest = launch(host, files.image(MEMORY), tenant, entropy=entropy)
+    trusted = check(tenant, measuring, guest, files.launch(MEMORY))
     guest.inject(*trusted.seal(files.secret, entropy=entropy))
     return guest

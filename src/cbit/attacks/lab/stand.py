@@ -27,7 +27,6 @@ from cbit.machine.manufacture import make_root, manufacture
 from cbit.machine.profiles import profile
 from cbit.machine.state_folder import StateFolder
 from cbit.spec.address import MIB
-from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.policy import Policy
 
 _LEAST: Final = 4 * MIB
@@ -194,9 +193,4 @@ class Stand:
         return victim, files
 
     def _tenant(self, policy: Policy) -> Tenant:
-        return Tenant(
-            image=b"",
-            policy=int(policy),
-            vendor_certs=(self._state.read("certs/cek.cert"), self._state.read("certs/ask_ark.cert")),
-            trust=AmdCert.parse(self._state.read("certs/ark.cert")),
-        )
+        return Tenant.beside(self._state, policy=int(policy))

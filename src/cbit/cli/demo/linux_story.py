@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from cbit.attacks.forensics import Dump, Find, Wanted, search
+from cbit.attacks.linux_launch import check, launch
 from cbit.attacks.tenant import Tenant
 from cbit.cli.demo.act import Act
 from cbit.cli.demo.linux_world import EPOCH, LinuxWorld, LiveConsole
 from cbit.hypervisor.devices.disk import MemoryDisk
-from cbit.hypervisor.host import Host, Protection
-from cbit.hypervisor.linux_guest import LinuxGuest, Session
+from cbit.hypervisor.host import Host
+from cbit.hypervisor.linux_guest import LinuxGuest
 from cbit.hypervisor.survey import survey
-from cbit.owner.session import Measuring, Trusted
-from cbit.spec.address import MIB, Spa
-from cbit.spec.amd_certificate import AmdCert
+from cbit.machine.board import Machine
+from cbit.spec.address import MIB, PAGE, Spa
 from cbit.spec.errors import BadMeasurement, CbitError
+from cbit.spec.key_id import KeyId
 from cbit.spec.key_id import guest as guest_key_id
-from cbit.spec.linux_boot import BootImage
 from cbit.spec.policy import GuestPolicy, Policy
 
 PATIENCE_NS: Final = 120_000_000_000  #: guest time for one boot
 ENCRYPTED, PLAIN = "encrypted guest", "unencrypted guest"
 OPENED: Final = "encrypted guest, opened by the lab"
-_CHUNK: Final = 16 * MIB
+_PIECE: Final = PAGE
 _BANNER: Final = "Linux version "
 _TELLING: Final = ("Memory Encryption", "bounce buffers", "/dev/dm-", "The disk is open")
 
@@ -53,50 +54,26 @@ def the_owners_files(world: LinuxWorld) -> Act:
 def launched(world: LinuxWorld, host: Host) -> tuple[Act, LinuxGuest]:
     """Session, launch, receipt, the disk's key; first with a kernel of which one byte is another."""
     act = Act(2, "Launch: every page that Linux starts from is measured and encrypted where it lies")
-    world.tenant = Tenant(
-        image=b"",
-        policy=int(Policy.NODBG),
-        vendor_certs=(world.state.read("certs/cek.cert"), world.state.read("certs/ask_ark.cert")),
-        trust=AmdCert.parse(world.state.read("certs/ark.cert")),
-    )
-    act.fact("policy", GuestPolicy.parse(world.tenant.policy))
+    tenant, own = Tenant.beside(world.state, policy=int(Policy.NODBG)), world.files.launch(world.memory_size)
+    act.fact("policy", GuestPolicy.parse(tenant.policy))
     altered = bytearray(world.files.kernel)
     altered[len(altered) // 2] ^= 1
     image = world.files.image(world.memory_size)
     spoilt = replace(world.files, kernel=bytes(altered)).image(world.memory_size)
-    session, guest = _launch(world, host, spoilt)
+    session, guest = launch(host, spoilt, tenant, entropy=world.entropy)
     try:
-        _check(world, session, guest)
+        check(tenant, session, guest, own)
     except BadMeasurement as refusal:
         act.attempt("hypervisor changes one bit of the kernel", succeeded=False, answer=refusal)
     guest.end()
-    session, guest = _launch(world, host, image)
-    trusted = _check(world, session, guest)
+    session, guest = launch(host, image, tenant, entropy=world.entropy)
+    trusted = check(tenant, session, guest, own)
     act.attempt("owner compares the receipt of the honest launch", succeeded=True, answer="its own files")
     header, payload = trusted.seal(world.files.secret, entropy=world.entropy)
     guest.inject(header, payload)
     act.fact("the disk's key, sealed for this launch", f"{len(payload)} bytes, to {image.secret_gpa:#x}")
     act.who_sees = "The hypervisor loaded every byte and reads ciphertext now; it carried the key, sealed."
     return act, guest
-
-
-def _launch(world: LinuxWorld, host: Host, image: BootImage) -> tuple[Measuring, LinuxGuest]:
-    session = world.tenant.open_session(host.export_chain(), world.entropy)
-    made = session.session
-    if made is None:
-        raise AssertionError("open_session makes one")
-    words = Session(world.tenant.policy, bytes(made.godh), bytes(made.blob))
-    return session, LinuxGuest(host, image, protection=Protection.SEV, session=words)
-
-
-def _check(world: LinuxWorld, session: Measuring, guest: LinuxGuest) -> Trusted:
-    receipt = guest.receipt
-    if receipt is None:
-        raise AssertionError("a launch has a receipt")
-    expectation = world.files.launch(world.memory_size).expectation()
-    return session.check(
-        receipt.blob, expectation, api=receipt.api, build=receipt.build, reported_policy=receipt.policy
-    )
 
 
 def booted(world: LinuxWorld, guest: LinuxGuest, *, number: int, title: str) -> Act:
@@ -133,13 +110,23 @@ def dumped(world: LinuxWorld, host: Host, guest: LinuxGuest, *, number: int, nam
     act.who_sees = "Whoever has the machine has this file."
     if name == ENCRYPTED:
         opened = world.folder / f"opened{number}.bin"
-        key = guest_key_id(guest.vm.asid)
-        with opened.open("wb") as file:
-            for at in range(0, machine.memory_size, _CHUNK):
-                file.write(machine.controller.read(Spa(at), min(_CHUNK, machine.memory_size - at), key))
+        _open(machine, path, opened, guest_key_id(guest.vm.asid))
         world.dumps.append(Dump(OPENED, opened))
-        act.fact("control, which only the lab has", "the same dump, read through the guest's key")
+        act.fact(
+            "control, which only the lab has",
+            "the same dump, read through the guest's key; pages of zeros, which nobody wrote, stay zeros",
+        )
     return act
+
+
+def _open(machine: Machine, dump: Path, opened: Path, key: KeyId) -> None:
+    """Read all that a dump holds through a key."""
+    with dump.open("rb") as cells, opened.open("wb") as file:
+        for at in range(0, machine.memory_size, _PIECE):
+            if any(cells.read(_PIECE)):
+                file.seek(at)
+                file.write(machine.controller.read(Spa(at), _PIECE, key))
+        file.truncate(machine.memory_size)
 
 
 def searched(world: LinuxWorld, *, number: int) -> Act:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cbit.attacks.linux_owner import OwnersFiles
-from cbit.attacks.tenant import Tenant
 from cbit.crypto.entropy import Entropy
 from cbit.hypervisor.host import Host
 from cbit.machine.board import Machine, Options
@@ -69,7 +68,6 @@ class LinuxWorld:
         folder: where dumps go.
         entropy: everybody's randomness.
         show: shows a line of the console.
-        tenant: the owner.
         dumps: what was dumped, by name.
         finds: what the tools said.
     """
@@ -80,7 +78,6 @@ class LinuxWorld:
     folder: Path
     entropy: Entropy
     show: Callable[[str], None]
-    tenant: Tenant = field(init=False)
     dumps: list[Dump] = field(default_factory=list)
     finds: list[Find] = field(default_factory=list)
 

@@ -9,7 +9,6 @@ from cbit.crypto import ec, sev_cert
 from cbit.hypervisor.host import Host
 from cbit.owner.errors import Untrusted
 from cbit.owner.verify.verdict import describe_root, inspect, verify_chain
-from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.certificate import Algo, SevCert, Usage
 from cbit.spec.policy import GuestPolicy, Policy
 from cbit.spec.states import PlatformState
@@ -21,19 +20,13 @@ def platform(world: World) -> Act:
     world.host = host = Host(world.machine)
     host.initialise()
     act.fact("platform after INIT", _status(host))
-    root = AmdCert.parse(world.state.read("certs/ark.cert"))
-    world.tenant = Tenant(
-        image=world.image.data,
-        policy=int(Policy.NODBG),
-        vendor_certs=(world.state.read("certs/cek.cert"), world.state.read("certs/ask_ark.cert")),
-        trust=root,
-    )
+    world.tenant = Tenant.beside(world.state, policy=int(Policy.NODBG), image=world.image.data)
     chain = world.tenant.chain(host.export_chain())
     try:
         verify_chain(chain)
     except Untrusted as refusal:
         act.attempt("owner verifies it, trusting AMD's roots only", succeeded=False, answer=refusal)
-    inspection = inspect(chain, trust=[root])
+    inspection = inspect(chain, trust=[world.tenant.trust])
     for signature in inspection.signatures:
         act.fact("signature", signature)
     act.fact("root", describe_root(inspection.root))

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 from argparse import Namespace
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +15,12 @@ from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner.arguments import policy
 from cbit.cli.parser import Parser
-from cbit.cli.sizes import size
+from cbit.cli.sizes import in_words, size
+from cbit.spec.address import PAGE
+from cbit.spec.errors import NotModelled
 
 if TYPE_CHECKING:
+    from cbit.cli.run.ending import Ending
     from cbit.cli.run.session import Account, Outside
 
 HELP: Final = "boot a Linux kernel as a guest; your terminal is its console"
@@ -24,12 +28,19 @@ EXAMPLE: Final = """examples:
   cbit run --mode sev --kernel vmlinuz --initrd initrd.img
   cbit run --mode sev --kernel K --initrd I --secret passphrase --disk disk.img
   cbit run --kernel K --initrd I --until '/ #' --timeout 60 --dump-dram dram.bin --report run.json
+  cbit run --mode sev --kernel K --initrd I --guest alice --guest bob,key=alice --guest carol,mode=none
 
 On a terminal every key is the guest's, Ctrl-C too: Ctrl-A x ends the run, Ctrl-A Ctrl-A types one Ctrl-A.
 What comes through a pipe is typed once the guest listens.  The guest's console alone is on standard output.
 
+several guests: --guest for each, in turn on one core; each line of a console begins with its guest's name.
+The words of a --guest are options of its own (mode, memory, kernel, initrd, append, policy, secret, disk),
+and key=NAME: the memory key of an encrypted guest named before it; a comma in a value is written twice.
+On a terminal Ctrl-A n hands the keys to the next guest; what comes through a pipe is typed at all of them.
+
 exit codes: 0 the text of --until came, or the guest powered itself off or reset; 1 time-out, panic, triple
-fault, or it cannot go on; 2 unusable input, or not modelled; 130 ended by a signal or by Ctrl-A x"""
+fault, or it cannot go on; 2 unusable input, or not modelled; 130 ended by a signal or by Ctrl-A x.
+Of several guests, the worst of theirs."""
 MIB: Final = 1 << 20
 SEEDED_EPOCH: Final = 1_700_000_000  #: what the guest's clock says at first in a run with a seed
 
@@ -58,6 +69,13 @@ def configure(parser: Parser) -> None:
         default=[],
         metavar="FILE",
         help="a virtio disk; may be repeated",
+    )
+    add(
+        "--guest",
+        action="append",
+        default=[],
+        metavar="NAME[,WORD=VALUE]…",
+        help="one of several guests, with what it has of its own; repeated",
     )
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--profile", default="milan", help="naples, rome, milan (default) or genoa")
@@ -92,23 +110,24 @@ def _seconds(text: str) -> float:
 def run(args: Namespace) -> Outcome:
     """Read, make a machine, boot, account."""
     require_machine()
-    from cbit.cli.run.settings import open_disks, read_settings
+    from cbit.cli.run.guests import guests
+    from cbit.cli.run.settings import read_settings
     from cbit.cpu.engine.interpose import interpose
     from cbit.cpu.engine.layout import layout
     from cbit.cpu.engine.library import check_platform
     from cbit.crypto.entropy import SeededEntropy, SystemEntropy
+    from cbit.hypervisor.devices.disk import FileDisk
     from cbit.hypervisor.host import Protection
 
-    settings = read_settings(args)
+    _refuse(args)
+    settings = [read_settings(guest) for guest in guests(args)]
     until = _until(args.until)
     check_platform()
     interpose()  # compiles what executes guests, or says in one sentence why it cannot
     layout()
     entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
     with ExitStack() as stack:
-        disks = open_disks(args.disk)
-        for disk in disks:
-            stack.callback(disk.close)
+        disks = [[stack.enter_context(closing(FileDisk(path))) for path in each.disks] for each in settings]
         from cbit.cli.run.place import place
         from cbit.cli.run.session import run_software
 
@@ -116,22 +135,32 @@ def run(args: Namespace) -> Outcome:
             place(
                 state=args.state,
                 profile_name=args.profile,
-                memory=settings.dram_size,
-                cache=settings.cache,
+                memory=sum(each.dram_size for each in settings),
+                cache=args.cache,
                 entropy=entropy,
-                certified=settings.protection is Protection.SEV,
+                certified=any(each.protection is Protection.SEV for each in settings),
                 quiet=args.json,
             )
         )
+        outside, close = _outside(args, until, [each.name for each in settings])
         account = run_software(
-            where,
-            settings,
-            entropy=entropy,
-            outside=_outside(args, until),
-            disks=list(disks),
-            dump=args.dump_dram,
+            where, settings, entropy=entropy, outside=outside, disks=disks, dump=args.dump_dram
         )
+        close()
     return _outcome(args, account)
+
+
+def _refuse(args: Namespace) -> None:
+    if args.firmware is not None:
+        raise NotModelled(
+            "--firmware: guest firmware is not executed yet; give --kernel, which is booted directly"
+        )
+    if args.cache < PAGE or args.cache % PAGE:
+        raise ValueError(f"--cache {in_words(args.cache)}: whole pages of {PAGE} bytes, one at least")
+    for name in ("report", "dump_dram"):
+        path: Path | None = getattr(args, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"--{name.replace('_', '-')} {path}: there is no such folder")
 
 
 def _until(text: str | None) -> bytes:
@@ -140,29 +169,45 @@ def _until(text: str | None) -> bytes:
     return (text or "").encode()
 
 
-def _outside(args: Namespace, until: bytes) -> Outside:
-    """Connect the guest to this process's terminal and clock."""
+def _outside(args: Namespace, until: bytes, names: list[str]) -> tuple[Outside, Callable[[], None]]:
+    """Connect the guests to this process's terminal and clock; the function ends what is on the screen."""
     import time
 
     from cbit.cli.run.console import GuestConsole
+    from cbit.cli.run.keys import Keys
+    from cbit.cli.run.screen import Screen
     from cbit.cli.run.session import Outside
     from cbit.cli.run.terminal import Keyboard
 
     keyboard = Keyboard(_stdin())
+    keys = Keys(keyboard, guests=len(names))
     stream = sys.stderr if args.json else sys.stdout
 
     def show(data: bytes) -> None:
         stream.buffer.write(data)
         stream.flush()
 
-    console = GuestConsole(show=show, typed=keyboard.typed, until=until, escapes=keyboard.is_terminal)
-    return Outside(
-        console=console,
+    screen = Screen(show, names, typing=lambda: keys.focus if keyboard.is_terminal else None)
+    consoles = [
+        GuestConsole(show=screen.of(number) if len(names) > 1 else show, typed=keys.of(number), until=until)
+        for number in range(len(names))
+    ]
+
+    def close() -> None:
+        screen.close()
+        unfinished = len(names) == 1 and not consoles[0].transcript.endswith(b"\n")
+        if unfinished and sys.stderr.isatty() and stream.isatty():
+            print(file=sys.stderr)  # what cbit says begins a line of its own
+
+    outside = Outside(
+        consoles=consoles,
         keyboard=keyboard,
+        keys=keys,
         say=lambda line: print(f"cbit run: {line}", file=sys.stderr, flush=True),
         timeout=args.timeout,
         epoch=int(time.time()) if args.seed is None else SEEDED_EPOCH,
     )
+    return outside, close
 
 
 def _stdin() -> int | None:
@@ -173,25 +218,44 @@ def _stdin() -> int | None:
 
 
 def _outcome(args: Namespace, account: Account) -> Outcome:
-    ending, result = account.ending, account.result
+    endings, result = account.endings, account.result
     if args.report is not None:
         args.report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    ok = ending.code == 0
-    if ok:
-        for line in _summary(result):
-            print(f"cbit run: {line}", file=sys.stderr)
-    brief = {name: value for name, value in result.items() if name != "pages"}
-    return Outcome(ok=ok, result=brief, reasons=() if ok else (ending.why,), exit_code=ending.code)
+    code = max((ending.code for ending in endings.values()), default=0)
+    for line in _summary(result, endings):
+        print(f"cbit run: {line}", file=sys.stderr)
+    reasons = tuple(
+        f"{name}: {ending.why}" if name else ending.why for name, ending in endings.items() if ending.code
+    )
+    brief = _without_pages(result)
+    if "guests" in result:
+        brief["guests"] = [_without_pages(guest) for guest in result["guests"]]
+    return Outcome(ok=code == 0, result=brief, reasons=reasons, exit_code=code)
 
 
-def _summary(result: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{result['why']}; {result['executed_blocks']} blocks in {result['seconds']} s, "
-        f"{sum(result['exits'].values())} exits, {result['fills']} fills, {result['evictions']} evictions"
-    ]
+def _without_pages(account: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in account.items() if name != "pages"}
+
+
+def _summary(result: dict[str, Any], endings: dict[str, Ending]) -> Iterator[str]:
+    """Say what ended well, and what it took."""
+    guests = result.get("guests", [])
+    for guest in guests:
+        if not endings[guest["name"]].code:
+            yield f"{guest['name']}: {guest['why']}; {_used(guest)}"
+    if guests:
+        yield f"all of it: {result['executed_blocks']} blocks in {result['seconds']} s"
+    elif not endings[""].code:
+        yield f"{result['why']}; {_used(result)}, in {result['seconds']} s"
     if result["dump"] is not None:
-        lines.append(
+        yield (
             f"before the dump, WBINVD wrote {result['dump']['flushed']} pages back; it is in "
             f"{result['dump']['file']}"
         )
-    return lines
+
+
+def _used(guest: dict[str, Any]) -> str:
+    return (
+        f"{guest['executed_blocks']} blocks, {sum(guest['exits'].values())} exits, "
+        f"{guest['fills']} fills, {guest['evictions']} evictions"
+    )

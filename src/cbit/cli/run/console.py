@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Final
 
 PANIC: Final = b"Kernel panic - not syncing"
-_ESCAPE: Final = 0x01  # Ctrl-A, as with QEMU's -nographic
 _KEEP: Final = 4096  # bytes of output among which a text is looked for
 
 
@@ -24,7 +23,7 @@ class GuestConsole:
         seen: whether the text that was waited for has come.
         panicked: whether a kernel has said that it panics.
         hold: whether what is typed has to wait, as the guest does not listen yet.
-        end_asked: why somebody at the console wants the end; empty while nobody does.
+        unread: whether nobody reads what is shown any more.
     """
 
     def __init__(
@@ -33,7 +32,6 @@ class GuestConsole:
         show: Callable[[bytes], None],
         typed: Callable[[], bytes],
         until: bytes = b"",
-        escapes: bool = False,
     ) -> None:
         """Connect the line.
 
@@ -41,18 +39,15 @@ class GuestConsole:
             show: takes what the guest prints, in pieces.
             typed: gives what was typed since the last call; never waits.
             until: a text to look for; empty: none.
-            escapes: whether Ctrl-A x, typed, asks for the end.
         """
         self.transcript = bytearray()
         self.seen = False
         self.panicked = False
         self.hold: Callable[[], bool] = lambda: False
-        self.end_asked = ""
+        self.unread = False
         self._show = show
         self._typed = typed
         self._until = until
-        self._escapes = escapes
-        self._escaped = False
         self._shown = 0
 
     def write(self, byte: int, /) -> None:
@@ -67,11 +62,8 @@ class GuestConsole:
             self.flush()
 
     def read(self) -> bytes:
-        """Give what was typed, without the escapes."""
-        if self.hold():
-            return b""
-        typed = self._typed()
-        return self._without_escapes(typed) if typed and self._escapes else typed
+        """Give what was typed."""
+        return b"" if self.hold() else self._typed()
 
     def flush(self) -> None:
         """Show what has not been shown."""
@@ -79,7 +71,7 @@ class GuestConsole:
             try:
                 self._show(bytes(self.transcript[self._shown :]))
             except BrokenPipeError:
-                self.end_asked = "nobody reads the console any more"
+                self.unread = True
             self._shown = len(self.transcript)
 
     @property
@@ -93,20 +85,3 @@ class GuestConsole:
         """What the kernel said when it panicked."""
         said = next((line for line in self.lines if PANIC.decode() in line), "")
         return said[said.find("Kernel panic") :]
-
-    def _without_escapes(self, typed: bytes) -> bytes:
-        """Ctrl-A x asks for the end, Ctrl-A Ctrl-A is one Ctrl-A; anything else after Ctrl-A is dropped."""
-        out = bytearray()
-        for byte in typed:
-            if not self._escaped:
-                if byte == _ESCAPE:
-                    self._escaped = True
-                else:
-                    out.append(byte)
-                continue
-            self._escaped = False
-            if byte in b"xX":
-                self.end_asked = "ended with Ctrl-A x"
-            elif byte in (_ESCAPE, ord("a")):
-                out.append(_ESCAPE)
-        return bytes(out)

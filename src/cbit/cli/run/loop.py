@@ -1,28 +1,34 @@
 """Turns until the end: the text is seen, the guest ends, the time is over, somebody wants it to.
 
-Whether a run goes on is asked after every turn of `TURN` blocks, so the same guest with the same seed takes
-the same turns; the clock of this computer is looked at for ``--timeout`` alone.
+Whether a run goes on is asked after every turn of so many blocks, so the same guests with the same seed take
+the same turns; the clock of this computer is looked at for ``--timeout`` alone.  Several guests have one turn
+after the other on one core, until each of them has ended.
 
-    asleep, nobody can type        time jumps to the next timer
-    asleep, somebody may type      time passes as it does outside, until a key or the next timer
+    all asleep, nobody can type        time jumps to the next timer
+    all asleep, somebody may type      time passes as it does outside, until a key or the next timer
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
 from cbit.cli.run.console import GuestConsole
 from cbit.cli.run.ending import End, Ending
-from cbit.cli.run.terminal import Keyboard
+from cbit.cli.run.keys import Keys
 from cbit.cpu.core import Core
 from cbit.hypervisor.devices.power import Power
+from cbit.hypervisor.devices.serial import Serial
 from cbit.hypervisor.execution.clock import BlockClock
 from cbit.hypervisor.execution.exits import Next, Stop
 from cbit.hypervisor.execution.monitor import Monitor, Progress
 
 TURN: Final = 250_000  #: blocks
+SLICE: Final = (
+    1_000_000  #: blocks (10 ms) of one of several guests: each brings its pages into the cache anew
+)
 PANIC_NS: Final = 5_000_000_000  #: guest time that a kernel has to reset after it has panicked
 _LONGEST_NS: Final = 50_000_000  # of sleep without a look at the keyboard
 _SLEEPER: Final = {
@@ -64,89 +70,125 @@ class CountingClock(BlockClock):
         self.passed += self._word[0] - before
 
 
+class Seat:
+    """One guest with its console, and what it came to.
+
+    Mutable.
+
+    Attributes:
+        monitor: runs it.
+        console: its serial line.
+        ending: how it ended; None while it runs.
+        used: what its turns took: blocks, fills, evictions.
+    """
+
+    def __init__(self, monitor: Monitor, console: GuestConsole, *, serial: Serial) -> None:
+        self.monitor = monitor
+        self.console = console
+        self._serial = serial
+        self.ending: Ending | None = None
+        self.used = Counter[str]()
+        self._panicked_at: int | None = None
+
+    def deaf(self) -> bool:
+        """Whether it does not take what is typed yet."""
+        return not self._serial.listens
+
+    def look(self) -> None:
+        """See whether it has ended by itself, or by what it printed."""
+        console, stop, now = self.console, self.monitor.stop, self.monitor.clock.ns
+        if console.panicked and self._panicked_at is None:
+            self._panicked_at = now
+        panicked = self._panicked_at is not None and (stop is not None or now > self._panicked_at + PANIC_NS)
+        if console.seen:
+            self.ending = Ending(End.SEEN, "the text of --until has come")
+        elif panicked:
+            self.ending = Ending(End.PANIC, console.panic)
+        elif stop is not None:
+            self.ending = _guests_own(stop)
+
+
 class Loop:
     """One run.
 
     Mutable.
 
     Args:
-        monitor: runs the guest.
-        clock: its clock.
-        console: its serial line.
-        keyboard: who types.
-        listens: whether the guest takes what is typed.
+        seats: the guests; they share a core.
+        clock: their clock.
+        keys: who types.
+        meter: counts what is charged to the guest that has its turn.
         seconds: since some moment, of the world outside.
         timeout: in those seconds; None: for ever.
     """
 
     def __init__(
         self,
-        monitor: Monitor,
+        seats: Sequence[Seat],
         clock: BlockClock,
         *,
-        console: GuestConsole,
-        keyboard: Keyboard,
-        listens: Callable[[], bool],
+        keys: Keys,
+        meter: Callable[[], Counter[str]],
         seconds: Callable[[], float],
         timeout: float | None = None,
     ) -> None:
-        self._monitor = monitor
+        self._seats = seats
         self._clock = clock
-        self._console = console
-        self._keyboard = keyboard
-        self._listens = listens
+        self._keys = keys
+        self._meter = meter
         self._seconds = seconds
         self._timeout = timeout
-        self._panicked_at: int | None = None
         self._signal = ""
+        self._turn_blocks = TURN if len(seats) == 1 else SLICE
 
     def interrupt(self, name: str) -> None:
         """Hear that somebody outside wants the end."""
         self._signal = name
 
-    def run(self) -> Ending:
-        """Give the guest turns until it ends, one way or another."""
+    def run(self) -> None:
+        """Give the guests turns until each has ended, one way or another."""
         deadline = None if self._timeout is None else self._seconds() + self._timeout
-        while True:
-            progress = self._monitor.turn(TURN)
-            self._console.flush()
-            if (ending := self._ending()) is not None:
-                return ending
-            if deadline is not None and self._seconds() >= deadline:
-                return Ending(End.TIMEOUT, f"time-out: the guest still runs after {self._timeout:g} s")
-            if progress is Progress.SLEEPS and (ending := self._sleep()) is not None:
-                return ending
+        while running := [seat for seat in self._seats if seat.ending is None]:
+            progress = [self._turn(seat) for seat in running]
+            running = [seat for seat in running if seat.ending is None]
+            common = self._asked_for()
+            if common is None and deadline is not None and self._seconds() >= deadline:
+                common = Ending(End.TIMEOUT, f"time-out: the guest still runs after {self._timeout:g} s")
+            if common is None and running and all(each is not Progress.RAN for each in progress):
+                common = self._sleep(running)
+            if common is not None:
+                for seat in running:
+                    seat.ending = common
 
-    def _ending(self) -> Ending | None:
-        console, stop = self._console, self._monitor.stop
-        if console.seen:
-            return Ending(End.SEEN, "the text of --until has come")
-        if console.panicked and self._panicked_at is None:
-            self._panicked_at = self._clock.ns
-        panicked = self._panicked_at is not None and (
-            stop is not None or self._clock.ns > self._panicked_at + PANIC_NS
-        )
-        if panicked:
-            return Ending(End.PANIC, console.panic)
-        if stop is not None:
-            return _guests_own(stop)
+    def _turn(self, seat: Seat) -> Progress:
+        before = self._meter()
+        progress = seat.monitor.turn(self._turn_blocks)
+        seat.used += self._meter() - before
+        seat.console.flush()
+        seat.look()
+        return progress
+
+    def _asked_for(self) -> Ending | None:
+        """Say who wants the end of everything."""
         if self._signal:
             return Ending(End.INTERRUPTED, f"interrupted by {self._signal}")
-        if console.end_asked:
-            return Ending(End.INTERRUPTED, console.end_asked)
+        if self._keys.end_asked:
+            return Ending(End.INTERRUPTED, self._keys.end_asked)
+        if any(seat.console.unread for seat in self._seats):
+            return Ending(End.INTERRUPTED, "nobody reads the console any more")
         return None
 
-    def _sleep(self) -> Ending | None:
+    def _sleep(self, seats: Sequence[Seat]) -> Ending | None:
         """Let time pass until the next timer; while somebody may type, no faster than outside."""
         now = self._clock.ns
-        event = self._monitor.devices.next_event_ns()
-        if event is None and not self._keyboard.is_open:
+        events = [at for seat in seats if (at := seat.monitor.devices.next_event_ns()) is not None]
+        if not events and not self._keys.is_open:
             why = "it waits for an interrupt, no timer is set, and nobody can type"
             return Ending(End.HALTED, f"the guest cannot go on: {why}")
-        until = now + _LONGEST_NS if event is None else event
-        if self._keyboard.is_open and self._listens():
+        until = min(events, default=now + _LONGEST_NS)
+        if self._keys.is_open and not all(seat.deaf() for seat in seats):
             until = min(until, now + _LONGEST_NS)
-            self._keyboard.wait((until - now) / 1e9)
+            self._keys.wait((until - now) / 1e9)
         self._clock.pass_until(until)
         return None
 

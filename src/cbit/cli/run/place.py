@@ -21,17 +21,15 @@ _SMALL_ROOT: Final = 2048  # bits, of a machine whose certificates nobody will l
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A machine that is on, and what its vendor published.
+    """A machine that is on, and where it is kept.
 
     Attributes:
         machine: the machine; no software runs on it yet.
-        vendor_certs: the signed CEK, and ASK ‖ ARK.
-        root: the emulated vendor's root.
+        state: its folder, with what its vendor published.
     """
 
     machine: Machine
-    vendor_certs: tuple[bytes, ...]
-    root: bytes
+    state: StateFolder
 
 
 @contextmanager
@@ -70,8 +68,7 @@ def place(
         with StateFolder(state) as opened:
             machine = Machine(opened, options)
             machine.power_on()
-            certs = (opened.read("certs/cek.cert"), opened.read("certs/ask_ark.cert"))
             try:
-                yield Place(machine, certs, opened.read("certs/ark.cert"))
+                yield Place(machine, opened)
             finally:
                 machine.power_off()

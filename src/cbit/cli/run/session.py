@@ -8,18 +8,22 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cbit.attacks.linux_launch import check
+from cbit.attacks.linux_launch import launch as launch_for
+from cbit.attacks.tenant import Tenant
 from cbit.cli.run.console import GuestConsole
 from cbit.cli.run.ending import Ending
-from cbit.cli.run.loop import CountingClock, Loop
+from cbit.cli.run.keys import Keys
+from cbit.cli.run.loop import CountingClock, Loop, Seat
 from cbit.cli.run.place import Place
 from cbit.cli.run.settings import Settings
-from cbit.cli.run.tenant import Owner
 from cbit.cli.run.terminal import Keyboard, ending_signals
 from cbit.crypto.entropy import Entropy
 from cbit.hypervisor.devices.chipset import Chipset
@@ -27,26 +31,24 @@ from cbit.hypervisor.devices.disk import Disk
 from cbit.hypervisor.execution.bare_metal import LinuxHost
 from cbit.hypervisor.execution.monitor import Monitor
 from cbit.hypervisor.host import Host, Protection
-from cbit.hypervisor.linux_guest import LinuxGuest, Session
+from cbit.hypervisor.linux_guest import LinuxGuest
 from cbit.hypervisor.page_survey import PageSurvey
 from cbit.hypervisor.survey import survey, survey_machine
 from cbit.machine.board import Machine
 from cbit.memory.latency import LatencyReport
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Account:
-    """What a run came to, as programs read it.
-
-    Mutable: it is filled in as the run goes.
+    """What a run came to.
 
     Attributes:
-        ending: how it ended.
-        result: everything else.
+        endings: how each guest ended, by its name; that of one that is alone is empty.
+        result: what programs read.
     """
 
-    ending: Ending
-    result: dict[str, Any] = field(default_factory=dict)
+    endings: dict[str, Ending]
+    result: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,9 @@ class Outside:
     """What a run needs of the world.
 
     Attributes:
-        console: where the guest prints.
+        consoles: where each guest prints.
         keyboard: who types.
+        keys: hands on what is typed.
         say: takes what a person should know before the guest starts.
         seconds: since some moment; for the time-out and for what took how long.
         cpu_seconds: since some moment, of this process's own time.
@@ -63,8 +66,9 @@ class Outside:
         epoch: seconds since 1970, for the guest's clock.
     """
 
-    console: GuestConsole
+    consoles: Sequence[GuestConsole]
     keyboard: Keyboard
+    keys: Keys
     say: Callable[[str], None]
     seconds: Callable[[], float] = time.monotonic
     cpu_seconds: Callable[[], float] = time.process_time
@@ -73,9 +77,9 @@ class Outside:
 
 
 def launch(
-    host: Host, place: Place, settings: Settings, *, entropy: Entropy
+    host: Host, place: Place, settings: Settings, *, entropy: Entropy, share_with: LinuxGuest | None = None
 ) -> tuple[LinuxGuest, dict[str, Any] | None]:
-    """Load the guest; with SEV, let its owner open a session, compare the measurement and seal the secret.
+    """Load a guest; with SEV, let its owner open a session, compare the measurement and seal the secret.
 
     Returns:
         The guest, not yet powered on, and what the launch came to.
@@ -85,22 +89,28 @@ def launch(
     """
     if settings.protection is not Protection.SEV:
         return LinuxGuest(host, settings.image, protection=settings.protection), None
-    owner = Owner(settings.launch, settings.policy, entropy)
-    measuring = owner.open(host.export_chain(), vendor_certs=place.vendor_certs, root=place.root)
-    assert measuring.session is not None
-    session = Session(
-        policy=settings.policy, godh=bytes(measuring.session.godh), blob=bytes(measuring.session.blob)
-    )
-    guest = LinuxGuest(host, settings.image, protection=settings.protection, session=session)
+    owner, own = Tenant.beside(place.state, policy=settings.policy), settings.launch
+    sharing = share_with.sev if share_with else None
+    measuring, guest = launch_for(host, settings.image, owner, entropy=entropy, share_with=sharing)
     try:
-        assert guest.receipt is not None
-        trusted = owner.check(measuring, guest.receipt)
+        trusted = check(owner, measuring, guest, own)
         if settings.secret:
             guest.inject(*trusted.seal(settings.secret, entropy=entropy))
-        return guest, owner.result(guest.receipt) | {"secret_injected": bool(settings.secret)}
     except BaseException:
         guest.end()
         raise
+    receipt = guest.receipt
+    assert receipt is not None
+    return guest, {
+        "digest": own.expectation().digest.hex(),
+        "measure": receipt.measure.hex(),
+        "nonce": receipt.mnonce.hex(),
+        "policy": receipt.policy,
+        "api": str(receipt.api),
+        "build": receipt.build,
+        "verdict": "trusted",
+        "secret_injected": bool(settings.secret),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +118,7 @@ class Started:
     """Software at its first instruction, whether a guest's or the machine's own.
 
     Attributes:
+        settings: what it was to be.
         monitor: what runs it.
         exits: gives how often it needed somebody, by what for.
         survey: looks at its pages.
@@ -115,136 +126,178 @@ class Started:
         launched: what a launch came to.
     """
 
+    settings: Settings
     monitor: Monitor
     exits: Callable[[], dict[str, int]]
     survey: Callable[[], PageSurvey]
     asid: int = 0
     launched: dict[str, Any] | None = None
 
+    @property
+    def chipset(self) -> Chipset:
+        """What surrounds it."""
+        devices = self.monitor.devices
+        assert isinstance(devices, Chipset)
+        return devices
+
+
+Disks = Sequence[Sequence[Disk]]
+
 
 @contextmanager
 def started(
-    place: Place, settings: Settings, *, entropy: Entropy, outside: Outside, disks: list[Disk]
-) -> Iterator[Started]:
+    place: Place, guests: Sequence[Settings], *, entropy: Entropy, outside: Outside, disks: Disks
+) -> Iterator[list[Started]]:
     """Start what is to run, for the time of the block (errors as `run_software`)."""
-    machine, console, epoch = place.machine, outside.console, outside.epoch
-    if settings.protection is Protection.SME:
-        linux = LinuxHost(machine, settings.image, console, epoch=epoch, disks=disks)
-        yield Started(
-            monitor=linux.monitor, exits=lambda: linux.exits, survey=lambda: survey_machine(machine)
-        )
+    machine, epoch = place.machine, outside.epoch
+    if guests[0].protection is Protection.SME:
+        linux = LinuxHost(machine, guests[0].image, outside.consoles[0], epoch=epoch, disks=disks[0])
+        yield [
+            Started(
+                settings=guests[0],
+                monitor=linux.monitor,
+                exits=lambda: linux.exits,
+                survey=lambda: survey_machine(machine),
+            )
+        ]
         return
     host = Host(machine)
     host.initialise()
-    guest, launched = launch(host, place, settings, entropy=entropy)
-    try:
-        yield Started(
-            monitor=guest.power_on(console, epoch=epoch, disks=disks),
-            exits=lambda: guest.exits,
-            survey=lambda: survey(guest.vm),
-            asid=guest.vm.asid,
-            launched=launched,
-        )
-    finally:
-        guest.end()
+    launched: dict[str, LinuxGuest] = {}
+    with ExitStack() as stack:
+        running = []
+        for settings, console, its_disks in zip(guests, outside.consoles, disks, strict=True):
+            guest, what = launch(
+                host, place, settings, entropy=entropy, share_with=launched.get(settings.shares)
+            )
+            stack.callback(guest.end)
+            launched[settings.name] = guest
+            monitor = guest.power_on(console, epoch=epoch, disks=its_disks)
+            running.append(_as_guest(settings, guest, monitor, what))
+        yield running
+
+
+def _as_guest(
+    settings: Settings, guest: LinuxGuest, monitor: Monitor, launched: dict[str, Any] | None
+) -> Started:
+    return Started(
+        settings=settings,
+        monitor=monitor,
+        exits=lambda: guest.exits,
+        survey=lambda: survey(guest.vm),
+        asid=guest.vm.asid,
+        launched=launched,
+    )
 
 
 def run_software(
     place: Place,
-    settings: Settings,
+    guests: Sequence[Settings],
     *,
     entropy: Entropy,
     outside: Outside,
-    disks: list[Disk],
+    disks: Disks,
     dump: Path | None = None,
 ) -> Account:
-    """Run one kernel on a machine until it ends, and give an account.
+    """Run one kernel on a machine, or several guests in turn, until each has ended, and give an account.
 
     Raises:
         NoEngine, EngineFault: guests do not execute here, or the engine failed.
-        Untrusted, BadMeasurement, FirmwareError, OutOfMemory: as `launch`.
+        Untrusted, BadMeasurement, FirmwareError, NoAsid, OutOfMemory: as `launch`.
         OSError: the dump cannot be written.
     """
     machine, begun, cpu_begun = place.machine, outside.seconds(), outside.cpu_seconds()
-    with started(place, settings, entropy=entropy, outside=outside, disks=disks) as software:
+    with started(place, guests, entropy=entropy, outside=outside, disks=disks) as running:
         result: dict[str, Any] = {
-            "mode": str(settings.protection),
             "profile": machine.profile.name,
-            "memory_size": settings.image.memory_size,
-            "cache_size": settings.cache,
-            "command_line": settings.command_line,
-            "asid": software.asid,
+            "cache_size": machine.memory.capacity,
             "c_bit": {
                 "guest": machine.cores[0].guest_features.c_bit,
                 "profile": machine.profile.features.c_bit,
             },
-            "launch": software.launched,
             "launch_seconds": round(outside.seconds() - begun, 3),
         }
-        for line in _beginning(result):
-            outside.say(line)
-        account = _execute(machine, software, outside)
-        result["cpu_seconds"] = round(outside.cpu_seconds() - cpu_begun, 3)
-        account.result = result | account.result | _pages(machine, software, dump)
-        return account
+        for each in running:
+            for line in beginning(result, each):
+                outside.say(line)
+        seats, used = _execute(machine, running, outside)
+        result |= used | {"cpu_seconds": round(outside.cpu_seconds() - cpu_begun, 3)}
+        described = [_describe(each, seat) for each, seat in zip(running, seats, strict=True)]
+        result |= _pages(machine, running, described, dump)
+    # One guest's account is the run's; of several, each has its own beside it.
+    result |= described[0] if len(described) == 1 else {"guests": described}
+    endings = {each.name: seat.ending for each, seat in zip(guests, seats, strict=True) if seat.ending}
+    return Account(endings, result)
 
 
-def _beginning(result: dict[str, Any]) -> list[str]:
-    c_bit, launched = result["c_bit"], result["launch"]
-    mode, memory = result["mode"], result["memory_size"] >> 20
-    who = f"guest with ASID {result['asid']}" if result["asid"] else "host"
-    lines = [f"{result['profile']}, {memory} MiB, mode {mode}: a Linux as {who}"]
+def beginning(result: dict[str, Any], guest: Started) -> Iterator[str]:
+    """Say what begins to run, and what its owner found."""
+    c_bit, launched, settings = result["c_bit"], guest.launched, guest.settings
+    mine = f"{settings.name}: " if settings.name else ""
+    memory, mode = settings.image.memory_size >> 20, settings.protection
+    who = f"guest with ASID {guest.asid}" if guest.asid else "host"
+    line = f"{mine}{result['profile']}, {memory} MiB, mode {mode}: a Linux as {who}"
     if mode != Protection.NONE:
-        lines[0] += f"; its C-bit is {c_bit['guest']}, the profile's {c_bit['profile']}"
+        line += f"; its C-bit is {c_bit['guest']}, the profile's {c_bit['profile']}"
+    yield line + (f"; it shares {settings.shares}'s memory key" if settings.shares else "")
     if launched is not None:
-        lines += [
-            f"owner: launch digest of its own copies {launched['digest']}",
-            f"owner: measurement {launched['measure']}: it matches",
-        ]
+        yield f"{mine}owner: launch digest of its own copies {launched['digest']}"
+        yield f"{mine}owner: measurement {launched['measure']}: it matches"
         if launched["secret_injected"]:
-            lines.append("owner: secret sealed for this launch, injected by LAUNCH_SECRET")
-    return lines
+            yield f"{mine}owner: secret sealed for this launch, injected by LAUNCH_SECRET"
 
 
-def _execute(machine: Machine, software: Started, outside: Outside) -> Account:
-    console, monitor = outside.console, software.monitor
-    monitor.clock = clock = CountingClock(machine.cores[0])
-    chipset = monitor.devices
-    assert isinstance(chipset, Chipset)
-    if not outside.keyboard.is_terminal:  # what comes through a pipe would be lost on a kernel that starts
-        console.hold = lambda: not chipset.serial.listens
-    loop = Loop(
-        monitor,
-        clock,
-        console=console,
-        keyboard=outside.keyboard,
-        listens=lambda: chipset.serial.listens,
-        seconds=outside.seconds,
-        timeout=outside.timeout,
-    )
+def _execute(
+    machine: Machine, running: Sequence[Started], outside: Outside
+) -> tuple[list[Seat], dict[str, Any]]:
+    """Give turns until the end; return what the machine did meanwhile beside what each guest came to."""
+    clock, seats = CountingClock(machine.cores[0]), []
+    for each, console in zip(running, outside.consoles, strict=True):
+        each.monitor.clock = clock
+        seats.append(seat := Seat(each.monitor, console, serial=each.chipset.serial))
+        # What comes through a pipe would be lost on a kernel that starts.
+        if not outside.keyboard.is_terminal:
+            console.hold = seat.deaf
     memory, before = machine.memory, machine.controller.counts.report()
-    fills, evictions, begun, from_ns = memory.fills, memory.evictions, outside.seconds(), clock.ns
+
+    def meter() -> Counter[str]:
+        return Counter(executed_blocks=clock.executed, fills=memory.fills, evictions=memory.evictions)
+
+    loop = Loop(
+        seats, clock, keys=outside.keys, meter=meter, seconds=outside.seconds, timeout=outside.timeout
+    )
+    counted, begun, from_ns = meter(), outside.seconds(), clock.ns
     with outside.keyboard.raw(), ending_signals(loop.interrupt), _settled_objects():
-        ending = loop.run()
-        console.flush()
-    after = machine.controller.counts.report()
-    exits = monitor.exits
-    result: dict[str, Any] = {
-        "end": str(ending.end),
-        "why": ending.why,
+        loop.run()
+        for console in outside.consoles:
+            console.flush()
+    return seats, {
         "seconds": round(outside.seconds() - begun, 3),
         "guest_seconds": round((clock.ns - from_ns) / 1e9, 6),
-        "executed_blocks": clock.executed,
-        "halts": monitor.halts,
-        "exits": software.exits(),
-        "fills": memory.fills - fills,
-        "evictions": memory.evictions - evictions,
-        "latency": _latency(before, after),
-        "unknown_msrs": {hex(number): count for number, count in sorted(exits.unknown_msrs.items())},
-        "unassigned_ports": {hex(port): count for port, count in sorted(chipset.ports.unassigned.items())},
-        "console": console.lines,
+        **{name: count - counted[name] for name, count in meter().items()},
+        "latency": _latency(before, machine.controller.counts.report()),
     }
-    return Account(ending, result)
+
+
+def _describe(guest: Started, seat: Seat) -> dict[str, Any]:
+    settings, ending, exits, ports = guest.settings, seat.ending, guest.monitor.exits, guest.chipset.ports
+    assert ending is not None, "a run ends when each guest has"
+    return {
+        **({"name": settings.name, "shares": settings.shares} if settings.name else {}),
+        "mode": str(settings.protection),
+        "memory_size": settings.image.memory_size,
+        "command_line": settings.command_line,
+        "asid": guest.asid,
+        "launch": guest.launched,
+        "end": str(ending.end),
+        "why": ending.why,
+        **{name: seat.used[name] for name in ("executed_blocks", "fills", "evictions")},
+        "halts": guest.monitor.halts,
+        "exits": guest.exits(),
+        "unknown_msrs": {hex(number): count for number, count in sorted(exits.unknown_msrs.items())},
+        "unassigned_ports": {hex(port): count for port, count in sorted(ports.unassigned.items())},
+        "console": seat.console.lines,
+    }
 
 
 @contextmanager
@@ -263,13 +316,14 @@ def _latency(before: LatencyReport, after: LatencyReport) -> dict[str, Any]:
     return moved | {"extra_ns": after.extra_ns - before.extra_ns, "source": after.source}
 
 
-def _pages(machine: Machine, software: Started, dump: Path | None) -> dict[str, Any]:
+def _pages(
+    machine: Machine, running: Sequence[Started], described: list[dict[str, Any]], dump: Path | None
+) -> dict[str, Any]:
     """Survey the pages as they are, and only then write the caches back for a dump."""
-    seen, flushed = software.survey(), 0
+    seen, flushed = [each.survey() for each in running], 0
     if dump is not None:
         flushed = machine.wbinvd_on_all_cores()
         machine.probe.dump(dump)
-    return {
-        "dump": None if dump is None else {"file": str(dump), "flushed": flushed},
-        "pages": dataclasses.replace(seen, flushed=flushed).as_json(),
-    }
+    for guest, pages in zip(described, seen, strict=True):
+        guest["pages"] = dataclasses.replace(pages, flushed=flushed).as_json()
+    return {"dump": None if dump is None else {"file": str(dump), "flushed": flushed}}

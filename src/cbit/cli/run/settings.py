@@ -1,4 +1,4 @@
-"""What is to be run: arguments read, files read, everything refused that no machine need be made for."""
+"""One guest to be: arguments read, files read, everything refused that no machine need be made for."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cbit.cli.run.tenant import table_of
-from cbit.cli.sizes import in_words
-from cbit.hypervisor.devices.disk import BadDisk, FileDisk
 from cbit.hypervisor.host import Protection
+from cbit.owner import secret as secrets
 from cbit.owner.files import read_limited
 from cbit.owner.measure import DirectLaunch, Kernel
-from cbit.spec import acpi
-from cbit.spec.address import MIB, PAGE
+from cbit.spec import acpi, secret_table
+from cbit.spec.address import MIB
 from cbit.spec.errors import NotModelled
 from cbit.spec.linux_boot import ACPI_BASE, SECRET_SIZE, BootImage, boot_image, command_line
 from cbit.spec.policy import Policy
+from cbit.spec.secret_table import DISK_PASSPHRASE
 
 LARGEST: Final = 1 << 32  # bytes of a kernel or initrd
-HOST_MEMORY: Final = 64 * MIB  #: beside the guest's: page tables, and room for commands
+HOST_MEMORY: Final = 64 * MIB  #: beside each guest's: page tables, and room for commands
 SME_OPTION: Final = (
     "mem_encrypt=on"  #: a kernel as host asks for its encryption; what is appended may overrule
 )
@@ -29,23 +28,27 @@ DEFAULT_POLICY: Final = int(Policy.NODBG)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A run, as far as it is known before there is a machine.
+    """One guest of a run, as far as it is known before there is a machine.
 
     Attributes:
-        protection: how the guest's memory is protected.
+        name: what people call it; empty for one that is alone.
+        shares: name of the guest whose memory key it shares; empty: its key is its own.
+        protection: how its memory is protected.
         kernel: kernel, initrd and what is appended to the command line.
         image: what the hypervisor loads.
         policy: for SEV.
         secret: the table of secrets; empty: none.
-        cache: bytes of plaintext that the machine may hold.
+        disks: files with its disks.
     """
 
+    name: str
+    shares: str
     protection: Protection
     kernel: Kernel
     image: BootImage
     policy: int
     secret: bytes
-    cache: int
+    disks: tuple[Path, ...]
 
     @property
     def launch(self) -> DirectLaunch:
@@ -54,7 +57,7 @@ class Settings:
 
     @property
     def dram_size(self) -> int:
-        """Bytes of DRAM that the machine needs: under SME all of it is the kernel's."""
+        """Bytes of DRAM that the machine needs for it: under SME all of it is the kernel's."""
         own = 0 if self.protection is Protection.SME else HOST_MEMORY
         return self.image.memory_size + own
 
@@ -65,7 +68,7 @@ class Settings:
 
 
 def read_settings(args: Namespace) -> Settings:
-    """Read the arguments and the files that they name.
+    """Read a guest's arguments and the files that they name.
 
     Raises:
         Unbootable: the files do not boot together; the message says why.
@@ -93,7 +96,19 @@ def read_settings(args: Namespace) -> Settings:
         secret=b"" if protection is Protection.SEV else secret,
     )
     policy = DEFAULT_POLICY if args.policy is None else args.policy
-    return Settings(protection, kernel, image, policy, secret, args.cache)
+    return Settings(args.name, args.key, protection, kernel, image, policy, secret, tuple(args.disk))
+
+
+def table_of(data: bytes) -> bytes:
+    """Make the table of secrets that user space finds: a file that is one already, or a disk's passphrase.
+
+    Raises:
+        ValueError: empty, or larger than the firmware takes.
+    """
+    if data.startswith(secret_table.TABLE.bytes_le):
+        secret_table.parse(data)
+        return secrets.raw(data)
+    return secrets.table_of([(DISK_PASSPHRASE, data)])
 
 
 def _appended(args: Namespace, protection: Protection) -> str:
@@ -103,38 +118,14 @@ def _appended(args: Namespace, protection: Protection) -> str:
     return " ".join(words)
 
 
-def open_disks(paths: list[Path]) -> list[FileDisk]:
-    """Open the disks, all or none.
-
-    Raises:
-        BadDisk: one of them is none.
-    """
-    opened: list[FileDisk] = []
-    try:
-        for path in paths:
-            opened.append(FileDisk(path))
-    except BadDisk:
-        for disk in opened:
-            disk.close()
-        raise
-    return opened
-
-
 def _refuse(args: Namespace, protection: Protection) -> None:
-    if args.firmware is not None:
-        raise NotModelled(
-            "--firmware: guest firmware is not executed yet; give --kernel, which is booted directly"
-        )
     if args.kernel is None:
-        raise ValueError("--kernel is wanted: a bzImage, as distributions ship it in /boot/vmlinuz-*")
+        raise ValueError(
+            "--kernel is wanted: a bzImage, as distributions ship it in /boot/vmlinuz-*; "
+            "`cbit demo --linux --write DIR` fetches and builds all that a Linux guest needs"
+        )
     if args.policy is not None:
         if protection is not Protection.SEV:
             raise ValueError(f"--policy belongs to --mode sev, not to {protection}")
         if args.policy & Policy.ES:
             raise NotModelled(f"policy {args.policy:#x} demands SEV-ES, whose guests are not executed")
-    if args.cache < PAGE or args.cache % PAGE:
-        raise ValueError(f"--cache {in_words(args.cache)}: whole pages of {PAGE} bytes, one at least")
-    for name in ("report", "dump_dram"):
-        path: Path | None = getattr(args, name)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"--{name.replace('_', '-')} {path}: there is no such folder")
