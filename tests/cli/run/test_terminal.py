@@ -24,6 +24,7 @@ from cbit.cli.run.terminal import Keyboard
 from cli.run import kernels
 from cli.run.conftest import no_engine
 
+pytestmark = pytest.mark.timeout(900)  # each child has a session of its own, which a busy computer may starve
 ECHO = kernels.says("ready\r\n") + kernels.ECHO + kernels.POWER_OFF + kernels.HALT
 PATIENCE = 300  # seconds: a busy computer starts a process when it can
 TAKE_TERMINAL = """
