@@ -21,7 +21,7 @@ Paper: memory-encryption.md §6.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import attrgetter
@@ -32,7 +32,7 @@ from cbit.memory.dram import anonymous
 from cbit.memory.lending import Borrower
 from cbit.memory.physical import Data
 from cbit.memory.pool import Pool, Slot
-from cbit.memory.stretches import ALL_LINES, runs, split, stretches
+from cbit.memory.stretches import ALL_LINES, neighbours, runs, split, stretches
 from cbit.spec.address import KIB, LINE, MIB, PAGE, Spa
 from cbit.spec.key_id import KeyId, guest
 from cbit.trace import SILENT, Trace
@@ -344,8 +344,9 @@ class Cache:
             AddressError: the range leaves DRAM.
         """
         self._controller.check(spa, length, KeyId(0))
-        if (spa & -PAGE) not in self._by_page and spa % PAGE + length <= PAGE:
-            return 0  # the usual case: of one page there is no copy
+        tags = self._by_page.get(spa & -PAGE)
+        if 0 < length <= PAGE - spa % PAGE and (tags is None or len(tags) == 1):  # the usual case: one page
+            return self._leave_alone(*tags.values()) if tags else 0
         copies = [copy for page in self._cached_pages(spa, length) for copy in self._by_page[page].values()]
         return self._leave_all(copies, write_back=True)
 
@@ -443,19 +444,32 @@ class Cache:
         self._recall(oldest_first)
         dirty = [copy for copy in oldest_first if copy.dirty]
         if write_back:
-            for neighbours in _neighbours(dirty):
-                self._write_back(neighbours)
+            for together in neighbours(dirty, most=MAX_STRETCH):
+                self._write_back(together)
         for copy in oldest_first:
-            del self._copies[copy.page, copy.key_id]
-            siblings = self._by_page[copy.page]
-            del siblings[copy.key_id]
-            if not siblings:
-                del self._by_page[copy.page]
+            self._forget(copy)
         self._pool.give_back([copy.slot for copy in oldest_first])
         return len(dirty)
 
+    def _leave_alone(self, copy: _Copy) -> int:
+        """Let one copy leave, written back: as `_leave_all`, with less ado."""
+        if copy.borrower is not None:
+            self._recall([copy])
+        if copy.dirty:
+            self._write_back([copy])
+        self._forget(copy)
+        self._pool.give_back([copy.slot])
+        return int(copy.dirty != 0)
+
+    def _forget(self, copy: _Copy) -> None:
+        del self._copies[copy.page, copy.key_id]
+        siblings = self._by_page[copy.page]
+        del siblings[copy.key_id]
+        if not siblings:
+            del self._by_page[copy.page]
+
     def _write_back(self, copies: Sequence[_Copy]) -> None:
-        """Write dirty lines of neighbouring copies (`_neighbours`) in one pass of the engine."""
+        """Write dirty lines of neighbouring copies (`neighbours`) in one pass of the engine."""
         first: _Copy = copies[0]
         parts: list[tuple[int, int]] = []
         for index, copy in enumerate(copies):
@@ -476,23 +490,6 @@ class Cache:
         if len(pages) <= len(self._by_page):
             return [page for page in pages if page in self._by_page]
         return sorted(page for page in self._by_page if page in pages)
-
-
-def _neighbours(copies: Iterable[_Copy]) -> Iterator[list[_Copy]]:
-    """Cut copies where the next is not the neighbour of the one before, in DRAM and in the pool alike."""
-    stretch: list[_Copy] = []
-    for copy in copies:
-        if stretch and not (
-            len(stretch) < MAX_STRETCH
-            and copy.page == stretch[-1].page + PAGE
-            and copy.slot == stretch[-1].slot + PAGE
-            and copy.key_id == stretch[-1].key_id
-        ):
-            yield stretch
-            stretch = []
-        stretch.append(copy)
-    if stretch:
-        yield stretch
 
 
 def _dirty(copy: _Copy) -> int:

@@ -18,6 +18,7 @@ from cbit.spec.address import KIB, PAGE
 Slot = NewType("Slot", int)  #: offset of a slot in the pool
 
 _WIPED: Final = memoryview(bytes(64 * KIB))
+_PAGE_WIPED: Final = bytes(PAGE)
 
 
 class Pool:
@@ -68,6 +69,10 @@ class Pool:
 
     def give_back(self, slots: Sequence[Slot]) -> None:
         """Wipe slots and make them free; the lowest is the next to be taken."""
+        if len(slots) == 1:
+            self._area[slots[0] : slots[0] + PAGE] = _PAGE_WIPED
+            self._free.append(slots[0])
+            return
         for first, length in stretches(sorted(slots)):
             end = first + length * PAGE
             for at in range(first, end, len(_WIPED)):

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol, TypeVar
 
 from cbit.spec.address import LINE, PAGE
+from cbit.spec.key_id import KeyId
 
 ALL_LINES: Final = (1 << PAGE // LINE) - 1
+
+
+class Lies(Protocol):
+    """Something that has a place in DRAM, one in the pool, and a tag."""
+
+    page: int
+    key_id: KeyId
+
+    @property
+    def slot(self) -> int:
+        """Its place in the pool."""
+        ...
+
+
+Lying = TypeVar("Lying", bound=Lies)
+
+
+def neighbours(copies: Iterable[Lying], *, most: int) -> Iterator[list[Lying]]:
+    """Cut copies where the next is not the neighbour of the one before, in DRAM and in the pool alike."""
+    stretch: list[Lying] = []
+    for copy in copies:
+        if stretch and not (
+            len(stretch) < most
+            and copy.page == stretch[-1].page + PAGE
+            and copy.slot == stretch[-1].slot + PAGE
+            and copy.key_id == stretch[-1].key_id
+        ):
+            yield stretch
+            stretch = []
+        stretch.append(copy)
+    if stretch:
+        yield stretch
 
 
 def split(spa: int, length: int) -> Iterator[tuple[int, int, int]]:
