@@ -40,7 +40,8 @@ def digest_of(launch: Launch) -> Digest:
 
 
 def found(launch: Launch, value: Digest | Measurement, *others: File) -> Explanation:
-    return explain(launch, value, others=others, limit_s=100.0)  # for a busy computer
+    # A clock that stands still: the search ends because it has tried all, however busy the computer is.
+    return explain(launch, value, others=others, clock=lambda: 0.0)
 
 
 def with_kernel(**changes: Any) -> dict[str, Any]:
