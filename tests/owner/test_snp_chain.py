@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from cbit.crypto import amd_cert
 from cbit.owner.errors import Missing, Untrusted
+from cbit.owner.validate.facts import of_snp_report
 from cbit.owner.verify.crl import Crl, crl_problems
 from cbit.owner.verify.kds import Endorsement, read_endorsement, vcek_address
 from cbit.owner.verify.report import read_report
@@ -436,3 +437,7 @@ def test_where_the_key_server_has_the_leaf_of_a_report() -> None:
     address = vcek_address(read_report(World(Product.TURIN).report()))
     spls = "fmcSPL=01&blSPL=01&teeSPL=00&snpSPL=04&ucodeSPL=80"
     assert f"https://kdsintf.amd.com/vcek/v1/Turin/0001020304050607?{spls}" == address
+    # A version 2 report names no processor; a chip id of 8 bytes is Turin's.
+    unnamed = World(Product.TURIN).report(version=2, cpuid_family=0, cpuid_model=0, cpuid_stepping=0)
+    assert address == vcek_address(read_report(unnamed))
+    assert Product.TURIN.value == of_snp_report(read_report(unnamed)).facts["product"]

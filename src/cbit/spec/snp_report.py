@@ -264,6 +264,16 @@ class SnpReport(Wire, size=REPORT_SIZE):
         return product_of(self.cpuid_family, self.cpuid_model) if self.version >= 3 else None
 
     @property
+    def likely_product(self) -> Product | None:
+        """The product, also of a version 2 report where its chip id tells: Turin's have 8 bytes.
+
+        Raises:
+            NotModelled: as ``product``.
+        """
+        short = any(self.chip_id[:8]) and not any(self.chip_id[8:])
+        return Product.TURIN if self.version < 3 and short else self.product
+
+    @property
     def current_api(self) -> ApiVersion:
         """Version of the running firmware."""
         return ApiVersion(self.current_major, self.current_minor)

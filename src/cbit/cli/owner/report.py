@@ -187,7 +187,7 @@ def _snp(raw: bytes, args: Namespace) -> Found:
 def _where_from(report: SnpReport) -> str:
     if report.signing_key is SigningKey.VLEK:
         return "a VLEK is handed out by the host, with an extended report"
-    if report.mask_chip_key or report.signing_key is not SigningKey.VCEK:
+    if not any(report.chip_id) or report.signing_key is not SigningKey.VCEK:
         return "the report does not tell for which chip"
     try:
         return f"AMD's key server has it: {vcek_address(report)}"

@@ -89,7 +89,8 @@ def of_snp_report(
     """Collect the facts of an SNP report.
 
     MODEL CHOICE: a version 2 report does not name its processor.  Without ``product`` (from the certificate
-    of its key) its TCB is read as Milan's and Genoa's, which are laid out alike and older than Turin.
+    of its key) its TCB is read as Milan's and Genoa's, which are laid out alike and older than Turin, unless
+    its chip id is Turin's.
 
     Args:
         report: what it says; whether to believe it is the verification's question.
@@ -101,7 +102,7 @@ def of_snp_report(
         WireError: a TCB version is malformed.
         NotModelled: the processor that it names is not known.
     """
-    product = product or report.product
+    product = product or report.likely_product
     layout = product or Product.MILAN
     policy = SnpPolicy.of(report.policy)
     facts: dict[str, Any] = {

@@ -84,14 +84,14 @@ def read_endorsement(leaf: Certificate) -> Endorsement:
 def vcek_address(report: SnpReport) -> str:
     """Return where AMD's key server hands out the VCEK for the chip and firmware of a report.
 
-    Version 2 of the report does not name its product: the address then says PRODUCT, and reads the TCB as
-    Milan's and Genoa's.
+    Version 2 of the report does not name its product: unless its chip id is Turin's, the address then says
+    PRODUCT, and reads the TCB as Milan's and Genoa's.
 
     Raises:
         NotModelled: the report's processor is not known.
         WireError: its TCB is malformed.
     """
-    product = report.product
+    product = report.likely_product
     tcb = TcbVersion.parse(report.reported_tcb, product or Product.MILAN)
     chip_id = report.chip_id[:8] if product is Product.TURIN else report.chip_id
     spls = "&".join(f"{_SPL_NAMES[part]}SPL={number:02d}" for part, number in tcb.components().items())
