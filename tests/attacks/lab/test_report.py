@@ -96,6 +96,24 @@ def test_every_cell_has_its_verdict_and_a_surprise_is_marked() -> None:
     assert "1 came out otherwise than predicted" in text
 
 
+def test_what_was_not_run_is_said_aloud() -> None:
+    told = results()
+    assert "Not run" not in page(ALL, told)
+    for cell in told:
+        if cell["attack"].startswith("linux-"):
+            cell |= {"verdict": "not run", "note": "apt-get is <not> here", "planted": 0}
+    text = page(ALL, told)
+    names = "linux-cold-boot, linux-tools, linux-registers"
+    assert f"<strong>Not run</strong>: {names}: apt-get is &lt;not&gt; here.</p>" in text
+    assert 'class="absent"' in text
+
+
+def test_what_stands_between_backquotes_is_code() -> None:
+    told = results()
+    told[0]["steps"] = [{"text": "`rep movsb` <here>", "data": "", "length": 0, "picture": None}]
+    assert "<li><code>rep movsb</code> &lt;here&gt;" in page(ALL, told)
+
+
 def test_figures_stand_beside_the_published_ones() -> None:
     text = page(ALL, results())
     assert "<td>count</td><td>3</td><td>4</td><td>s</td><td>d</td>" in text

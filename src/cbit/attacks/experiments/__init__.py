@@ -7,6 +7,7 @@ from typing import Final
 from cbit.attacks.experiments.bit_flip import bit_flip
 from cbit.attacks.experiments.block_move import block_move_xe, block_move_xex
 from cbit.attacks.experiments.ciphertext import ciphertext_collision, ciphertext_dictionary
+from cbit.attacks.experiments.code_chain import code_chain
 from cbit.attacks.experiments.code_injection import code_injection
 from cbit.attacks.experiments.cold_boot import cold_boot
 from cbit.attacks.experiments.crossline import crossline_tlb, crossline_v1, crossline_v2
@@ -42,6 +43,7 @@ ALL: Final[tuple[Attack, ...]] = (
     block_move_xe,
     block_move_xex,
     code_injection,
+    code_chain,
     unprotected_io,
     crossline_v1,
     crossline_v2,

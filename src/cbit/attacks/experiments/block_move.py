@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from cbit.attacks.experiments.service import ANSWERS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus
-from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
+from cbit.attacks.lab.guest import SECRET, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log, curve
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
@@ -16,7 +17,7 @@ from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.memory_modes import Mode as Engine
-from cbit.spec.address import MIB, PAGE
+from cbit.spec.address import MIB
 
 RECORD = 0x30000  #: a session's record; its first two bytes are the user's number
 KERNEL = 0x200000  #: a large image whose contents everybody knows
@@ -29,17 +30,7 @@ again:
     hlt
     cmp word ptr [{RECORD:#x}], 0
     jne refuse
-    movups xmm0, [{SECRET:#x}]
-    movups xmm1, [{SECRET + 16:#x}]
-    movups [{VIEW + SHARED + PAGE:#x}], xmm0
-    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm1
-    jmp again
-refuse:
-    xorps xmm0, xmm0
-    movups [{VIEW + SHARED + PAGE:#x}], xmm0
-    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm0
-    jmp again
-"""
+{ANSWERS}"""
 
 
 def service(stand: Stand) -> Scene:
@@ -88,7 +79,7 @@ def move(hands: Hands, facts: Facts, log: Log) -> bytes:
 
 def _coverage(corpus: Corpus, target: int, log: Log) -> None:
     """How many of the 65536 values of two bytes can be had at one address, by size of the known plaintext."""
-    firsts = corpus.firsts(target)
+    firsts = corpus.ends(target)
     points, mib = [], len(firsts) * 16 / MIB
     for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1):
         some = firsts[: int(len(firsts) * share)]

@@ -145,7 +145,7 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
         2,
         "bytes",
         published="2, expected limit 3",
-        source="§IV-C",
+        source="SEVurity §IV-C (attacks.md A10)",
     )
     return loot
 

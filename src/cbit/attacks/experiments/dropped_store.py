@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cbit.attacks.experiments.replay import ACCOUNT, OLD
+from cbit.attacks.experiments.service import ANSWERS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import CPUID, HLT, SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
@@ -11,7 +12,6 @@ from cbit.attacks.lab.outcome import SUCCEEDS, Mode, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.power import Power
-from cbit.spec.address import PAGE
 
 RESULT = 0x21000  #: where the check's result is kept: 0 good, 1 denied
 
@@ -35,17 +35,7 @@ checked:
     cpuid
     cmp qword ptr [{RESULT:#x}], 0
     jne refuse
-    movups xmm0, [{SECRET:#x}]
-    movups xmm1, [{SECRET + 16:#x}]
-    movups [{VIEW + SHARED + PAGE:#x}], xmm0
-    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm1
-    jmp again
-refuse:
-    xorps xmm0, xmm0
-    movups [{VIEW + SHARED + PAGE:#x}], xmm0
-    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm0
-    jmp again
-first:
+{ANSWERS}first:
     .ascii "password of 2019"
 """
 

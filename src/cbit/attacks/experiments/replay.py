@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cbit.attacks.experiments.service import ANSWERS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
@@ -34,18 +35,7 @@ again:
     jne serve
     movups xmm2, [{VIEW + SHARED + 32:#x}]
     movups [{ACCOUNT:#x}], xmm2
-serve:
-    movups xmm0, [{SECRET:#x}]
-    movups xmm1, [{SECRET + 16:#x}]
-    movups [{VIEW + SHARED + PAGE:#x}], xmm0
-    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm1
-    jmp again
-refuse:
-    xorps xmm0, xmm0
-    movups [{VIEW + SHARED + PAGE:#x}], xmm0
-    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm0
-    jmp again
-first:
+{ANSWERS}first:
     .ascii "password of 2019"
 """
 OLD, NEW = b"password of 2019", b"password of 2026"

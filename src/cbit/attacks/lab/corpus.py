@@ -30,24 +30,27 @@ class Corpus:
         self._spa = memory.spa(gpa, len(plain))
         self._tweak = Tweak.zen1()
         places = range(self._spa, self._spa + len(plain), BLOCK)
-        heads = np.frombuffer(plain, np.uint16).reshape(-1, BLOCK // 2)[:, 0]
-        tweaks = np.frombuffer(b"".join(self._tweak.at(place)[:2] for place in places), np.uint16)
-        self._heads: Words = heads ^ tweaks
+        words = np.frombuffer(plain, np.uint16).reshape(-1, BLOCK // 2)
+        tweaks = np.frombuffer(b"".join(self._tweak.at(place) for place in places), np.uint16)
+        # The first and the last two bytes of each block, without the tweak of any place.
+        self._ends: dict[int, Words] = {
+            at: words[:, at // 2] ^ tweaks.reshape(-1, BLOCK // 2)[:, at // 2] for at in (0, BLOCK - 2)
+        }
 
     def gpa(self, index: int) -> int:
         """Guest physical address of a block."""
         return self._gpa + BLOCK * index
 
-    def firsts(self, target: int) -> Words:
-        """For each block, the first two bytes that it would have at a system address."""
-        (head,) = np.frombuffer(self._tweak.at(target)[:2], np.uint16)
-        seen: Words = self._heads ^ head
+    def ends(self, target: int, at: int = 0) -> Words:
+        """For each block, its first two bytes, or its last two, as they would be at a system address."""
+        (tweak,) = np.frombuffer(self._tweak.at(target)[at : at + 2], np.uint16)
+        seen: Words = self._ends[at] ^ tweak
         return seen
 
-    def find(self, wanted: bytes, target: int) -> int | None:
-        """Find a block that begins with two wanted bytes at a system address."""
+    def find(self, wanted: bytes, target: int, at: int = 0) -> int | None:
+        """Find a block that begins, or ends, with two wanted bytes at a system address."""
         (number,) = np.frombuffer(wanted, np.uint16)
-        found = np.flatnonzero(self.firsts(target) == number)
+        found = np.flatnonzero(self.ends(target, at) == number)
         return int(found[0]) if len(found) else None
 
     def ciphertext_for(self, index: int, target: int) -> bytes:

@@ -5,6 +5,7 @@ No script, no font, no picture from elsewhere; it can be mailed, and opened with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, Final
@@ -25,6 +26,8 @@ _CLASSES: Final = {
     "not run": "absent",
 }
 _WORDS: Final = {"does not apply": "–"}
+_CODE: Final = re.compile("``?([^`]+)``?")
+_ABSENT: Final = {True: "", False: "<br><small>not modelled,<br>predicted</small>"}
 
 
 def page(attacks: Sequence[Attack], told: Sequence[Told]) -> str:
@@ -67,12 +70,16 @@ def _head(told: Sequence[Told]) -> Iterator[str]:
         if not surprises
         else f"<strong>{len(surprises)} came out otherwise than predicted</strong>"
     )
-    yield f"<p>{len(ran)} attempts were made; {verdict}.</p></header>"
+    yield f"<p>{len(ran)} attempts were made; {verdict}.</p>"
+    for why in dict.fromkeys(cell["note"] for cell in told if cell["verdict"] == "not run"):
+        names = dict.fromkeys(cell["attack"] for cell in told if cell["note"] == why)
+        yield f"<p><strong>Not run</strong>: {escape(', '.join(names))}: {escape(why)}.</p>"
+    yield "</header>"
 
 
 def _matrix(attacks: Sequence[Attack], told: Sequence[Told]) -> Iterator[str]:
     yield '<section><h2>The matrix</h2><table class="matrix"><thead><tr><th>attack</th>'
-    yield "".join(f"<th>{escape(mode.value)}</th>" for mode in Mode)
+    yield "".join(f"<th>{escape(mode.value)}{_ABSENT[mode.modelled]}</th>" for mode in Mode)
     yield "<th>with a defence</th></tr></thead><tbody>"
     for attack in attacks:
         row = _row(attack, told)
@@ -94,10 +101,9 @@ def _cell(cell: Told, word: str) -> str:
     surprise = "" if cell["as_expected"] else " surprise"
     why = escape(cell["why"] or cell["note"], quote=True)
     kind = _CLASSES[cell["verdict"]]
-    predicted = ""
     if cell["verdict"] == "not modelled":
-        predicted = f"<br><small>predicted: {escape(_word(cell['expected']))}</small>"
-    return f'<td class="{kind}{surprise}" title="{why}">{escape(word)}{predicted}</td>'
+        word, why = _word(cell["expected"]), f"not modelled; predicted: {why or 'as before'}"
+    return f'<td class="{kind}{surprise}" title="{why}">{escape(word)}</td>'
 
 
 def _figures(told: Sequence[Told]) -> Iterator[str]:
@@ -106,9 +112,11 @@ def _figures(told: Sequence[Told]) -> Iterator[str]:
     yield "<th>attack</th><th>figure</th><th>here</th>"
     yield "<th>published</th><th>source</th><th>why they differ</th>"
     yield "</tr></thead><tbody>"
+    before = ""
     for name, figure in _best_figures(told):
         ours = f"{figure['ours']:g} {figure['unit']}".strip()
-        cells = (name, figure["name"], ours, figure["published"], figure["source"], figure["difference"])
+        shown, before = "" if name == before else name, name
+        cells = (shown, figure["name"], ours, figure["published"], figure["source"], figure["difference"])
         yield "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
     yield "</tbody></table></section>"
 
@@ -135,8 +143,8 @@ def _attack(attack: Attack, row: Sequence[Told]) -> Iterator[str]:
     yield "<h3>What stops it</h3><ul>"
     for mode in Mode:
         expected = attack.expect[mode]
-        yield f"<li><b>{mode.value}</b>: {expected.verdict.value}"
-        yield f": {escape(expected.why)}</li>" if expected.why else "</li>"
+        because = f": {escape(expected.why)}" if expected.why else ""
+        yield f"<li><b>{mode.value}</b>: {expected.verdict.value}{because}</li>"
     for variant, what in attack.defences.items():
         yield f"<li><b>--variant {escape(variant)}</b>: {escape(what)}</li>"
     yield f"</ul><h3>Run it</h3><pre>cbit attack run {attack.name}</pre></section>"
@@ -145,18 +153,23 @@ def _attack(attack: Attack, row: Sequence[Told]) -> Iterator[str]:
 def _prose(part: str) -> str:
     lines = part.splitlines()
     numbered = [line for line in lines if line[:1].isdigit() and line[1:2] == "."]
-    text = escape(" ".join(line.strip() for line in lines))
+    text = _marked(" ".join(line.strip() for line in lines))
     if len(numbered) > 1:
         for number in range(2, len(numbered) + 1):
             text = text.replace(f" {number}. ", f"<br>{number}. ")
     return text
 
 
+def _marked(text: str) -> str:
+    """Escape a text; what stands between backquotes is code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
+
+
 def _steps(cell: Told) -> Iterator[str]:
     where = cell["mode"] + (f" with {cell['variant']}" if cell["variant"] else "")
     yield f"<h3>Step by step: {escape(where)}, {escape(cell['verdict'])}</h3><ol>"
     for step in cell["steps"]:
-        yield f"<li>{escape(step['text'])}"
+        yield f"<li>{_marked(step['text'])}"
         if step["data"]:
             yield _bytes(bytes.fromhex(step["data"]), step["length"])
         if step["picture"]:

@@ -20,11 +20,15 @@ th, td { text-align: left; vertical-align: top; padding: .38rem .6rem; border-bo
 thead th { color: var(--faint); font-weight: 600; }
 .matrix tbody th { font-weight: 500; }
 .number { color: var(--faint); font-size: .8rem; }
-td.won { color: var(--won); font-weight: 650; } td.held { color: var(--held); }
+.matrix thead th { vertical-align: bottom; } .matrix small { font-weight: 400; white-space: nowrap; }
+.matrix td { border-left: 3px solid var(--paper); } .defence { white-space: nowrap; }
+td.won { color: var(--won); font-weight: 650; background: color-mix(in srgb, var(--won) 10%, transparent); }
+td.held { color: var(--held); background: color-mix(in srgb, var(--held) 9%, transparent); }
 td.partly { color: var(--partly); font-weight: 650; } td.none, td.absent, .defence { color: var(--faint); }
+td.absent { font-style: italic; } code { font: .92em ui-monospace, monospace; }
 td.surprise { outline: 2px solid var(--partly); outline-offset: -2px; }
 .paper, .found { color: var(--faint); margin-top: 0; }
-.attack { border-top: 1px solid var(--line); }
+section { overflow-x: auto; } .attack { border-top: 1px solid var(--line); }
 ol > li { margin: .5rem 0; } ul { margin: .2rem 0; }
 pre { font: .84rem/1.45 ui-monospace, monospace; margin: .3rem 0; overflow-x: auto; }
 .bytes { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: center; }

@@ -1,0 +1,23 @@
+"""The end of a service that hands its secret out, or zeros: what several victims have in common."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cbit.attacks.lab.guest import SECRET, SHARED, VIEW
+from cbit.spec.address import PAGE
+
+#: Labels `serve` and `refuse`; both go back to the label `again` of the program that ends with this.
+ANSWERS: Final = f"""
+serve:
+    movups xmm0, [{SECRET:#x}]
+    movups xmm1, [{SECRET + 16:#x}]
+    jmp answer
+refuse:
+    xorps xmm0, xmm0
+    xorps xmm1, xmm1
+answer:
+    movups [{VIEW + SHARED + PAGE:#x}], xmm0
+    movups [{VIEW + SHARED + PAGE + 16:#x}], xmm1
+    jmp again
+"""
