@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from cbit.attacks.experiments import ALL
 from cbit.attacks.lab.attack import Attack
 from cbit.attacks.lab.outcome import Mode
 
 
+def exercises() -> Mapping[str, Sequence[str]]:
+    """Three exercises for each attack, by its name."""
+    found: dict[str, list[str]] = tomllib.loads((Path(__file__).parent / "exercises.toml").read_text())
+    return found
+
+
 def attacks() -> str:
     """One section for each attack."""
-    return "\n".join(line for attack in ALL for line in _section(attack))
+    tasks = exercises()
+    return "\n".join(line for attack in ALL for line in _section(attack, tasks[attack.name]))
 
 
-def _section(attack: Attack) -> Iterator[str]:
+def _section(attack: Attack, tasks: Sequence[str]) -> Iterator[str]:
     yield f"## {attack.name}"
     yield ""
     number = f" Experiment {attack.experiment}." if attack.experiment else ""
@@ -39,3 +48,7 @@ def _section(attack: Attack) -> Iterator[str]:
         given = ", ".join(f"`{name}={value}`" for name, value in attack.parameters.items())
         yield f"Parameters: {given}."
         yield ""
+    yield "Exercises:"
+    yield ""
+    yield from (f"{number}. {task}" for number, task in enumerate(tasks, 1))
+    yield ""

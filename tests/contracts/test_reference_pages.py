@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from cbit.attacks.experiments import ALL, named
+from cbit.attacks.lab.outcome import Mode
 from cbit.cli.envelope import Exit, Outcome, envelope
 from cbit.secure_processor.dispatch import COMMANDS
 from cbit.spec.command import Command
@@ -155,3 +157,19 @@ def test_every_request_of_the_control_channel_is_on_its_page() -> None:
     assert {name: list(request.fields) for name, request in REQUESTS.items()} == {
         name: re.findall(r"`(\w+)`", fields) for name, fields in rows.items()
     }
+
+
+def test_each_attack_has_three_exercises_that_can_be_done(generated: Any) -> None:
+    exercises = generated.attack_pages.exercises()
+    assert {attack.name: 3 for attack in ALL} == {name: len(tasks) for name, tasks in exercises.items()}
+    commands = re.findall(r"`cbit attack (?:run|sweep) ([^`]+)`", str(exercises))
+    assert 20 < len(commands)
+    for command in commands:
+        name, *words = command.split()
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        setting = (options.get("--set") or options.get("--over") or "=").partition("=")
+        attack = named(name)
+        mode = Mode(options.get("--mode", attack.defended))
+        parameters = {setting[0]: float(setting[2].split(",")[0])} if setting[0] else {}
+        attack.check(mode, options.get("--variant", ""), parameters)
+        assert set(options) <= {"--mode", "--variant", "--set", "--over"}
