@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,22 @@ def test_one_blob_of_everything(tmp_path: Path) -> None:
     path = tmp_path / "platform.chain"
     path.write_bytes(b"".join(raws("naples").values()))
     assert not inspect(read_chain([path])).problems
+
+
+def test_certificates_in_base64_as_hypervisors_print_them(tmp_path: Path) -> None:
+    """QEMU's query-sev-capabilities and libvirt's domain capabilities give PDH and chain so."""
+    one = raws()
+    files = {"pdh": one["pdh"], "chain": one["pek"] + one["oca"] + one["cek"], "ca": one["ask"] + one["ark"]}
+    for name, data in files.items():
+        (tmp_path / f"{name}.b64").write_bytes(base64.b64encode(data) + b"\n")
+    assert [p.raw for p in real("milan").pieces()] == [
+        p.raw for p in read_chain(sorted(tmp_path.iterdir())).pieces()
+    ]
+    text = base64.b64encode(one["ask"])  # 1600 bytes: the last letter has four spare bits
+    spare = text[:-3] + bytes((text[-3] + 1,)) + text[-2:]
+    for bad in (text[:-1], spare, text + b"!", b"\x00" + text):
+        with pytest.raises(WireError, match="bytes are no certificate"):
+            pieces_of(bad, source="file")
 
 
 def test_the_lengths_of_the_blobs_are_those_of_the_paper() -> None:

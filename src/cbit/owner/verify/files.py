@@ -2,7 +2,7 @@
 
 A length tells which certificates a file holds and in which order, because every certificate has a fixed size
 and the usual blobs have one order (``LAYOUTS``).  What then stands at a place and is not what belongs there
-is found by the verification and named.
+is found by the verification and named.  Base64, as QEMU and libvirt hand certificates out, is the same bytes.
 
 Paper: sev-crypto.md §4.
 """
@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from cbit.owner.errors import Missing, Untrusted
-from cbit.owner.files import read_limited
+from cbit.owner.files import from_base64, read_limited
 from cbit.spec.amd_certificate import AmdCert
 from cbit.spec.certificate import CERT_SIZE, SevCert, Usage
 from cbit.spec.errors import WireError
@@ -92,6 +92,7 @@ def pieces_of(data: bytes, *, source: str) -> list[Piece]:
             f"{source}: an X.509 certificate (PEM) is of a SEV-SNP chain; a SEV session wants the platform's "
             "SEV certificates (pdh.cert, pek.cert, oca.cert, cek.cert, ask_ark.cert)"
         )
+    data = from_base64(data) or data
     if len(data) in (CERT_SIZE, *_SIGNED, *_UNSIGNED):
         return [Piece(ROLES.get(Path(source).name) or _usage_of(data, source), data, source)]
     layout = LAYOUTS.get(len(data))
