@@ -56,6 +56,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["owner"], "owner", "STEP"),
         (["owner", "nonsense"], "owner", "invalid choice"),
         (["owner", "verify"], "owner verify", "required"),
+        (["owner", "verify", "x", "--foo"], "owner verify", "unrecognized arguments: --foo"),
+        (["owner", "vmsa", "show", "a", "b"], "owner vmsa show", "unrecognized arguments: b"),
         (["owner", "verify", "/no/such/file"], "owner verify", "/no/such/file: No such file or directory"),
     ],
     ids=str,

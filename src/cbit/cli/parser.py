@@ -64,6 +64,13 @@ class Parser(argparse.ArgumentParser):
             return super()._get_formatter()
         return argparse.HelpFormatter(prog=self.prog, width=80)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; what is not known is said here, with the usage of the sub-command that was reached."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line."""
         raise UsageError(message, command=self.label, usage=self.format_usage())
