@@ -41,8 +41,9 @@ from cbit.testing.worlds import a_host, a_machine, a_root, a_state
 
 DRAM: Final = 32 * MIB
 LARGE: Final = 16 * MIB  #: a cache that holds everything that the guests touch
-SMALL: Final = 128 * KIB  #: half of what one of them works on
+SMALL: Final = 256 * KIB  #: half of what one of them works on; the least that brings in neighbours
 NUMBER: Final = 256 * KIB  #: what a guest works on, in bytes too
+LARGE_NUMBER: Final = 2 * SMALL
 WORKS: Final = 3  # in a cache that holds them, one alone is shorter than a busy computer's pauses
 EXITS: Final = 2000
 AES_PAGES: Final = 2000
@@ -96,18 +97,19 @@ def _empty_exit(host: Host, rounds: int) -> float:
 def _thrash(roomy: Host, tight: Host, exit_us: float, rounds: int) -> Iterator[Figure]:
     """The same work in a cache of half its size: what each fill and each eviction takes."""
     (inside, plain), (outside, _) = _guests(roomy), _guests(tight)
-    _work(outside)
+    work = partial(_work, number=LARGE_NUMBER)
+    work(outside)
     memory = tight.machine.memory
     before = memory.fills, memory.evictions
-    _work(outside)
+    work(outside)
     fills, moved = memory.fills - before[0], memory.fills - before[0] + memory.evictions - before[1]
     ours, limit, ratio = medians(
-        pairs(partial(_work, outside), partial(_work, plain), rounds, clock=time.process_time)
+        pairs(partial(work, outside), partial(work, plain), rounds, clock=time.process_time)
     )
     name, against = f"compute, {fills} fills", "the same guest without encryption, everything in the cache"
     yield Figure("guest-thrash", name, ours * 1e3, limit * 1e3, "ms", ratio, against)
     ours, limit, _ = medians(
-        pairs(partial(_work, outside), partial(_work, inside), rounds, clock=time.process_time)
+        pairs(partial(work, outside), partial(work, inside), rounds, clock=time.process_time)
     )
     each, least = (ours - limit) / moved * 1e6, _aes_page_us(rounds) + exit_us
     against = "AES of 4 KiB by OpenSSL, and one empty exit"
