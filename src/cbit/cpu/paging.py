@@ -200,6 +200,13 @@ class Leaf:
         return None
 
 
+# Plain numbers: a walk looks at them dozens of times, and flags of an enumeration cost more than all else.
+_P, _W, _U, _A, _D, _PS, _G, _NX = (
+    int(bit) for bit in (Pte.P, Pte.W, Pte.U, Pte.A, Pte.D, Pte.PS, Pte.G, Pte.NX)
+)
+_PSE, _PGE, _NXE = int(Cr4.PSE), int(Cr4.PGE), int(Efer.NXE)
+
+
 class _Walk:
     """The state of one walk, so that its faults know what was asked."""
 
@@ -220,14 +227,14 @@ class _Walk:
         return PageFault(code, self.linear, why)
 
     def maps_a_page(self, level: Level, value: int) -> bool:
-        large = self.mode is not PagingMode.LEGACY or self.controls.cr4 & Cr4.PSE
-        return level.maps is Maps.ALWAYS or bool(level.maps is Maps.IF_PS and value & Pte.PS and large)
+        large = self.mode is not PagingMode.LEGACY or self.controls.cr4 & _PSE
+        return level.maps is Maps.ALWAYS or bool(level.maps is Maps.IF_PS and value & _PS and large)
 
     def reserved_bits(self, level: Level, value: int, rules: AddressRules) -> int:
         reserved = level.zero_in_page if self.maps_a_page(level, value) else level.zero_in_table
         if self.mode.has_c_bit:
             reserved |= rules.reserved
-            reserved |= 0 if self.controls.efer & Efer.NXE else Pte.NX
+            reserved |= 0 if self.controls.efer & _NXE else _NX
         return value & reserved
 
     def target(self, level: Level, value: int, rules: AddressRules) -> tuple[int, bool]:
@@ -271,7 +278,7 @@ def walk(linear: int, access: Access, *, controls: Controls, rules: AddressRules
     for level in LEVELS[this.mode]:
         where = address + level.index(linear) * size
         value = tables.read_entry(where, size=size, c=c)
-        if not value & Pte.P:
+        if not value & _P:
             raise this.fault(PageFaultCode(0), f"{level.name} at {where:#x} is not present")
         if wrong := this.reserved_bits(level, value, rules):
             code = PageFaultCode.P | PageFaultCode.RSVD
@@ -304,11 +311,11 @@ def _leaf(steps: list[Step], base: int, *, c: bool, this: _Walk) -> Leaf:
         base=base,
         size=1 << last.level.shift,
         c=c,
-        writable=all(value & Pte.W for value in narrowing),
-        user=all(value & Pte.U for value in narrowing),
-        no_execute=any(value & Pte.NX for value in narrowing),
-        dirty=bool(last.value & Pte.D) or this.access.kind is Kind.WRITE,
-        global_page=bool(last.value & Pte.G and this.controls.cr4 & Cr4.PGE),
+        writable=all(value & _W for value in narrowing),
+        user=all(value & _U for value in narrowing),
+        no_execute=any(value & _NX for value in narrowing),
+        dirty=bool(last.value & _D) or this.access.kind is Kind.WRITE,
+        global_page=bool(last.value & _G and this.controls.cr4 & _PGE),
         steps=tuple(steps),
     )
 
@@ -318,6 +325,6 @@ def _mark_used(steps: list[Step], tables: Tables, *, size: int, write: bool) -> 
     for step in steps:
         if not step.level.narrows:
             continue
-        used = step.value | Pte.A | (Pte.D if write and step is steps[-1] else 0)
+        used = step.value | _A | (_D if write and step is steps[-1] else 0)
         if used != step.value:
             tables.write_entry(step.address, used, size=size, c=step.c)

@@ -117,6 +117,37 @@ def test_clflush_writes_back_the_tag_of_its_own_mapping_only(alice: Guest) -> No
     assert NEW == alice.read(DATA, 8)
 
 
+def test_one_flush_after_the_other_reaches_page_after_page(alice: Guest) -> None:
+    pages = [DATA + number * PAGE for number in range(5)]
+    before = [alice.cells(page) for page in pages]
+    alice.program(
+        f"""mov rax, {word(NEW)}; mov rsi, {DATA}; mov ecx, 5
+        fill: mov [rsi], rax; add rsi, 0x1000; dec ecx; jnz fill
+            mov rsi, {DATA}; mov ecx, {4 * PAGE // 64}
+        flush: clflush [rsi+0x20]; add rsi, 64; dec ecx; jnz flush
+            vmmcall"""
+    )
+    assert VMMCALL == alice.run().code
+    assert [True, True, True, True, False] == [
+        old != alice.cells(page) for old, page in zip(before, pages, strict=True)
+    ]
+
+
+def test_a_flush_that_has_become_another_is_done_as_it_reads_now(alice: Guest) -> None:
+    """The guest changes the instruction's operand from RSI to RDI, at one address."""
+    before = alice.cells(DATA), alice.cells(DATA + PAGE)
+    alice.program(
+        f"""mov rsi, {DATA}; mov rdi, {DATA + PAGE}; mov rax, {word(NEW)}; mov [rsi], rax; mov [rdi], rax
+            lea rbx, [rip + flush + 2]; xor ecx, ecx; mov byte ptr [rbx], 0x3E
+        flush: clflush [rsi]
+            test ecx, ecx; jnz done; inc ecx; mov byte ptr [rbx], 0x3F; jmp flush
+        done: vmmcall"""
+    )
+    assert VMMCALL == alice.run().code
+    assert before[0] != alice.cells(DATA)
+    assert before[1] != alice.cells(DATA + PAGE)
+
+
 @pytest.mark.parametrize("coherent", [False, True])
 def test_code_is_private_even_through_a_shared_mapping_and_its_data_are_not(*, coherent: bool) -> None:
     g = Guest(Machine(coherent=coherent))

@@ -384,7 +384,7 @@ class Engine:
 
     def _invalid(self, turn: Turn) -> Answer:
         """Do a cache-line flush, for which QEMU has no effect; everything else is invalid indeed."""
-        found = self._instruction(turn)
+        found = self._same_flush() or self._instruction(turn)
         if found is None or found.op is not Op.FLUSH_LINE:
             if turn.block.exceptions & UD_INTERCEPT:
                 self._processor.state.exit_code = _UD
@@ -405,6 +405,14 @@ class Engine:
         if found.base is not None:
             self._may_repeat(found)
         return self._skip(found)
+
+    def _same_flush(self) -> Instruction | None:
+        """The flush that was the last to be done, with another page before it; None if it is not the same."""
+        processor, flushed = self._processor, self._processor.state.flushed
+        if not flushed.length or flushed.rip != processor.rip.value:
+            return None
+        address = (processor.register(flushed.base).value + flushed.distance) & (1 << 64) - 1
+        return Instruction(Op.FLUSH_LINE, flushed.length, address, flushed.base)
 
     def _may_repeat(self, done: Instruction) -> None:
         """Let the native side skip the same flush of other lines of the page: its copy has left."""

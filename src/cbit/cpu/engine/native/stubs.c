@@ -354,6 +354,8 @@ void stub_tlb_set_page_with_attrs(void *cs, uint64_t linear, uint64_t physical, 
  * the TLB entry clean, so later stores to other blocks of the page go unseen.  Here one store drops them all. */
 void stub_tb_invalidate_phys_page_fast(void *uc, void *pages, uint64_t start, int length, uintptr_t from)
 {
+    if (current)
+        current->flushed.length = 0;               /* it may be another instruction now */
     call.tb_invalidate_phys_page_fast(uc, pages, start, length, from);
     uint64_t page = start & -(uint64_t)PAGE;
     call.tb_invalidate_phys_range(uc, page, page + PAGE);
