@@ -455,7 +455,7 @@ def test_senseless_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "no profile 'zen9'" in refused(capsys, "--profile", "zen9")
     assert "'here' is no address" in refused(capsys, "--secret-gpa", "here")
     assert "--seed" in refused(capsys, "--seed", "x")
-    assert "128M at least" in refused(capsys, "--linux", "--memory", "64M")
+    assert "160M at least" in refused(capsys, "--linux", "--memory", "64M")
     assert "belong together" in refused(capsys, "--linux", "--kernel", "K")
 
 

@@ -82,7 +82,9 @@ def test_an_initrd_beyond_memory(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--guest", "a,append=x,,y=1,,\n"], "the command line holds '\\n'"),
         (["--guest", "a", "--mode", "sme"], "nothing runs beside it"),
         (["--guest", "a", "--disk", "disk"], "--disk: whose is it?"),
-        (["--guest", "a,mode=none,policy=NODBG"], "--policy belongs to --mode sev"),
+        (["--guest", "a,mode=none,policy=NODBG"], "--guest a: --policy belongs to --mode sev"),
+        (["--guest", "a", "--guest", "b,memory=2M"], "--guest b: too little memory"),
+        (["--guest", "a,initrd=/no/such/initrd"], "--guest a: /no/such/initrd: No such file or directory"),
     ],
 )
 def test_an_argument_that_makes_no_sense(

@@ -25,7 +25,9 @@ from cpu.engine.worlds import CODE, HLT, NPF, RAX, RSI, TABLES, Guest, assemble
 from cpu.tables import NX, A, D, P, U, W
 from cpu.worlds import ALICE
 
-WINDOW = 0x10_0000  # linear and guest physical address of the first page under test
+WINDOW = 0x10_0000  # guest physical address of the first page under test
+VIEW = 0x40_0000  # linear address of the same tables' pages through a directory entry of their own
+DIRECTORY = TABLES + 0x2000 + VIEW // 0x20_0000 * 8
 FRAMES = 0x18_0000  # where their system pages are, from the guest's first
 COUNT = 5
 RESERVED = 1 << 45
@@ -100,17 +102,41 @@ acts = st.builds(
 )
 
 
+@dataclass(frozen=True)
+class Above:
+    """What decides beside the last entry: the guest's directory entry, and CR0.WP."""
+
+    flags: int
+    c: bool
+    write_protect: bool
+
+    @property
+    def cr0(self) -> int:
+        return 0x8005_0033 if self.write_protect else 0x8004_0033
+
+
+above = st.builds(
+    Above,
+    flags=flags(often(P, of=20), often(W, of=6), often(A, of=2), rarely(NX, of=6), rarely(RESERVED, of=20)),
+    c=st.booleans(),
+    write_protect=st.booleans(),
+)
+
+
 @dataclass
 class Twin:
     """One machine with the tables of an example."""
 
     sev: bool
+    above: Above
     pages: list[Page]
     entries: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.g = g = Guest(sev=self.sev)
         table = TABLES + 0x3000 + WINDOW // PAGE * 8
+        directory = TABLES + 0x3000 | self.above.flags | U | (g.c if self.above.c else 0)
+        g.write(DIRECTORY, directory.to_bytes(8, "little"))
         for number, page in enumerate(self.pages):
             c = g.c if page.guest_c else 0
             entry = WINDOW + page.gpa * PAGE | page.guest_flags | c
@@ -141,8 +167,8 @@ class Twin:
 
     def target(self, act: Act) -> int:
         if act.kind is Kind.FETCH:
-            return WINDOW + act.page * PAGE + LANDING_OF[self.key(act)]
-        return WINDOW + act.page * PAGE + LINES_OF[self.key(act)] + act.offset
+            return VIEW + WINDOW + act.page * PAGE + LANDING_OF[self.key(act)]
+        return VIEW + WINDOW + act.page * PAGE + LINES_OF[self.key(act)] + act.offset
 
     def memory(self) -> list[bytes]:
         """What DRAM holds, and what is left of accessed and dirty."""
@@ -150,12 +176,13 @@ class Twin:
         g.machine.cache.wbinvd()
         used = [g.nested.tables.read_entry(where, size=8, c=False) for where in self.entries]
         leaves = g.read(TABLES + 0x3000 + WINDOW // PAGE * 8, 8 * COUNT)
-        return [g.cells(FRAMES, COUNT * PAGE), leaves, repr(used).encode()]
+        return [g.cells(FRAMES, COUNT * PAGE), leaves, g.read(DIRECTORY, 8), repr(used).encode()]
 
 
 class OnEngine(Twin):
     def do(self, act: Act) -> tuple[object, ...]:
         g = self.g
+        g.set("Q", 0x558, self.above.cr0)
         g.set("Q", 0x578, AT[act.kind])
         g.set("Q", 0x5F8, act.value)
         g.set("I", At.EXCEPTIONS, 1 << 14)
@@ -170,7 +197,7 @@ class OnEngine(Twin):
 class OnWalker(Twin):
     def do(self, act: Act) -> tuple[object, ...]:
         g, side = self.g, self.g.machine.side().state
-        controls = Controls(cr0=0x8005_0033, cr3=TABLES | g.c, cr4=0x6A0, efer=0x1D01)
+        controls = Controls(cr0=self.above.cr0, cr3=TABLES | g.c, cr4=0x6A0, efer=0x1D01)
         world = World(
             asid=ALICE,
             mode=VmMode.SEV if self.sev else VmMode.PLAIN,
@@ -204,11 +231,14 @@ def controls_of(controls: Controls, ncr3: int) -> Controls:
 
 @given(
     sev=st.booleans(),
+    above=above,
     tables=st.lists(pages, min_size=COUNT, max_size=COUNT),
     history=st.lists(st.one_of(acts, acts, acts, acts, st.just(Flush.WBINVD)), min_size=15, max_size=40),
 )
-def test_engine_and_walker_agree(*, sev: bool, tables: list[Page], history: list[Act | Flush]) -> None:
-    engine, walker = OnEngine(sev, tables), OnWalker(sev, tables)
+def test_engine_and_walker_agree(
+    *, sev: bool, above: Above, tables: list[Page], history: list[Act | Flush]
+) -> None:
+    engine, walker = OnEngine(sev, above, tables), OnWalker(sev, above, tables)
     for act in history:
         if act is Flush.WBINVD:
             for twin in (engine, walker):

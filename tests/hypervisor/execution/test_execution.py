@@ -91,6 +91,35 @@ def test_a_register_that_is_not_there_is_a_general_protection_fault(host: Host) 
     room.end()
 
 
+RESERVED = {
+    "EFER, low": ("mov ecx, 0xC0000080; rdmsr; or eax, 2; wrmsr", b"G"),
+    "EFER, high": ("mov ecx, 0xC0000080; rdmsr; or edx, 0x80000000; wrmsr", b"G"),
+    "a register that is not there": ("mov ecx, 0x12345; wrmsr", b"G"),
+    # What follows faults on hardware too.  The engine does not look at these bits: LIMITATIONS.md says so.
+    "CR4": ("mov eax, cr4; or eax, 0x80008000; mov cr4, eax", b"n"),
+    "CR0": ("mov eax, cr0; or eax, 0x20000000; and eax, 0xBFFFFFFF; mov cr0, eax", b"n"),
+    "CR8": ("mov eax, 0x100; mov cr8, eax", b"n"),
+    "DR7": ("mov eax, 0xFFFFFFFF; mov dr7, eax", b"n"),
+}
+
+
+@pytest.mark.parametrize("name", RESERVED)
+@BOTH
+def test_reserved_bits_fault_or_are_ignored_and_the_guest_goes_on(
+    host: Host, protection: Protection, name: str
+) -> None:
+    source, expected = RESERVED[name]
+    says = "mov al, '{}'; mov dx, 0x3F8; out dx, al; cli; hlt"
+    text = f"lidt [table]; {source}; {says.format('n')}; handler: {says.format('G')}"
+    text += f"; table: .word 0x7FF; .long {IDT_AT}; .org {IDT_AT - CODE_AT + 8 * 13}"
+    text += f"; .word (handler - 0x{CODE_AT:x}) + 0x{CODE_AT:x}, 8, 0x8E00, 0"
+    room = a_room(host, text, protection=protection)
+    run([room.monitor])
+    assert expected == room.output()
+    assert stop_of(room).next is Next.HALTED
+    room.end()
+
+
 def test_efer_in_the_guest_has_no_svme_and_in_the_vmcb_it_has(host: Host) -> None:
     source = "mov ecx, 0xC0000080; rdmsr; mov ebx, eax; or eax, 0x801; wrmsr; rdmsr; mov esi, eax; cli; hlt"
     room = a_room(host, source)

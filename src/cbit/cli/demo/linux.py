@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KEY_FILE = "disk.key"
 SEARCH = 7  #: number of the last act
-SMALLEST = 128 << 20  #: bytes of guest memory: 64 MiB of them become bounce buffers
+SMALLEST = 160 << 20  #: bytes of guest memory: 64 MiB of them become bounce buffers
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -111,7 +111,7 @@ def run(args: Namespace) -> Outcome:
     """Read, make a machine, boot, account."""
     require_machine()
     from cbit.cli.run.guests import guests
-    from cbit.cli.run.settings import read_settings
+    from cbit.cli.run.settings import read_all
     from cbit.cpu.engine.interpose import interpose
     from cbit.cpu.engine.layout import layout
     from cbit.cpu.engine.library import check_platform
@@ -120,7 +120,7 @@ def run(args: Namespace) -> Outcome:
     from cbit.hypervisor.host import Protection
 
     _refuse(args)
-    settings = [read_settings(guest) for guest in guests(args)]
+    settings = read_all(guests(args))
     until = _until(args.until)
     check_platform()
     interpose()  # compiles what executes guests, or says in one sentence why it cannot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from cbit.owner.files import read_limited
 from cbit.owner.measure import DirectLaunch, Kernel
 from cbit.spec import acpi, secret_table
 from cbit.spec.address import MIB
-from cbit.spec.errors import NotModelled
+from cbit.spec.errors import CbitError, NotModelled
 from cbit.spec.linux_boot import ACPI_BASE, SECRET_SIZE, BootImage, boot_image, command_line
 from cbit.spec.policy import Policy
 from cbit.spec.secret_table import DISK_PASSPHRASE
@@ -65,6 +66,20 @@ class Settings:
     def command_line(self) -> str:
         """All of it."""
         return command_line(self.kernel.cmdline)
+
+
+def read_all(guests: Sequence[Namespace]) -> list[Settings]:
+    """Read every guest's arguments; if one is refused, its name is said (errors as `read_settings`)."""
+    read = []
+    for args in guests:
+        try:
+            read.append(read_settings(args))
+        except (CbitError, ValueError, OSError) as error:
+            if not args.name:
+                raise
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+            raise ValueError(f"--guest {args.name}: {why}") from error
+    return read
 
 
 def read_settings(args: Namespace) -> Settings:
