@@ -55,7 +55,7 @@ class Linux:
 
 
 @pytest.fixture(scope="module")
-def linux(tmp_path_factory: pytest.TempPathFactory) -> Linux:
+def linux(tmp_path_factory: pytest.TempPathFactory, machine: Path) -> Linux:
     if why := no_engine():
         pytest.skip(why)
     try:
@@ -66,7 +66,8 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Linux:
     initrd = user_space(files.busybox.read_bytes(), modules=files.modules, unlock=unlock, commands=COMMANDS)
     (folder / "initrd").write_bytes(initrd)
     (folder / "secret").write_bytes(secret_table.build([(DISK_PASSPHRASE, KEY)]))
-    return Linux(folder, ("--kernel", str(files.kernel), "--initrd", str(folder / "initrd")))
+    words = ("--kernel", str(files.kernel), "--initrd", str(folder / "initrd"), "--state", str(machine))
+    return Linux(folder, words)
 
 
 def booted(linux: Linux, folder: Path, mode: str, typed: str) -> tuple[int, dict[str, Any]]:
@@ -135,3 +136,18 @@ def test_it_uses_its_board_opens_its_disk_takes_commands_and_ends(
     assert after == (tmp_path / "plain").read_bytes()
     # The positive control of the search is the same search in memory that nobody encrypted.
     assert (PLANTED in (tmp_path / "dram.bin").read_bytes()) is (mode == "none")
+
+
+def test_one_seed_gives_the_same_boot(linux: Linux, tmp_path: Path) -> None:
+    """As far as the first lines after the decompressor, which has drawn an address for the kernel by then."""
+    reports = []
+    for _ in range(2):
+        words = [*linux.words, "--mode", "sev", "--memory", "192M", "--seed", "5", "--timeout", "900"]
+        words += ["--until", "Memory Encryption Features active", "--report", str(tmp_path / "report.json")]
+        command = [sys.executable, "-m", "cbit", "run", *words]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    one, other = reports
+    for name in ("console", "executed_blocks", "exits", "fills", "guest_seconds", "launch"):
+        assert one[name] == other[name], name
+    assert one["executed_blocks"] > 10_000_000

@@ -176,7 +176,9 @@ class Twin:
         g.machine.cache.wbinvd()
         used = [g.nested.tables.read_entry(where, size=8, c=False) for where in self.entries]
         leaves = g.read(TABLES + 0x3000 + WINDOW // PAGE * 8, 8 * COUNT)
-        return [g.cells(FRAMES, COUNT * PAGE), leaves, g.read(DIRECTORY, 8), repr(used).encode()]
+        # If the walk faults further down, the engine has marked this entry and the walker has not.
+        above = int.from_bytes(g.read(DIRECTORY, 8), "little") & ~A
+        return [g.cells(FRAMES, COUNT * PAGE), leaves, repr(above).encode(), repr(used).encode()]
 
 
 class OnEngine(Twin):
