@@ -1,6 +1,7 @@
 """The owner's half: digests against `sev-snp-measure` and bare hashing, reports against P-384, the broker.
 
-The launch that is measured has 64 vCPUs, a kernel of 8 MiB and an initrd of 64 MiB.
+The launch that is measured has 64 vCPUs, a kernel of 8 MiB and an initrd of 64 MiB.  As a command, ours
+hashes on one processor while it loads itself on another: where other programs keep all busy, it has no lead.
 """
 
 from __future__ import annotations
