@@ -54,7 +54,7 @@ REPLACED: Final[Mapping[str, str]] = MappingProxyType(
             *(f"helper_{way}{size}" for way in ("out", "in") for size in "bwl"),
         )
     }
-    | {"abort": "stub_abort"}
+    | {name: "stub_" + name for name in ("abort", "gettimeofday")}
 )
 #: Not every supported library has them.
 MAY_BE_ABSENT: Final = frozenset({"helper_check_exit_request" + SUFFIX})
