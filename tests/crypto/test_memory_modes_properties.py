@@ -11,7 +11,7 @@ from cbit.crypto.memory_modes import KEY_BYTES, Mode, Tweak, memory_cipher
 from crypto.slow_modes import openssl_xts, slow_decrypt, slow_encrypt
 
 PAGE = 4096
-PIECE = 1 << 16
+PIECE = 1 << 17
 TWEAKS = [Tweak.zen1(), Tweak.random(SeededEntropy("one boot"))]
 KEYS = {mode: SeededEntropy(f"{mode} key").draw(KEY_BYTES[mode]) for mode in Mode}
 CIPHERS = {

@@ -103,7 +103,7 @@ def test_all_bytes_of_a_block_have_the_tweak_of_the_block(tweak: Tweak) -> None:
 
 
 def test_the_block_table_is_t_of_the_first_piece(tweak: Tweak) -> None:
-    assert b"".join(tweak.at(spa) for spa in range(0, 1 << 16, 16)) == tweak.block_table
+    assert b"".join(tweak.at(spa) for spa in range(0, 1 << 17, 16)) == tweak.block_table
 
 
 def test_addresses_that_differ_only_above_bit_31_share_a_zen1_tweak() -> None:

@@ -296,7 +296,7 @@ def test_a_partial_line_costs_a_read_and_under_tsme_the_plain_ones_count_as_encr
 
 def contents(thing: object) -> bytes:
     """Return what a thing holds: a buffer's contents, a number's bytes, and how it prints itself."""
-    shown = repr(thing).encode()
+    shown = (hex(thing) if isinstance(thing, int) else repr(thing)).encode()  # a number may be very long
     if isinstance(thing, int):
         shown += thing.to_bytes(thing.bit_length() // 8 + 1, "little", signed=True)
     with contextlib.suppress(TypeError, ValueError, BufferError):

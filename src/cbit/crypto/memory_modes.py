@@ -66,7 +66,7 @@ class Tweaks(Protocol):
 class Inside:
     """The engine itself, which all keys of one memory controller share: scratch, and xe's and xex's tweaks.
 
-    The scratch (64 KiB) may hold plaintext.  It belongs to the SoC side: out of reach of all that reads DRAM.
+    The scratch (128 KiB) may hold plaintext.  It is on the SoC side: out of reach of all that reads DRAM.
     What is encrypted into DRAM arrives there as AES output only.
 
     Args:

@@ -27,13 +27,14 @@ END_BIT: Final = 52  #: system physical addresses are below 2**52
 
 #: What the engine works on at a time, aligned: small enough that a piece of memory, its tweaks and the
 #: scratch stay in the CPU's second-level cache together.
-PIECE: Final = 1 << 16
+PIECE: Final = 1 << 17
 
 _xor = np.bitwise_xor
 _CACHE_LINE: Final = 64
 _PAGE_BLOCKS: Final = PAGE // BLOCK
-_GROUP: Final = 12  # address bits per look-up: the blocks of a piece, and three times 12 bits above them
-_ROW: Final = PIECE // 4  # how far a piece's constant is repeated: long inner loops, and cheap to fill
+#: Address bits of each look-up: the blocks of a piece, and three groups above them.
+_GROUPS: Final = ((4, 17), (17, 29), (29, 41), (41, 52))
+_ROW: Final = PIECE // 8  # how far a piece's constant is repeated: long inner loops, and cheap to fill
 
 _ZEN1: Final = (  # bits 4 … 31: a four-byte pattern each, in the order in which it lies in memory (§9.1)
     "82253838 ec09079c 40000018 8102a23a 77d91077 b010b2c0 536d544d 1568ee53 b09230c2 9670ff8e "
@@ -48,9 +49,9 @@ class Tweak:
 
     Attributes:
         constants: address bit (4 … 51) to its 16 bytes; a bit that is not there counts as zero.
-        sums: the XOR of every subset of the constants of bits 4 … 15, 16 … 27, 28 … 39 and 40 … 51, as
+        sums: the XOR of every subset of the constants of bits 4 … 16, 17 … 28, 29 … 40 and 41 … 51, as
             little-endian numbers: four look-ups give T.
-        block_table: T of the blocks of the first piece of memory, laid out like them (64 KiB).
+        block_table: T of the blocks of the first piece of memory, laid out like them (128 KiB).
 
     Raises:
         ValueError: an address bit that selects no block, or a constant that is not 16 bytes.
@@ -67,8 +68,8 @@ class Tweak:
             if len(constant) != BLOCK:
                 raise ValueError(f"the tweak constant of bit {bit} has {len(constant)} bytes, not {BLOCK}")
         constants = {bit: bytes(self.constants[bit]) for bit in sorted(self.constants)}
-        numbers = [int.from_bytes(constants.get(bit, b""), "little") for bit in range(FIRST_BIT, END_BIT)]
-        sums = tuple(_subset_sums(numbers[low : low + _GROUP]) for low in range(0, len(numbers), _GROUP))
+        numbers = [int.from_bytes(constants.get(bit, b""), "little") for bit in range(END_BIT)]
+        sums = tuple(_subset_sums(numbers[low:high]) for low, high in _GROUPS)
         object.__setattr__(self, "constants", MappingProxyType(constants))
         object.__setattr__(self, "sums", sums)
         object.__setattr__(self, "block_table", b"".join(t.to_bytes(BLOCK, "little") for t in sums[0]))
@@ -113,14 +114,14 @@ class Tweak:
         if not 0 <= spa < 1 << END_BIT:
             raise ValueError(f"{spa:#x} is no physical address: they are below 2**{END_BIT}")
         block, piece, middle, high = self.sums
-        t = block[spa >> 4 & 0xFFF] ^ piece[spa >> 16 & 0xFFF] ^ middle[spa >> 28 & 0xFFF] ^ high[spa >> 40]
+        t = block[spa >> 4 & 0x1FFF] ^ piece[spa >> 17 & 0xFFF] ^ middle[spa >> 29 & 0xFFF] ^ high[spa >> 41]
         return t.to_bytes(BLOCK, "little")
 
 
 class XexTweaks:
     """T(p) over ranges of physical memory, laid out like them; each call overwrites what the last returned.
 
-    Its scratch (80 KiB) belongs to the SoC side, and holds tweaks only.
+    Its scratch (144 KiB) belongs to the SoC side, and holds tweaks only.
     """
 
     __slots__ = (
@@ -154,17 +155,17 @@ class XexTweaks:
     def page(self, spa: int) -> NDArray[np.uint8]:
         """Return the tweaks of the page at ``spa``."""
         piece, middle, high = self._sums
-        t = piece[spa >> 16 & 0xFFF]
-        if spa >> 28:
-            t ^= middle[spa >> 28 & 0xFFF] ^ high[spa >> 40]
+        t = piece[spa >> 17 & 0xFFF]
+        if spa >> 29:
+            t ^= middle[spa >> 29 & 0xFFF] ^ high[spa >> 41]
         constant, view = self._constant
         view[:] = t.to_bytes(BLOCK, "little") * _PAGE_BLOCKS
-        return _xor(self._pages[spa >> 12 & 0xF], constant, self._page)
+        return _xor(self._pages[spa >> 12 & 0x1F], constant, self._page)
 
     def over(self, spa: int, length: int) -> NDArray[np.uint8]:
         """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`."""
         piece, middle, high = self._sums
-        t = piece[spa >> 16 & 0xFFF] ^ middle[spa >> 28 & 0xFFF] ^ high[spa >> 40]
+        t = piece[spa >> 17 & 0xFFF] ^ middle[spa >> 29 & 0xFFF] ^ high[spa >> 41]
         row = min(length, _ROW)
         self._row_view[:row] = t.to_bytes(BLOCK, "little") * (row // BLOCK)
         if length == PIECE:
