@@ -159,19 +159,23 @@ def test_a_thread_that_is_gone_is_nobody(clients: Clients, sev: int) -> None:
 def test_a_number_that_passes_to_another_process_is_that_processs(clients: Clients, sev: int) -> None:
     """As after the end of a thread: its number, remembered, is now another process's."""
     stop, wait = os.pipe()
+    begun, begins = os.pipe()
     child = os.fork()
     if child == 0:
         prctl(PR_SET_DUMPABLE, 1)  # whatever another test did to this process
+        os.write(begins, b".")
         os.close(wait)
         os.read(stop, 1)
         os._exit(0)
     try:
+        os.read(begun, 1)
         mine, _ = clients.named(me(), sev)
         clients._remember(mine, child)  # what was true before
         theirs, name = clients.named(child, sev)
         assert (child, SEV) == (theirs.client.pid, name)
         assert child not in mine.threads
     finally:
-        os.close(wait)
+        for end in (wait, begun, begins):
+            os.close(end)
         os.close(stop)
         os.waitpid(child, 0)

@@ -123,7 +123,7 @@ def test_the_books_are_the_kernels(mechanism: Way, report_at: Path) -> None:
 
 
 def test_a_machine_ends_with_its_last_descriptor(mechanism: Way, report_at: Path) -> None:
-    ran = run(mechanism, report_at, sys.executable, "-c", LIVES, extra=("--supplied-kvm",))
+    ran = run(mechanism, report_at, sys.executable, "-u", "-c", LIVES, extra=("--supplied-kvm",))
     assert "101 102\n101\n101\n102\n103\n" == ran.out, ran.err
     assert ["1: close"] == [line for line in ran.report["behind"] if "close" in line][:1]
     assert {"1: close", "2: close", "3: close"} == {line for line in ran.report["behind"] if "close" in line}

@@ -131,9 +131,18 @@ def _print(command: str, outcome: Outcome, *, as_json: bool, usage: str) -> int:
                 [*([usage.strip()] if usage else []), *(f"{name}: {why}" for why in outcome.reasons)],
             )
     except BrokenPipeError:
-        # The reader went away; the verdict stands.  Python would complain once more while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # the reader went away; the verdict stands
+    for stream in (sys.stdout, sys.stderr):
+        _give_up_what_nobody_reads(stream)
     return outcome.code
+
+
+def _give_up_what_nobody_reads(stream: TextIO) -> None:
+    """Python would try once more to write what is left, complain, and end with a code of its own."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _write(stream: TextIO, lines: Iterable[str]) -> None:
