@@ -42,8 +42,8 @@ from cbit.testing.worlds import a_host, a_machine, a_root, a_state
 DRAM: Final = 32 * MIB
 LARGE: Final = 16 * MIB  #: a cache that holds everything that the guests touch
 SMALL: Final = 256 * KIB  #: half of what one of them works on; the least that brings in neighbours
+TINY: Final = 128 * KIB  #: too small to bring in neighbours: page by page
 NUMBER: Final = 256 * KIB  #: what a guest works on, in bytes too
-LARGE_NUMBER: Final = 2 * SMALL
 WORKS: Final = 3  # in a cache that holds them, one alone is shorter than a busy computer's pauses
 EXITS: Final = 2000
 AES_PAGES: Final = 2000
@@ -64,10 +64,13 @@ def figures(rounds: int) -> list[Figure]:
     Raises:
         NoEngine: this computer cannot execute guests.
     """
-    with _host(LARGE) as roomy, _host(SMALL) as tight:
-        compute = _compute(roomy, rounds)
+    with _host(LARGE) as roomy:
+        found = [_compute(roomy, rounds)]
         exit_us = _empty_exit(roomy, rounds)
-        return [compute, *_thrash(roomy, tight, exit_us, rounds), *_idle()]
+        for size in (SMALL, TINY):
+            with _host(size) as tight:
+                found += _thrash(roomy, tight, size, exit_us, rounds)
+    return [*found, *_idle()]
 
 
 def _compute(host: Host, rounds: int) -> Figure:
@@ -94,10 +97,10 @@ def _empty_exit(host: Host, rounds: int) -> float:
     return seconds / EXITS * 1e6
 
 
-def _thrash(roomy: Host, tight: Host, exit_us: float, rounds: int) -> Iterator[Figure]:
+def _thrash(roomy: Host, tight: Host, size: int, exit_us: float, rounds: int) -> Iterator[Figure]:
     """The same work in a cache of half its size: what each fill and each eviction takes."""
     (inside, plain), (outside, _) = _guests(roomy), _guests(tight)
-    work = partial(_work, number=LARGE_NUMBER)
+    work = partial(_work, number=2 * size)
     work(outside)
     memory = tight.machine.memory
     before = memory.fills, memory.evictions
@@ -113,7 +116,8 @@ def _thrash(roomy: Host, tight: Host, exit_us: float, rounds: int) -> Iterator[F
     )
     each, least = (ours - limit) / moved * 1e6, _aes_page_us(rounds) + exit_us
     against = "AES of 4 KiB by OpenSSL, and one empty exit"
-    yield Figure("guest-fill", "page fill or evict", each, least, "us", each / least, against, "<= 2")
+    name = f"page fill or evict, {size // KIB}K"
+    yield Figure("guest-fill", name, each, least, "us", each / least, against, "<= 2")
 
 
 def _aes_page_us(rounds: int) -> float:
