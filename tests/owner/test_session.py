@@ -129,8 +129,7 @@ def test_the_case_is_the_one_of_the_emulated_platform() -> None:
 
 
 def test_the_owners_code_asks_for_no_operating_system() -> None:
-    # Not mmap: with its argument `access` it is the same on every system.
-    tied = {"fcntl", "pwd", "grp", "resource", "termios", "winreg", "msvcrt", "socket", "ctypes"}
+    tied = {"fcntl", "pwd", "grp", "resource", "termios", "mmap", "winreg", "msvcrt", "socket", "ctypes"}
     imported = set()
     for path in Path(owner.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -28,10 +28,10 @@ def begin(words: Sequence[str]) -> Mapping[str, Blob]:
     # An explanation, and a direct boot, which has no firmware, want the bytes themselves.
     if "--firmware" not in values or "--explain" in words:
         return {}
-    from cbit.owner.blob import Blob
+    from cbit.cli.mapped import mapped
 
     names = [values[option] for option in _HASHED if option in values]
-    return {name: blob for name in names if (blob := Blob.mapped(name)) is not None}
+    return {name: blob for name in names if (blob := mapped(name)) is not None}
 
 
 def _values(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -9,9 +9,6 @@ Imports as little as it can: it is what a command in a hurry loads first.
 from __future__ import annotations
 
 import hashlib
-import mmap
-import os
-import stat
 import threading
 
 LARGEST = 1 << 32  #: bytes of a kernel or initrd
@@ -34,18 +31,6 @@ class Blob:
         if len(data) >= _WORTH_A_THREAD:
             self._thread = threading.Thread(target=self._hash, daemon=True)
             self._thread.start()
-
-    @classmethod
-    def mapped(cls, path: str | os.PathLike[str]) -> Blob | None:
-        """Begin to hash a file in place; None where that cannot be, and whoever reads it finds out why."""
-        try:
-            found = os.stat(path)  # before it is opened: a pipe that is opened twice loses its writer
-            if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= LARGEST:
-                return None
-            with open(path, "rb") as file:
-                return cls(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
-        except (OSError, ValueError):
-            return None
 
     def __len__(self) -> int:
         return len(self._data)

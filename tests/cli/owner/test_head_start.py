@@ -12,7 +12,7 @@ import pytest
 
 import cbit
 from cbit.cli import head_start, main
-from cbit.owner.blob import Blob
+from cbit.cli.mapped import mapped
 from cbit.owner.measure import Kernel, Mode, expect
 from owner.images import an_image
 
@@ -72,7 +72,7 @@ def test_the_answer_is_the_parsers(folder: Path, capsys: pytest.CaptureFixture[s
 def test_what_cannot_be_mapped_is_left_to_whoever_reads_it(what: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").touch()
-    assert Blob.mapped(tmp_path / what) is None
+    assert mapped(tmp_path / what) is None
 
 
 def test_a_name_that_is_none_is_an_error_of_the_parser(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cbit.cli.envelope import Outcome
+from cbit.cli.mapped import mapped
 from cbit.cli.owner.arguments import api_version, byte, measure_blob, policy
 from cbit.cli.owner.measure_arguments import MODES, add_explain, add_image, add_vcpus
 from cbit.cli.parser import Parser
@@ -72,11 +73,11 @@ def run(args: Namespace) -> Outcome:
     """Begin to hash what is large, if that has not begun; then load what does the rest, and do it."""
     begun = {Path(name): blob for name, blob in args.begun.items()}
     # An explanation and a direct boot want the bytes themselves.
-    mapped = args.firmware is not None and args.kernel is not None and not args.explain
+    hashed = args.firmware is not None and args.kernel is not None and not args.explain
     args.begun = {
-        name: begun.get(path) or Blob.mapped(path) or Blob(read_limited(path, limit=LARGEST))
+        name: begun.get(path) or mapped(path) or Blob(read_limited(path, limit=LARGEST))
         for name, path in (("initrd", args.initrd), ("kernel", args.kernel))
-        if mapped and path is not None
+        if hashed and path is not None
     }
     outcome: Outcome = importlib.import_module("cbit.cli.owner.measure_run").run(args)
     return outcome
