@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import importlib
 import inspect
@@ -51,8 +50,10 @@ def structure(cls: type[Wire]) -> str:
     prose, paper = paragraphs(cls)
     paper = paper or paragraphs(sys.modules[cls.__module__])[1]
     remarks = dict(_REMARK.findall(inspect.getsource(cls)))
-    defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a Wire is a dataclass by __init_subclass__
-    rows = [(f.offset, field_row(f, defaults[f.name], remarks.get(f.name, ""))) for f in cls.FIELDS.values()]
+    shown = {name: _default(value) for name, value in cls.DEFAULTS.items()}
+    rows = [
+        (f.offset, field_row(f, shown.get(f.name, ""), remarks.get(f.name, ""))) for f in cls.FIELDS.values()
+    ]
     rows += [
         (start, [f"{start:#05x}", str(end - start), "*gap*", "", "", "zero", ""]) for start, end in cls.gaps()
     ]
@@ -61,14 +62,13 @@ def structure(cls: type[Wire]) -> str:
     return "\n\n".join([f"### {cls.__name__}", *prose, f"{cls.SIZE:#x} bytes. {paper}.", body])
 
 
-def field_row(field: Field, default: object, remark: str) -> list[str]:
+def field_row(field: Field, default: str, remark: str) -> list[str]:
     """One line of the table."""
-    shown = "" if default is dataclasses.MISSING else _default(default)
     kind = "number" if field.kind is int else f"`{field.kind.__name__}`"
     if field.kind is MustBeZero:
         kind, remark = "number", remark or "reserved, covered by a signature"
     name, direction = f"`{field.name}`", field.direction.value
-    return [f"{field.offset:#05x}", str(field.size), name, kind, direction, shown, text(remark)]
+    return [f"{field.offset:#05x}", str(field.size), name, kind, direction, default, text(remark)]
 
 
 def _default(value: object) -> str:

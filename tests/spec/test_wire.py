@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import types
 from typing import Any, ClassVar
@@ -130,8 +129,10 @@ def test_fields_and_gaps_tile_the_structure(cls: type[Wire]) -> None:
 def test_a_structure_is_frozen_and_hashable_and_keyword_only(cls: type[Wire], data: st.DataObject) -> None:
     structure = data.draw(structures(cls))
     name = next(iter(cls.FIELDS))
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError, match="frozen"):
         setattr(structure, name, getattr(structure, name))
+    with pytest.raises(AttributeError, match="frozen"):
+        delattr(structure, name)
     assert hash(structure) == hash(cls.parse(bytes(structure)))
     with pytest.raises(TypeError):
         cls(*(getattr(structure, field) for field in cls.FIELDS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import importlib
@@ -54,4 +53,4 @@ def structures(cls: type[Wire]) -> st.SearchStrategy[Wire]:
 
 def required(cls: type[Wire]) -> set[str]:
     """Names of the fields without a default."""
-    return {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}  # type: ignore[arg-type]  # a Wire is a dataclass by __init_subclass__, which mypy cannot see
+    return cls.FIELDS.keys() - cls.DEFAULTS.keys()

@@ -62,8 +62,14 @@ CPUS: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 
-_VERSION: Final = r"-v[1-9][0-9]*$"
 _TRIPLE: Final = r"([0-9]+)[:/,.]([0-9]+)[:/,.]([0-9]+)$"
+
+
+def _unversioned(name: str) -> str:
+    """Take the version (``-v4``) from a name that has one."""
+    base, _, version = name.rpartition("-v")
+    counts = version.isascii() and version.isdecimal() and not version.startswith("0")
+    return base if counts else name
 
 
 def signature_of(text: str) -> int:
@@ -73,7 +79,7 @@ def signature_of(text: str) -> int:
         ValueError: none of these.
     """
     names = {name.lower(): signature for name, signature in CPUS.items()}
-    name = re.sub(_VERSION, "", text.strip().lower())
+    name = _unversioned(text.strip().lower())
     if name in names:
         return names[name]
     if triple := re.match(_TRIPLE, text.strip()):

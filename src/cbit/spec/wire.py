@@ -11,14 +11,13 @@ A field is a little-endian unsigned integer, an ``IntEnum`` or ``IntFlag``, raw 
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Self, dataclass_transform
+from typing import Any, ClassVar, Final, NamedTuple, Self, dataclass_transform
 
 from cbit.spec.errors import WireError
 from cbit.spec.wire_codec import Codec
@@ -44,16 +43,21 @@ class MustBeZero(enum.IntEnum):
 _NO_DEFAULT: Final = object()
 
 
+class _Declared(NamedTuple):
+    """What stands behind the name of a field until its class is made."""
+
+    offset: int
+    size: int
+    direction: Dir
+    default: Any
+
+
 def at(offset: int, size: int, direction: Dir = Dir.IN, *, default: Any = _NO_DEFAULT) -> Any:
     """Declare a field of ``size`` bytes at ``offset``."""
-    metadata = {"offset": offset, "size": size, "dir": direction}
-    if default is _NO_DEFAULT:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(metadata=metadata, default=default)
+    return _Declared(offset, size, direction, default)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One declared field: name, offset and size in bytes, Python type, direction."""
 
     name: str
@@ -128,21 +132,16 @@ class Wire:
     SIZE: ClassVar[int]
     FIELDS: ClassVar[Mapping[str, Field]]
     _CODEC: ClassVar[Codec]
-    _DEFAULTS: ClassVar[Mapping[str, Any]]
+    DEFAULTS: ClassVar[Mapping[str, Any]]
     _WRITTEN_BACK: ClassVar[tuple[str, ...]]
     _NAMES: ClassVar[frozenset[str]]
 
     def __init_subclass__(cls, *, size: int) -> None:
-        # Its methods stand below, once: written anew for each class, they would take half of all start-up.
-        dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False, kw_only=True)(cls)
-        kinds = _kinds(cls)
-        fields = sorted(
-            (
-                Field(f.name, f.metadata["offset"], f.metadata["size"], kinds[f.name], f.metadata["dir"])
-                for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-            ),
-            key=lambda field: field.offset,
-        )
+        # No dataclass: its methods, written anew for each class, would take half of all start-up.
+        declared = {name: value for name, value in vars(cls).items() if isinstance(value, _Declared)}
+        kinds = _kinds(cls, declared)
+        fields = [Field(name, d.offset, d.size, kinds[name], d.direction) for name, d in declared.items()]
+        fields.sort(key=lambda field: field.offset)
         end = 0
         for field in fields:
             field.check_declaration()
@@ -153,13 +152,16 @@ class Wire:
         cls.FIELDS = MappingProxyType({field.name: field for field in fields})
         cls._CODEC = Codec(fields, size)
         cls._NAMES = frozenset(cls.FIELDS)
-        declared = dataclasses.fields(cls)  # type: ignore[arg-type]  # made one above
-        cls._DEFAULTS = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
-        cls._CODEC.check(cls._DEFAULTS)
+        cls.DEFAULTS = MappingProxyType(
+            {name: d.default for name, d in declared.items() if d.default is not _NO_DEFAULT}
+        )
+        cls._CODEC.check(cls.DEFAULTS)
+        for name in declared:
+            delattr(cls, name)  # a structure has values, its class has none
         cls._WRITTEN_BACK = tuple(field.name for field in fields if field.direction is not Dir.IN)
 
     def __init__(self, **values: Any) -> None:
-        given = {**self._DEFAULTS, **values}
+        given = {**self.DEFAULTS, **values}
         if given.keys() != self._NAMES:
             odd = ", ".join(sorted(given.keys() ^ self.FIELDS.keys()))
             raise TypeError(f"{type(self).__name__}: no such field, or no value for it: {odd}")
@@ -173,10 +175,10 @@ class Wire:
         return hash((type(self), *(self.__dict__[name] for name in self.FIELDS)))
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        raise AttributeError(f"cannot assign to field {name!r}: a structure is frozen")
 
     def __delattr__(self, name: str) -> None:
-        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+        raise AttributeError(f"cannot delete field {name!r}: a structure is frozen")
 
     @classmethod
     def parse(cls, data: bytes, *, canonical: bool = True) -> Self:
@@ -235,9 +237,9 @@ class Wire:
         return f"{type(self).__name__}({', '.join(f'{n}={_show(getattr(self, n))}' for n in self.FIELDS)})"
 
 
-def _kinds(cls: type[Wire]) -> dict[str, Any]:
+def _kinds(cls: type[Wire], names: Iterable[str]) -> dict[str, Any]:
     """Return the type of each field; a structure has many fields of few types, and each is looked up once."""
-    named = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # made one just now
+    named = {name: cls.__annotations__[name] for name in names}
     once = types.SimpleNamespace(__annotations__={str(kind): kind for kind in named.values()})
     found = typing.get_type_hints(once, vars(sys.modules[cls.__module__]))
     return {name: found[str(kind)] for name, kind in named.items()}
