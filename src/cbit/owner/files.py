@@ -9,10 +9,12 @@ import base64
 import contextlib
 import os
 import stat
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cbit.spec.errors import WireError
+
+if TYPE_CHECKING:  # `measure` reads files by their names, and is in a hurry
+    from pathlib import Path
 
 GODH: Final = "godh.cert"
 LAUNCH_BLOB: Final = "launch_blob.bin"
@@ -71,19 +73,19 @@ def write_twins(path: Path, data: bytes) -> list[Path]:
     return [path, twin]
 
 
-def read_limited(path: Path, *, limit: int = LARGEST) -> bytes:
+def read_limited(path: str | os.PathLike[str], *, limit: int = LARGEST) -> bytes:
     """Read a file that must be small, whatever is behind its name.
 
     Raises:
         WireError: it is larger than ``limit`` bytes.
     """
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         found = os.fstat(file.fileno())
         # Only what may be endless is asked for a number of bytes: as many are allocated first.
         endless = not stat.S_ISREG(found.st_mode) or found.st_size > limit
         data = file.read(limit + 1 if endless else -1)
     if len(data) > limit:
-        raise WireError(f"{path.name}: larger than the {limit} bytes that such a file can have")
+        raise WireError(f"{os.path.basename(path)}: larger than the {limit} bytes that such a file can have")
     return data
 
 

@@ -6,7 +6,6 @@ import argparse
 import base64
 import binascii
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cbit.cli.parser import Parser
@@ -14,6 +13,7 @@ from cbit.owner.files import read_limited
 from cbit.spec.errors import WireError
 
 if TYPE_CHECKING:  # each reader loads what it reads: `measure` shares some of them, and is in a hurry
+    from pathlib import Path
     from uuid import UUID
 
     from cbit.crypto.session import TransportKeys
@@ -25,11 +25,18 @@ if TYPE_CHECKING:  # each reader loads what it reads: `measure` shares some of t
 SIMULATED: Final = "SIMULATED"  #: the mark on everything that stands under a root that is not AMD's
 
 
+def file_path(text: str) -> Path:
+    """Read the name of a file."""
+    from pathlib import Path
+
+    return Path(text)
+
+
 def add_trust(parser: Parser) -> None:
     """Declare --ca and --trust."""
     parser.add_argument(
         "--ca",
-        type=Path,
+        type=file_path,
         action="append",
         default=[],
         metavar="FILE",
@@ -37,7 +44,7 @@ def add_trust(parser: Parser) -> None:
     )
     parser.add_argument(
         "--trust",
-        type=Path,
+        type=file_path,
         action="append",
         default=[],
         metavar="ROOT",
@@ -122,14 +129,14 @@ def entry(text: str) -> tuple[UUID, Path]:
     """Read GUID:FILE."""
     from uuid import UUID
 
-    guid, colon, path = text.partition(":")
+    guid, colon, name = text.partition(":")
     try:
         parsed = UUID(guid)
     except ValueError:
         parsed = None
-    if parsed is None or not colon or not path:
+    if parsed is None or not colon or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not GUID:FILE")
-    return parsed, Path(path)
+    return parsed, file_path(name)
 
 
 def transport_keys(path: Path) -> TransportKeys:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
-from pathlib import Path
 from typing import Final
 
 from cbit.cli.envelope import Outcome
 from cbit.cli.mapped import mapped
-from cbit.cli.owner.arguments import api_version, byte, measure_blob, policy
+from cbit.cli.owner.arguments import api_version, byte, file_path, measure_blob, policy
 from cbit.cli.owner.measure_arguments import MODES, add_explain, add_image, add_vcpus
 from cbit.cli.parser import Parser
 from cbit.owner import files
@@ -42,13 +41,13 @@ def configure(parser: Parser) -> None:
     add_image(parser)
     add_vcpus(parser)
     report = parser.add_argument_group("what the platform reports")
-    report.add_argument("--launch-receipt", type=Path, metavar="FILE", help="all of it in one file")
+    report.add_argument("--launch-receipt", type=file_path, metavar="FILE", help="all of it in one file")
     report.add_argument("--measurement", type=measure_blob, metavar="B64", help="base64 of measure and nonce")
     report.add_argument("--api-major", type=byte, metavar="N", help="API version of its firmware")
     report.add_argument("--api-minor", type=byte, metavar="N", help="likewise")
     report.add_argument("--build-id", type=byte, metavar="N", help="build of its firmware")
     owner = parser.add_argument_group("what you know and want")
-    owner.add_argument("--tk", type=Path, metavar="TK", help=f"the session's {files.TRANSPORT_KEYS}")
+    owner.add_argument("--tk", type=file_path, metavar="TK", help=f"the session's {files.TRANSPORT_KEYS}")
     owner.add_argument(
         "--policy",
         type=policy,
@@ -58,24 +57,23 @@ def configure(parser: Parser) -> None:
         "--min-api", type=api_version, metavar="X.Y", help="oldest firmware API that you accept"
     )
     owner.add_argument("--min-build", type=byte, metavar="N", help="oldest build, at that API version")
-    owner.add_argument("--receipt", type=Path, metavar="OUT", help="write the checked receipt here")
+    owner.add_argument("--receipt", type=file_path, metavar="OUT", help="write the checked receipt here")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", choices=("hex", "base64"), help="print the digest alone, written so (for scripts)"
     )
     output.add_argument(
-        "--toml", type=Path, metavar="FILE", help="write it as a wish that `cbit owner validate` takes"
+        "--toml", type=file_path, metavar="FILE", help="write it as a wish that `cbit owner validate` takes"
     )
     add_explain(parser)
 
 
 def run(args: Namespace) -> Outcome:
     """Begin to hash what is large, if that has not begun; then load what does the rest, and do it."""
-    begun = {Path(name): blob for name, blob in args.begun.items()}
     # An explanation and a direct boot want the bytes themselves.
     hashed = args.firmware is not None and args.kernel is not None and not args.explain
     args.begun = {
-        name: begun.get(path) or mapped(path) or Blob(read_limited(path, limit=LARGEST))
+        name: args.begun.get(path) or mapped(path) or Blob(read_limited(path, limit=LARGEST))
         for name, path in (("initrd", args.initrd), ("kernel", args.kernel))
         if hashed and path is not None
     }

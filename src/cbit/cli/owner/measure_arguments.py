@@ -9,9 +9,9 @@ import argparse
 import base64
 import binascii
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from cbit.cli.owner.arguments import file_path
 from cbit.cli.parser import Parser
 from cbit.cli.sizes import size
 from cbit.spec.cpu_signature import CPUS, signature_of
@@ -48,21 +48,19 @@ def _features(text: str) -> object:
 
 
 def add_image(parser: Parser) -> None:
-    """Declare the files."""
+    """Declare the files.  Firmware, kernel and initrd stay names: that is all that opening one takes."""
     image = parser.add_argument_group("the image, from your own copies")
     image.add_argument(
         "--firmware",
-        type=Path,
         metavar="F",
         help="the firmware image, pflash unit 0; without it the kernel is booted directly (sev only)",
     )
     image.add_argument(
         "--kernel",
-        type=Path,
         metavar="K",
         help="a kernel that is loaded directly, with kernel hashes if there is firmware",
     )
-    image.add_argument("--initrd", type=Path, metavar="I", help="its initrd")
+    image.add_argument("--initrd", metavar="I", help="its initrd")
     image.add_argument(
         "--append",
         metavar="S",
@@ -124,7 +122,7 @@ def add_explain(parser: Parser) -> None:
     )
     group.add_argument(
         "--also",
-        type=Path,
+        type=file_path,
         action="append",
         default=[],
         metavar="FILE",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
@@ -83,10 +84,10 @@ def _reasons(found: Explanation) -> Iterator[str]:
 def _others(args: Namespace) -> list[File]:
     """Read the files that were named, and firmware images that lie beside the owner's."""
     named = [File(path.name, read_limited(path, limit=LARGEST)) for path in args.also]
-    given = {path.resolve() for path in (args.firmware, args.kernel, args.initrd, *args.also) if path}
+    given = {Path(name).resolve() for name in (args.firmware, args.kernel, args.initrd, *args.also) if name}
     beside = (
         path
-        for path in (sorted(args.firmware.parent.iterdir()) if args.firmware else ())
+        for path in (sorted(Path(args.firmware).parent.iterdir()) if args.firmware else ())
         if path.suffix in _SIBLINGS and path.resolve() not in given and path.is_file()
     )
     small = [path for path in beside if path.stat().st_size <= _LARGEST_SIBLING]

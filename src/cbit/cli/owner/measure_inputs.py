@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from os.path import basename
 from typing import TYPE_CHECKING
 
 from cbit.cli.owner.measure_arguments import LARGEST_FIRMWARE
@@ -56,7 +57,7 @@ def launch_of(args: Namespace) -> Launch | DirectLaunch:
         return DirectLaunch(kernel=kernel, memory_size=args.memory or DEFAULT_MEMORY)
     return Launch(
         mode=args.mode,
-        image=Image(read_limited(args.firmware, limit=LARGEST_FIRMWARE), args.firmware.name),
+        image=Image(read_limited(args.firmware, limit=LARGEST_FIRMWARE), basename(args.firmware)),
         kernel=kernel,
         vcpus=None if args.mode is Mode.SEV else vcpus_of(args, count=args.vcpus),
     )
@@ -65,8 +66,8 @@ def launch_of(args: Namespace) -> Launch | DirectLaunch:
 def _kernel(args: Namespace) -> Kernel:
     words = {
         "cmdline": args.append or "",
-        "kernel_name": args.kernel.name,
-        "initrd_name": args.initrd.name if args.initrd else "",
+        "kernel_name": basename(args.kernel),
+        "initrd_name": basename(args.initrd) if args.initrd else "",
     }
     if args.begun:
         return BegunKernel(kernel=args.begun["kernel"], initrd=args.begun.get("initrd") or Blob(b""), **words)
