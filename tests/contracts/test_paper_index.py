@@ -23,6 +23,7 @@ OUR_OWN = {
     "cbit.spec.acpi.board": "where our board's devices answer",
     "cbit.spec.acpi.tables": "as the language of its tables",
     "cbit.spec.errors": "our classes of errors",
+    "cbit.spec.frozen": "values that load at once are our own machinery",
     "cbit.spec.linux_boot.boot_params": "Linux documents its boot protocol itself",
     "cbit.spec.linux_boot.command_line": "which options this machine gives to Linux is its own matter",
     "cbit.spec.linux_boot.entry": "as the boot protocol",

@@ -10,7 +10,6 @@ Paper: launch-inputs.md §6 (layout), §6.1 (QEMU/KVM), §6.2 (EC2, GCE); memory
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import chain, repeat
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from typing import Final
 from cbit.owner.errors import Missing
 from cbit.spec.address import BLOCK
 from cbit.spec.errors import WireError
+from cbit.spec.frozen import Frozen
 from cbit.spec.vmsa import NO_FEATURES, Segment, SevFeatures, Vmsa
 from cbit.spec.wire import Wire
 
@@ -44,8 +44,7 @@ class Hypervisor(StrEnum):
     GCE = "gce"
 
 
-@dataclass(frozen=True, slots=True)
-class Convention:
+class Convention(Frozen):
     """Where hypervisors differ.
 
     Attributes:
@@ -78,8 +77,7 @@ CONVENTIONS: Final[Mapping[Hypervisor, Convention]] = MappingProxyType({
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vcpus:
+class Vcpus(Frozen, kw_only=True):
     """The virtual CPUs of a guest, as they start.
 
     Attributes:
@@ -161,8 +159,7 @@ class Vcpus:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Frozen):
     """A field in which two pages differ: offset, name ("cs.base"), and both values in hex."""
 
     offset: int
@@ -233,7 +230,7 @@ def recognise(data: bytes) -> tuple[Vcpus, int] | None:
     for hypervisor, convention in CONVENTIONS.items():
         vcpus = Vcpus(signature=page.rdx & 0xFFFF_FFFF, features=page.sev_features, hypervisor=hypervisor)
         for variant in Variant if convention.fills_fpu else (Variant.INIT2,):
-            candidate = replace(vcpus, variant=variant)
+            candidate = vcpus.replace(variant=variant)
             if bytes(candidate.page(eip)) == data:
                 return candidate, eip
     return None

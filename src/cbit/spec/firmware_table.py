@@ -6,11 +6,11 @@ Paper: launch-inputs.md §2.  The table ends 32 bytes before the end of the imag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from cbit.spec.errors import WireError
+from cbit.spec.frozen import Frozen
 
 FOOTER: Final = UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
 AP_RESET: Final = UUID("00f771de-1a7e-4fcb-890e-68c77e2fb44e")
@@ -22,8 +22,7 @@ _RESET_VECTOR: Final = 32  # bytes after the table
 _TAIL: Final = 18  # 16-bit length and GUID behind the data of each entry
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(Frozen):
     """A range of guest-physical memory that the image announces; size 0: this build does not support it."""
 
     base: int
@@ -33,8 +32,7 @@ class Area:
         return self.size != 0
 
 
-@dataclass(frozen=True, slots=True)
-class FirmwareTable:
+class FirmwareTable(Frozen):
     """The entries of the table, GUID to data."""
 
     entries: Mapping[UUID, bytes]

@@ -113,3 +113,31 @@ def test_little_is_loaded_before() -> None:
     loaded = set(ended.stdout.split())
     assert "cbit.owner.blob" in loaded
     assert not loaded & {"argparse", "typing", "dataclasses", "enum", "re", "pathlib", "cbit.cli.parser"}
+
+
+def test_a_digest_loads_what_it_needs(folder: Path) -> None:
+    """Start-up is most of a small launch: no path objects, no code that writes classes, no cryptography."""
+    line = words(folder, "--initrd", str(folder / "initrd"))
+    program = (
+        "import sys\nfrom cbit.cli import main\n"
+        f"code = main({line!r})\nprint(*sys.modules, file=sys.stderr)\nsys.exit(code)"
+    )
+    call = [sys.executable, "-S", "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(Path(cbit.__file__).parents[1])}
+    ended = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    assert digest(folder, initrd=LARGE) == ended.stdout.strip()
+    loaded = set(ended.stderr.split())
+    assert "cbit.owner.measure.launch" in loaded
+    assert not loaded & {
+        "dataclasses",
+        "inspect",
+        "json",
+        "subprocess",
+        "cryptography",
+        "logging",
+        "tempfile",
+    }
+    if sys.version_info < (3, 12) or "pathlib" in loaded:  # from 3.12 on, others of the standard library may
+        assert not loaded & {"pathlib", "urllib.parse", "ipaddress"}
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("cbit.")}
+    assert {"cli", "owner", "spec"} == rooms

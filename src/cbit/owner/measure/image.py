@@ -6,7 +6,6 @@ Paper: launch-inputs.md §2 (firmware table), §7.3 (SEV metadata).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -14,6 +13,7 @@ from cbit.owner.measure.inputs import Mode
 from cbit.spec import firmware_table, kernel_hashes, sev_metadata
 from cbit.spec.address import BLOCK, PAGE
 from cbit.spec.firmware_table import FirmwareTable
+from cbit.spec.frozen import Frozen
 from cbit.spec.sev_metadata import MetadataSection, SectionType
 
 TOP: Final = 1 << 32  #: the image ends here in guest-physical memory
@@ -24,8 +24,7 @@ _NO_CODE: Final = (
 )
 
 
-@dataclass(frozen=True)  # no slots: what is parsed is kept
-class Image:
+class Image(Frozen):
     """pflash unit 0, byte for byte.
 
     Attributes:

@@ -6,12 +6,12 @@ Paper: launch-inputs.md §1 (what is measured), §3 (kernel hashes).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
 from cbit.owner.blob import Blob
 from cbit.spec.firmware_table import Area
+from cbit.spec.frozen import Frozen
 from cbit.spec.kernel_hash_table import KernelHashTable
 
 
@@ -23,8 +23,7 @@ class Mode(StrEnum):
     SNP = "snp"
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(Frozen):
     """One thing that went into a digest: what it is, its name, size in bytes and SHA-256."""
 
     what: str
@@ -38,8 +37,7 @@ class Input:
         return cls(what, name, len(data), hashlib.sha256(data).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class Expectation:
+class Expectation(Frozen):
     """What a launch must measure.
 
     Attributes:
@@ -55,8 +53,7 @@ class Expectation:
     secret_area: Area
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: the hashes are computed once and kept
-class Kernel:
+class Kernel(Frozen, kw_only=True):
     """A kernel that the hypervisor loads directly, bound to the launch by its hashes."""
 
     kernel: bytes
@@ -115,12 +112,12 @@ class BegunKernel(Kernel):
         names = {"kernel_name": kernel_name, "initrd_name": initrd_name}
         self.__dict__.update(_blobs=(initrd, kernel), cmdline=cmdline, **names)
 
-    @property
+    @property  # type: ignore[misc]  # computed here, a field in others
     def kernel(self) -> bytes:
         """The kernel's file."""
         return bytes(self._blobs[1])
 
-    @property
+    @property  # type: ignore[misc]  # likewise
     def initrd(self) -> bytes:
         """The initrd's file."""
         return bytes(self._blobs[0])

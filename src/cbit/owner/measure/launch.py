@@ -6,7 +6,6 @@ Paper: launch-inputs.md §1, §6, §7.2.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Final
 
 from cbit.owner.errors import Missing, Unmeasurable
@@ -16,22 +15,21 @@ from cbit.owner.measure.inputs import Expectation, Input, Kernel, Mode
 from cbit.owner.vmsa import BOOT_EIP, CONVENTIONS, Variant, Vcpus
 from cbit.spec.address import PAGE
 from cbit.spec.firmware_table import Area
+from cbit.spec.frozen import Frozen
 from cbit.spec.snp_launch import VMSA_GPA, PageType
 from cbit.spec.vmsa import NO_FEATURES, SevFeatures
 
 SECTION: Final = "metadata section"  #: what the input of a section is called
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Frozen):
     """An input, and where it stands in the computation."""
 
     input: Input
     place: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class Launch(Frozen, kw_only=True):
     """Everything that decides a launch digest.
 
     Attributes:
@@ -154,7 +152,7 @@ class Launch:
         if self.vcpus.features is not None:
             return self.vcpus
         features = SevFeatures.SNP_ACTIVE if self.mode is Mode.SNP else NO_FEATURES
-        return replace(self.vcpus, features=features)
+        return self.vcpus.replace(features=features)
 
     def _sev_places(self) -> Iterator[Step]:
         image, at = self.image, len(self.image.data)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Final
@@ -20,6 +19,7 @@ from typing import Final
 from cbit.owner.measure.image import Image
 from cbit.owner.vmsa import Hypervisor
 from cbit.spec.address import PAGE
+from cbit.spec.frozen import Frozen
 from cbit.spec.sev_metadata import MetadataSection, SectionType
 from cbit.spec.snp_launch import DIGEST_SIZE, VMSA_GPA, PageInfo, PageType
 
@@ -81,8 +81,7 @@ class Chain:
             self.digest = hashlib.sha384(self.digest + contents + end).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(Frozen):
     """Pages that a launch adds: their kind, address, size, and their contents where these are measured."""
 
     kind: PageType
