@@ -7,17 +7,22 @@ from hypothesis import strategies as st
 
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.key import Key
-from cbit.crypto.memory_modes import KEY_BYTES, Mode, Tweak, memory_cipher
+from cbit.crypto.memory_modes import KEY_BYTES, Inside, Mode, Tweak, memory_cipher
+from cbit.crypto.passes import PLAIN, compiled_passes
 from crypto.slow_modes import openssl_xts, slow_decrypt, slow_encrypt
 
 PAGE = 4096
 PIECE = 1 << 17
-TWEAKS = [Tweak.zen1(), Tweak.random(SeededEntropy("one boot"))]
+TWEAKS = 2 * [Tweak.zen1(), Tweak.random(SeededEntropy("one boot"))]
+PASSES = [
+    *2 * [compiled_passes()],
+    *2 * [PLAIN],
+]  # what an engine does beside AES, with and without a compiler
 KEYS = {mode: SeededEntropy(f"{mode} key").draw(KEY_BYTES[mode]) for mode in Mode}
 CIPHERS = {
-    (mode, number): memory_cipher(mode, Key(KEYS[mode]), None if mode is Mode.XTS else tweak)
+    (mode, number): memory_cipher(mode, Key(KEYS[mode]), tweak, inside=Inside(tweak, passes=PASSES[number]))
     for mode in Mode
-    for number, tweak in enumerate(TWEAKS)
+    for number, tweak in enumerate(len(TWEAKS) * [None] if mode is Mode.XTS else TWEAKS)
 }
 
 # Anywhere, and around the borders of pages and pieces, where one path hands over to another.
@@ -55,12 +60,12 @@ def test_xe_and_xex_equal_the_formulas(mode: Mode, number: int, spa: int, length
     assert slow_decrypt(mode, KEYS[mode], constants, spa=spa, data=data) == cipher.decrypt(spa, data)
 
 
-@given(ADDRESSES, LENGTHS)
-@example(PIECE - 16, 2 * PIECE + 32)
-@example(PIECE - PAGE, PIECE + 2 * PAGE)
-def test_xts_equals_openssl_wherever_it_begins_and_ends(spa: int, length: int) -> None:
+@given(numbers, ADDRESSES, LENGTHS)
+@example(0, PIECE - 16, 2 * PIECE + 32)
+@example(2, PIECE - PAGE, PIECE + 2 * PAGE)
+def test_xts_equals_openssl_wherever_it_begins_and_ends(number: int, spa: int, length: int) -> None:
     spa = fits(spa, length)
-    data, cipher = noise(length), CIPHERS[Mode.XTS, 0]
+    data, cipher = noise(length), CIPHERS[Mode.XTS, number]
     before, behind = spa % PAGE, -(spa + length) % PAGE
     pages = bytes(before) + data + bytes(behind)
     for decrypt, way in ((False, cipher.encrypt), (True, cipher.decrypt)):

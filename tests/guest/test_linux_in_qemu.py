@@ -15,7 +15,7 @@ import pytest
 
 from cbit.cli.linux_files import fetch_linux
 from cbit.cli.packages import NoPackage
-from cbit.cpu.engine.errors import NoEngine
+from cbit.compiler import NoCompiler
 from cbit.guest.linux import encrypted_disk
 from cbit.guest.linux.romfs import romfs
 from cbit.guest.linux.unlock import unlock_program
@@ -71,7 +71,7 @@ def test_linux_starts_from_the_layout_and_opens_the_disk(
     qemu = require_program("qemu-system-x86_64", "apt install qemu-system-x86")
     try:
         files, unlock = fetch_linux(), unlock_program()
-    except (NoPackage, NoEngine) as error:
+    except (NoPackage, NoCompiler) as error:
         pytest.skip(str(error))
     commands = "cat /proc/cmdline; reboot -f"  # a machine without ACPI cannot be switched off
     initrd = user_space(files.busybox.read_bytes(), modules=files.modules, unlock=unlock, commands=commands)

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def _executes_guests() -> bool:
     """Whether what guests execute with is here; it is not compiled for the question."""
-    from cbit.cpu.engine.build import has_compiler
+    from cbit.compiler import has_compiler
     from cbit.cpu.engine.errors import NoEngine
     from cbit.cpu.engine.library import check_platform
 

@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from cbit.crypto.key import Key
+from cbit.crypto.passes import Passes
+from cbit.crypto.passes import passes as fastest
 from cbit.crypto.tweak import END_BIT, PIECE, Tweak, XexTweaks, working_memory
 from cbit.crypto.xts import XtsTweaks
 from cbit.spec.address import BLOCK, PAGE
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KEY_BYTES", "Inside", "MemoryCipher", "Mode", "Tweak", "memory_cipher"]
 
-_xor = np.bitwise_xor
 _END: Final = 1 << END_BIT
 _SLACK: Final = BLOCK - 1  # update_into wants this much room behind its output, and leaves it as it is
 
@@ -54,12 +55,12 @@ KEY_BYTES: Final[Mapping[Mode, int]] = MappingProxyType({Mode.XE: 16, Mode.XEX: 
 class Tweaks(Protocol):
     """Where the engine gets its tweaks from."""
 
-    def page(self, spa: int) -> NDArray[np.uint8]:
-        """Return the tweaks of the page at ``spa``."""
-        ...
+    def over(self, spa: int, length: int) -> tuple[int, bytes]:
+        """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`.
 
-    def over(self, spa: int, length: int) -> NDArray[np.uint8]:
-        """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`."""
+        Returns:
+            The address of as many bytes, good until the next call, and a block to XOR to all of them.
+        """
         ...
 
 
@@ -71,12 +72,14 @@ class Inside:
 
     Args:
         tweak: the machine's constants, for xe and xex.
+        passes: what it does beside AES; by default the fastest way that this computer has.
     """
 
-    __slots__ = ("scratch", "tweak", "tweaks")
+    __slots__ = ("passes", "scratch", "tweak", "tweaks")
 
-    def __init__(self, tweak: Tweak | None = None) -> None:
-        self.scratch: Final = working_memory(PIECE + _SLACK, place=3)
+    def __init__(self, tweak: Tweak | None = None, *, passes: Passes | None = None) -> None:
+        self.passes: Final = passes or fastest()
+        self.scratch: Final = working_memory(PIECE + _SLACK, place=2)
         self.tweak: Final = tweak
         self.tweaks: Final = None if tweak is None else XexTweaks(tweak)
 
@@ -108,13 +111,14 @@ def memory_cipher(
     if mode is not Mode.XTS:
         if inside.tweaks is None:
             raise ValueError(f"{mode} needs the machine's tweak constants")
-        return MemoryCipher(mode, data_key, inside.tweaks, inside.scratch)
+        return MemoryCipher(mode, data_key, inside.tweaks, inside)
     if tweak is not None:
         raise ValueError("xts takes no tweak constants: its tweaks come from its second key")
     if data_key == tweak_key:
         raise ValueError("xts needs two different keys, for the data and for the tweaks")
     encryptor = Cipher(algorithms.AES(tweak_key), modes.ECB()).encryptor()
-    return MemoryCipher(mode, data_key, XtsTweaks(encryptor.update), inside.scratch)
+    tweaks = XtsTweaks(encryptor.update, inside.passes.xts_tweaks)
+    return MemoryCipher(mode, data_key, tweaks, inside)
 
 
 class Engine(Protocol):
@@ -159,11 +163,11 @@ class MemoryCipher:
 
     __slots__ = ("_mode", "decrypt", "encrypt")
 
-    def __init__(self, mode: Mode, data_key: bytes, tweaks: Tweaks, scratch: NDArray[np.uint8]) -> None:
+    def __init__(self, mode: Mode, data_key: bytes, tweaks: Tweaks, inside: Inside) -> None:
         aes = Cipher(algorithms.AES(data_key), modes.ECB())
         both = mode is not Mode.XE
-        encrypt = _Way(aes.encryptor().update_into, tweaks, scratch, before=True, after=both)
-        decrypt = _Way(aes.decryptor().update_into, tweaks, scratch, before=both, after=True)
+        encrypt = _Way(aes.encryptor().update_into, tweaks, inside, before=True, after=both)
+        decrypt = _Way(aes.decryptor().update_into, tweaks, inside, before=both, after=True)
         self._mode = mode
         self.encrypt: Engine = encrypt.run
         self.decrypt: Engine = decrypt.run
@@ -178,40 +182,25 @@ class MemoryCipher:
 class _Way:
     """AES-ECB in one direction, with the XOR of the tweaks before it, after it, or both."""
 
-    __slots__ = (
-        "_after",
-        "_before",
-        "_ecb",
-        "_page",
-        "_page_tweaks",
-        "_page_view",
-        "_piece",
-        "_piece_view",
-        "_scratch",
-        "_scratch_view",
-        "_tweaks",
-    )
+    __slots__ = ("_address", "_after", "_before", "_ecb", "_page", "_scratch", "_tweaks", "_xor")
 
     def __init__(
         self,
         ecb: Callable[[Any, Any], int],
         tweaks: Tweaks,
-        scratch: NDArray[np.uint8],
+        inside: Inside,
         *,
         before: bool,
         after: bool,
     ) -> None:
         self._ecb = ecb
         self._tweaks = tweaks
-        self._page_tweaks = tweaks.page
+        self._xor = inside.passes.xor
         self._before = before
         self._after = after
-        self._scratch = scratch
-        self._scratch_view = scratch.data
-        self._page = scratch[:PAGE]
-        self._page_view = scratch.data[:PAGE]
-        self._piece = scratch[:PIECE]
-        self._piece_view = scratch.data[:PIECE]
+        self._scratch = inside.scratch.data
+        self._address = inside.scratch.ctypes.data
+        self._page = self._scratch[:PAGE]
 
     def run(self, spa: int, data: Any, out: Any = None) -> Any:
         """Serve one request (`Engine`): what lies inside one page (a fill, a line) in the fewest calls.
@@ -221,27 +210,27 @@ class _Way:
         try:
             length = len(data)
             if length == PAGE and not spa % PAGE:
-                scratch, view = self._page, self._page_view
+                scratch = self._page
             elif 0 < length <= PAGE - spa % PAGE and not (spa | length) % BLOCK:
-                scratch, view = self._scratch[:length], self._scratch_view[:length]
+                scratch = self._scratch[:length]
             else:
                 return self._run_any(spa, data, out)
-            view[:] = data  # before the tweaks are made: the processor fetches it meanwhile
+            scratch[:] = data  # before the tweaks are made: the processor fetches it meanwhile
             target = out if out is None or type(out) is memoryview else memoryview(out)
         except (TypeError, ValueError):  # not plain bytes: look closer
             return self._run_any(spa, data, out)
         if not 0 <= spa < _END:
             return self._run_any(spa, data, out)
-        tweaks = self._page_tweaks(spa) if length == PAGE else self._tweaks.over(spa, length)
+        tweaks, constant = self._tweaks.over(spa, length)
         if self._before:
-            _xor(scratch, tweaks, scratch)
-        self._ecb(view, self._scratch_view)
+            self._xor(self._address, self._address, tweaks, constant, length)
+        self._ecb(scratch, self._scratch)
         if self._after:
-            _xor(scratch, tweaks, scratch)
+            self._xor(self._address, self._address, tweaks, constant, length)
         if target is None:
-            return scratch.tobytes()
+            return bytes(scratch)
         try:
-            target[:] = view
+            target[:] = scratch
         except (TypeError, ValueError):  # it does not fit, and is untouched
             return self._run_any(spa, data, out)
         return None
@@ -267,23 +256,25 @@ class _Way:
 
     def _run_pieces(self, spa: int, data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         """Go piece by piece; what goes to the target has been through AES, never an XOR of plaintext."""
-        if np.may_share_memory(data, out) and data.ctypes.data != out.ctypes.data:
+        data_at, out_at = data.ctypes.data, out.ctypes.data
+        if np.may_share_memory(data, out) and data_at != out_at:
             data = data.copy()  # shifted against each other: writing one piece would spoil the next
+            data_at = data.ctypes.data
+        source, target, scratch = data.data, out.data, self._scratch
         start, end = 0, data.size
         while start < end:
             stop = min(end, start + PIECE - (spa + start) % PIECE)
-            if stop - start == PIECE:
-                scratch, view = self._piece, self._piece_view
-            else:
-                scratch, view = self._scratch[: stop - start], self._scratch_view[: stop - start]
-            tweaks = self._tweaks.over(spa + start, stop - start)
+            tweaks, constant = self._tweaks.over(spa + start, stop - start)
+            given = source[start:stop]
             if self._before:
-                _xor(data[start:stop], tweaks, scratch)
-            else:
-                scratch[:] = data[start:stop]
-            self._ecb(view, self._scratch_view)
+                self._xor(self._address, data_at + start, tweaks, constant, stop - start)
+                given = scratch[: stop - start]
             if self._after:
-                _xor(scratch, tweaks, out[start:stop])
+                self._ecb(given, scratch)
+                self._xor(out_at + start, self._address, tweaks, constant, stop - start)
+            elif stop + _SLACK <= end:
+                self._ecb(given, target[start : stop + _SLACK])
             else:
-                out[start:stop] = scratch
+                self._ecb(given, scratch)
+                target[start:stop] = scratch[: stop - start]
             start = stop

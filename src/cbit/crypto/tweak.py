@@ -29,12 +29,9 @@ END_BIT: Final = 52  #: system physical addresses are below 2**52
 #: scratch stay in the CPU's second-level cache together.
 PIECE: Final = 1 << 17
 
-_xor = np.bitwise_xor
 _CACHE_LINE: Final = 64
-_PAGE_BLOCKS: Final = PAGE // BLOCK
 #: Address bits of each look-up: the blocks of a piece, and three groups above them.
 _GROUPS: Final = ((4, 17), (17, 29), (29, 41), (41, 52))
-_ROW: Final = PIECE // 8  # how far a piece's constant is repeated: long inner loops, and cheap to fill
 
 _ZEN1: Final = (  # bits 4 … 31: a four-byte pattern each, in the order in which it lies in memory (§9.1)
     "82253838 ec09079c 40000018 8102a23a 77d91077 b010b2c0 536d544d 1568ee53 b09230c2 9670ff8e "
@@ -119,65 +116,26 @@ class Tweak:
 
 
 class XexTweaks:
-    """T(p) over ranges of physical memory, laid out like them; each call overwrites what the last returned.
+    """T(p) over ranges of physical memory: the table of the first piece, and what to XOR to all of it.
 
-    Its scratch (144 KiB) belongs to the SoC side, and holds tweaks only.
+    The table (128 KiB) belongs to the SoC side.
     """
 
-    __slots__ = (
-        "_constant",
-        "_page",
-        "_pages",
-        "_piece",
-        "_piece_rows",
-        "_row",
-        "_row_view",
-        "_sums",
-        "_table",
-        "_table_rows",
-    )
+    __slots__ = ("_address", "_sums", "_table")
 
     def __init__(self, tweak: Tweak) -> None:
         self._sums = tweak.sums[1:]
         self._table = working_memory(PIECE, place=0)
         self._table[:] = np.frombuffer(tweak.block_table, np.uint8)
-        self._row = working_memory(_ROW, place=1)
-        self._row_view = self._row.data
-        self._piece = working_memory(PIECE, place=2)
-        # Whole pages are what the cache fills and writes back, whole pieces what a launch encrypts: their
-        # views are made once.
-        self._pages = list(self._table.reshape(-1, PAGE))
-        self._page = self._piece[:PAGE]
-        self._constant = self._row[:PAGE], self._row_view[:PAGE]
-        self._table_rows = self._table.reshape(-1, _ROW)
-        self._piece_rows = self._piece.reshape(-1, _ROW)
+        self._address = self._table.ctypes.data
 
-    def page(self, spa: int) -> NDArray[np.uint8]:
-        """Return the tweaks of the page at ``spa``."""
+    def over(self, spa: int, _length: int) -> tuple[int, bytes]:
+        """Return where the tweaks of a range inside one `PIECE` lie, and the constant to XOR to them."""
         piece, middle, high = self._sums
         t = piece[spa >> 17 & 0xFFF]
         if spa >> 29:
             t ^= middle[spa >> 29 & 0xFFF] ^ high[spa >> 41]
-        constant, view = self._constant
-        view[:] = t.to_bytes(BLOCK, "little") * _PAGE_BLOCKS
-        return _xor(self._pages[spa >> 12 & 0x1F], constant, self._page)
-
-    def over(self, spa: int, length: int) -> NDArray[np.uint8]:
-        """Return the tweaks of ``length`` bytes from ``spa``: multiples of 16, inside one `PIECE`."""
-        piece, middle, high = self._sums
-        t = piece[spa >> 17 & 0xFFF] ^ middle[spa >> 29 & 0xFFF] ^ high[spa >> 41]
-        row = min(length, _ROW)
-        self._row_view[:row] = t.to_bytes(BLOCK, "little") * (row // BLOCK)
-        if length == PIECE:
-            _xor(self._table_rows, self._row, self._piece_rows)
-            return self._piece
-        start = spa % PIECE
-        stop = start + length
-        if length <= _ROW:
-            return _xor(self._table[start:stop], self._row[:length], self._piece[:length])
-        rows = slice(start // _ROW, -(-stop // _ROW))
-        _xor(self._table_rows[rows], self._row, self._piece_rows[rows])
-        return self._piece[start:stop]
+        return self._address + spa % PIECE, t.to_bytes(BLOCK, "little")
 
 
 def working_memory(size: int, *, place: int) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ import pytest
 
 from cbit.cli.linux_files import fetch_linux
 from cbit.cli.packages import NoPackage
-from cbit.cpu.engine.errors import NoEngine
+from cbit.compiler import NoCompiler
 from cbit.guest.linux import encrypted_disk
 from cbit.guest.linux.romfs import romfs
 from cbit.guest.linux.unlock import unlock_program
@@ -61,7 +61,7 @@ def linux(tmp_path_factory: pytest.TempPathFactory, machine: Path) -> Linux:
         pytest.skip(why)
     try:
         files, unlock = fetch_linux(), unlock_program()
-    except (NoPackage, NoEngine) as error:
+    except (NoPackage, NoCompiler) as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("linux")
     initrd = user_space(files.busybox.read_bytes(), modules=files.modules, unlock=unlock, commands=COMMANDS)

@@ -11,35 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from cbit.cpu.engine.build import NATIVE, cache_folder, compiled_stubs, sources
+from cbit.cpu.engine.build import NATIVE, compiled_stubs, sources
 from cbit.cpu.engine.errors import LayoutError, NoEngine
 from cbit.cpu.engine.interpose import REPLACED
 from cbit.cpu.engine.library import check_platform, checked_version, library
 
 
-def test_what_is_compiled_once_is_used_again(tmp_path: Path) -> None:
-    first = compiled_stubs(tmp_path)
-    stamp = first.stat().st_mtime_ns
-    assert first == compiled_stubs(tmp_path)
-    assert stamp == first.stat().st_mtime_ns
-    assert [first] == list(tmp_path.iterdir())
-
-
-def test_the_cache_is_inside_the_virtual_environment() -> None:
-    if sys.prefix == sys.base_prefix:
-        pytest.skip("not in a virtual environment")
-    assert cache_folder().is_relative_to(sys.prefix)
-
-
 def test_a_missing_compiler_is_named_with_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(NoEngine, match=r"no C compiler: no-such-cc is not there.*package gcc"):
         compiled_stubs(tmp_path, compiler="no-such-cc")
-    assert [] == list(tmp_path.iterdir())
-
-
-def test_a_compiler_that_refuses_is_quoted_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(NoEngine, match=r"cannot compile .*stubs\.c"):
-        compiled_stubs(tmp_path, compiler="cc -fno-such-flag-at-all")
     assert [] == list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cbit.compiler import NoCompiler
 from cbit.cpu.engine.errors import NoEngine
 
 
@@ -19,6 +20,6 @@ def why_not_executing() -> str:
         helper()
         interpose()
         layout()
-    except NoEngine as missing:
+    except (NoCompiler, NoEngine) as missing:
         return str(missing).splitlines()[0]
     return ""

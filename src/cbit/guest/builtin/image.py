@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from cbit.cpu.engine.build import compiled
+from cbit.compiler import compiled
 from cbit.cpu.engine.errors import NoEngine
 
 PROGRAM: Final = Path(__file__).parent / "program"
@@ -27,7 +27,8 @@ def image() -> bytes:
     """Assemble the guest, once.
 
     Raises:
-        NoEngine: there is no C compiler, or it makes something else than we need; the message says what.
+        NoCompiler: there is no C compiler, or it refuses the source.
+        NoEngine: it makes something else than we need; the message says what.
     """
     return assembled("guest.S")
 
@@ -47,7 +48,7 @@ def assembled(name: str, *, program: Path = PROGRAM, compiler: str | None = None
         compiler: a command; by default the environment's CC, or cc.
 
     Raises:
-        NoEngine: as `image`.
+        NoCompiler, NoEngine: as `image`.
     """
     main = program / name
     others = [path for path in sorted(program.iterdir()) if path != main and path.suffix in (".S", ".h")]

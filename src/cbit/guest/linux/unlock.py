@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from cbit.cpu.engine.build import compiled
+from cbit.compiler import compiled
 
 SOURCE: Final = Path(__file__).parent / "unlock.c"
 # Static and without a C library; nothing in it depends on who compiled it, where, or when.
@@ -27,6 +27,6 @@ def unlock_program(folder: Path | None = None, *, compiler: str | None = None) -
         compiler: a command; by default the environment's CC, or cc.
 
     Raises:
-        NoEngine: there is no such compiler, or it refuses the source; the message has its words.
+        NoCompiler: there is no such compiler, or it refuses the source; the message has its words.
     """
     return compiled([SOURCE], FLAGS, name="unlock", folder=folder, compiler=compiler).read_bytes()
