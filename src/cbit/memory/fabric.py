@@ -20,7 +20,7 @@ from cbit.memory.physical import Data
 from cbit.spec.address import BLOCK, KIB, PAGE, Spa
 from cbit.spec.key_id import UNENCRYPTED, KeyId
 
-CHUNK: Final = 128 * KIB  #: bytes of memory that the secure processor holds at a time; the engine's own piece
+CHUNK: Final = 256 * KIB  #: bytes of memory that the secure processor holds at a time
 
 
 class FabricPort:
@@ -103,13 +103,15 @@ class FabricPort:
             raise AddressError(spa, f"{length} bytes from here are not whole blocks of {BLOCK} bytes")
         self._cache.flush(spa, length)
         used = self._local[: min(CHUNK, length)]
-        at, end = spa, spa + length
+        at, end, held = spa, spa + length, False
         try:
             while at < end:
                 room = used[: min(CHUNK - at % CHUNK, end - at)]  # at the engine's own boundaries
                 plaintext = controller.look(at, room, source)
+                held = held or plaintext is room
                 show(plaintext.toreadonly())
                 controller.write(at, plaintext, key_id)
                 at = Spa(at + len(room))
         finally:
-            used[:] = bytes(len(used))
+            if held:
+                used[:] = bytes(len(used))
