@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from cbit.attacks.victim import secret_table
 from cbit.crypto.key import Key
+from cbit.guest.builtin.image import image
 from cbit.guest.builtin.interface import (
+    IMAGE_SIZE,
     LARGEST_NUMBER,
     LONGEST,
     PUBLISHED,
@@ -20,6 +22,7 @@ from cbit.guest.builtin.interface import (
     SEALED,
     SECRET,
     SECRET_SIZE,
+    SHOWN,
     TRANSFER,
     Request,
 )
@@ -72,13 +75,14 @@ def test_it_lives_and_ends_and_leaves_nothing_behind(host: Host, protection: Pro
     guest = built_in.guest
     assert guest.turn() is Turn.HALTED
     encrypted = "encrypted: SEV, C-bit 39." if protection is SEV else "not encrypted, as far as I can tell."
-    assert [f"I run in 64-bit mode. My memory is {encrypted}"] == guest.console.lines
+    name = "My processor calls itself AMD EPYC-Rome Processor."
+    assert [name, f"I run in 64-bit mode. My memory is {encrypted}"] == guest.console.lines
     assert [1229] == guest.ask(Request.COMPUTE, 10_000).answers
     built_in.deliver(TEXT)
     assert [len(TEXT)] == guest.ask(Request.OPEN).answers
     assert 0 == guest.ask(Request.END).status
     assert ["primes below 10000: 1229", f"the message says: {TEXT.decode()}", "Good-bye."] == (
-        guest.console.lines[1:]
+        guest.console.lines[2:]
     )
     assert {"CPUID", "MSR", "IOIO", "HLT"} == set(guest.exits)
     assert guest.turn() is Turn.HALTED  # for ever
@@ -119,9 +123,30 @@ def test_what_it_cannot_compute_it_refuses(sev: BuiltIn, number: int) -> None:
     assert (1, []) == (asked.status, asked.answers)
 
 
-@pytest.mark.parametrize("number", [7, 99, 0xFFFF_FFFF])
+@pytest.mark.parametrize("number", [8, 99, 0xFFFF_FFFF])
 def test_an_unknown_request_is_not_done(sev: BuiltIn, number: int) -> None:
     assert 1 == sev.guest.ask(number).status
+
+
+# ---- what anybody may see
+
+
+@ALL
+def test_it_shows_pages_of_its_image(host: Host, protection: Protection) -> None:
+    built_in = BuiltIn(host, protection)
+    whole = image()
+    for page in (0, len(whole) // PAGE - 1):
+        assert 0 == built_in.guest.ask(Request.SHOW, page).status
+        shown = built_in.vm.host.read(built_in.vm.spa(SHOWN, PAGE), PAGE, c=built_in.vm.c)
+        assert whole[PAGE * page : PAGE * page + PAGE] == shown
+
+
+@pytest.mark.parametrize("page", [IMAGE_SIZE // PAGE, 0x10000, 0xFFFF_FFFF])
+def test_what_is_not_its_image_it_does_not_show(sev: BuiltIn, page: int) -> None:
+    sev.guest.ask(Request.SHOW, 1)
+    before = sev.vm.host.read(sev.vm.spa(SHOWN, PAGE), PAGE)
+    assert 1 == sev.guest.ask(Request.SHOW, page).status
+    assert before == sev.vm.host.read(sev.vm.spa(SHOWN, PAGE), PAGE)
 
 
 # ---- DMA

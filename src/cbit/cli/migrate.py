@@ -143,10 +143,9 @@ def _at_work(guest: SevGuest) -> SmallGuest:
 
 
 def _shared() -> tuple[range, ...]:
-    from cbit.guest.builtin.interface import SHARED_PAGE
-    from cbit.spec.address import PAGE
+    from cbit.guest.builtin.interface import SHARED
 
-    return (range(SHARED_PAGE, SHARED_PAGE + PAGE),)
+    return (SHARED,)
 
 
 def _told(small: SmallGuest | None) -> list[str]:

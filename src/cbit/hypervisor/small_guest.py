@@ -148,12 +148,16 @@ class SmallGuest:
             if left <= 0:
                 return Turn.INTERRUPTED
             self.last = self.vcpu.enter(blocks=left)
-            then = self._exits.handle(self.last)
+            then = self.emulate(self.last)
             if then is Next.HALTED:
                 return Turn.HALTED
             if then is not Next.RUN:
                 self.stop = self._exits.stop
         return Turn.ENDED
+
+    def emulate(self, done: Exit) -> Next:
+        """Do what an exit asks of the devices and of the processor's answers, as `turn` does at each."""
+        return self._exits.handle(done)
 
     def ask(self, number: int, *arguments: int, blocks: int = PATIENCE) -> Asked:
         """Ask for something and wait for the end of it, done or not done.

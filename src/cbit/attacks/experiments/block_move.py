@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS, kernel
 from cbit.attacks.experiments.service import ANSWERS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus
 from cbit.attacks.lab.guest import SECRET, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log, curve
-from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
-from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.memory_modes import Mode as Engine
 from cbit.spec.address import MIB
 
@@ -36,22 +37,15 @@ again:
 def service(stand: Stand) -> Scene:
     """Start a victim with a large public image and a record that decides who gets its secret."""
     secret = stand.entropy.draw(32)
-    kernel = SeededEntropy("a kernel that everybody has").draw(stand.number("corpus_mib") * MIB)
-    program = Program(SERVICE, data=((KERNEL, kernel),), size=KERNEL + len(kernel))
+    known = kernel(stand)
+    program = Program(SERVICE, data=((KERNEL, known),), size=KERNEL + len(known))
     guest = stand.guest(program, secret=secret)
     guest.until_idle()
     xe = stand.machine.mode is Engine.XE
-    facts = Facts({"record_at": RECORD, "kernel_at": KERNEL, "kernel": kernel, "xe": int(xe)})
+    facts = Facts({"record_at": RECORD, "kernel_at": KERNEL, "kernel": known, "xe": int(xe)})
     return Scene((secret,), facts, guest, planted=guest.peek(SECRET, 32) == secret)
 
 
-EXPECT = {
-    Mode.NONE: does_not_apply("nothing is encrypted: the host writes what it likes"),
-    Mode.SME: succeeds("the tweak constants are known"),
-    Mode.SEV: succeeds("the tweak constants are known"),
-    Mode.SEV_ES: SUCCEEDS,
-    Mode.SEV_SNP: stopped_by("the RMP refuses the host's write"),
-}
 HOLDS = {Power.MAP_MEMORY, Power.FLUSH_CACHES, Power.CLIENT}
 _SOURCE = "SEVurity §IV-C (attacks.md A10)"
 
@@ -105,8 +99,8 @@ def _coverage(corpus: Corpus, target: int, log: Log) -> None:
     holds=HOLDS,
     expect=EXPECT,
     victim=service,
-    setup=Setup(engine=Engine.XE, memory=32 * MIB),
-    parameters={"corpus_mib": 8},
+    setup=replace(SETUP, engine=Engine.XE),
+    parameters=PARAMETERS,
 )
 def block_move_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Copy a ciphertext block of known plaintext over a record of the victim's; two bytes of it are chosen.
@@ -123,11 +117,11 @@ def block_move_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     paper="SEVurity, S&P 2020 (A10 step 3); memory-encryption.md §9.2",
     holds=HOLDS,
     expect=EXPECT,
-    defences={"fresh": "Zen 2 and later: the constants are others at each boot, and not the published ones"},
+    defences=DEFENCES,
     victim=service,
-    setup=Setup(engine=Engine.XEX, memory=32 * MIB),
-    setups={"fresh": Setup(profile="rome", engine=Engine.XEX, memory=32 * MIB)},
-    parameters={"corpus_mib": 8},
+    setup=SETUP,
+    setups=SETUPS,
+    parameters=PARAMETERS,
 )
 def block_move_xex(hands: Hands, facts: Facts, log: Log) -> bytes:
     """As under XE, with the ciphertext corrected by T(p) ^ T(q) before it is put in place.

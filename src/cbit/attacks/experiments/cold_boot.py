@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+from uuid import UUID
+
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from cbit.attacks.experiments.correspondent import Owner
+from cbit.attacks.key_schedule import expand
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import SECRET, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.key_search import AES_128, AES_256, aes_keys
 from cbit.attacks.lab.log import Log
@@ -16,65 +20,14 @@ from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import Entropy
+from cbit.guest.builtin.interface import LONGEST, MESSAGE_KEY, ROUND_KEYS, SEALED, Request
+from cbit.guest.builtin.sealed import seal
+from cbit.owner.secret import table_of
 from cbit.spec.address import MIB
 
 E, BITS = 65537, 1024
-SCHEDULES = 0x20000
-
-#: Expands the two AES keys that its owner gave it, with the processor's own instructions, as disk encryption
-#: does; the RSA key stays where it lies, as a web server keeps it.
-EXPANDER = f"""
-.macro mix
-    movdqa xmm3, xmm1
-    pslldq xmm3, 4
-    pxor xmm1, xmm3
-    pslldq xmm3, 4
-    pxor xmm1, xmm3
-    pslldq xmm3, 4
-    pxor xmm1, xmm3
-    pxor xmm1, xmm2
-    movdqu [rdi], xmm1
-    add rdi, 16
-.endm
-.macro expand rcon
-    aeskeygenassist xmm2, xmm1, \\rcon
-    pshufd xmm2, xmm2, 0xFF
-    mix
-.endm
-    mov rdi, {SCHEDULES:#x}
-    movdqu xmm1, [{SECRET:#x}]
-    movdqu [rdi], xmm1
-    add rdi, 16
-    .irp rcon, 1, 2, 4, 8, 16, 32, 64, 128, 27, 54
-    expand \\rcon
-    .endr
-.macro upper
-    aeskeygenassist xmm2, xmm4, 0
-    pshufd xmm2, xmm2, 0xAA
-    movdqa xmm5, xmm1
-    movdqa xmm1, xmm6
-    mix
-    movdqa xmm6, xmm1
-    movdqa xmm1, xmm5
-.endm
-    mov rdi, {SCHEDULES + 0x1003:#x}   # anywhere: not aligned
-    movdqu xmm1, [{SECRET + 16:#x}]
-    movdqu xmm6, [{SECRET + 32:#x}]
-    movdqu [rdi], xmm1
-    movdqu [rdi + 16], xmm6
-    add rdi, 32
-    .irp rcon, 1, 2, 4, 8, 16, 32
-    aeskeygenassist xmm2, xmm6, \\rcon
-    pshufd xmm2, xmm2, 0xFF
-    mix
-    movdqa xmm4, xmm1
-    upper
-    .endr
-    aeskeygenassist xmm2, xmm6, 64
-    pshufd xmm2, xmm2, 0xFF
-    mix
-    hlt
-"""
+RSA_KEY: Final = UUID("6d2b64d2-7e5d-4c07-9a3e-0d1f52c8b7a4")  #: in the owner's table
+_A_MOMENT: Final = 200  # blocks of code
 
 
 def _prime(entropy: Entropy, bits: int) -> int:
@@ -85,27 +38,31 @@ def _prime(entropy: Entropy, bits: int) -> int:
             return drawn
 
 
-def expander(stand: Stand) -> Scene:
-    """Start a victim with two AES key schedules and an RSA key in its memory."""
-    keys = stand.entropy.draw(16), stand.entropy.draw(32)
-    p, q = _prime(stand.entropy, BITS // 2), _prime(stand.entropy, BITS // 2)
+def at_work(stand: Stand) -> Scene:
+    """Start the built-in guest with an RSA key among its secrets; stop it while it opens a long letter."""
+    owner, p, q = Owner.of(stand), _prime(stand.entropy, BITS // 2), _prime(stand.entropy, BITS // 2)
+    entries = [(MESSAGE_KEY, owner.key.material()), (RSA_KEY, _file(p, q))]
+    guest, key = stand.built_in(table_of(entries)), owner.key.material()
+    guest.vm.load(SEALED, seal(owner.key, bytes(LONGEST), entropy=stand.entropy))
+    asked, schedule = guest.put(Request.OPEN), expand(key)
+    while asked.status is None and guest.peek(ROUND_KEYS, len(schedule)) != schedule:
+        guest.small.turn(_A_MOMENT)
+    facts = Facts({"modulus": (p * q).to_bytes(BITS // 8, "big"), "decay": float(stand.parameters["decay"])})
+    secrets = key, min(p, q).to_bytes(BITS // 16, "big")
+    return Scene(secrets, facts, guest, planted=asked.status is None)
+
+
+def _file(p: int, q: int) -> bytes:
+    """A private key as a web server keeps it."""
     d = pow(E, -1, (p - 1) * (q - 1))
     numbers = rsa.RSAPrivateNumbers(
         p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), rsa.RSAPublicNumbers(E, p * q)
     )
-    file = numbers.private_key().private_bytes(
+    return numbers.private_key().private_bytes(
         serialization.Encoding.DER,
         serialization.PrivateFormat.TraditionalOpenSSL,
         serialization.NoEncryption(),
     )
-    sealed = keys[0] + keys[1] + file
-    sealed += bytes(-len(sealed) % 16)
-    guest = stand.guest(Program(EXPANDER), secret=sealed)
-    guest.until_idle()
-    modulus = (p * q).to_bytes(BITS // 8, "big")
-    facts = Facts({"modulus": modulus, "decay": float(stand.parameters["decay"])})
-    secrets = (*keys, min(p, q).to_bytes(BITS // 16, "big"))
-    return Scene(secrets, facts, guest, planted=guest.peek(SECRET, len(sealed)) == sealed)
 
 
 _LOST = stopped_by("the key was in the chip and is gone with the power: what is left is noise")
@@ -123,7 +80,7 @@ _LOST = stopped_by("the key was in the chip and is gone with the power: what is 
         Mode.SEV_ES: _LOST,
         Mode.SEV_SNP: _LOST,
     },
-    victim=expander,
+    victim=at_work,
     setup=Setup(memory=8 * MIB),
     parameters={"decay": 0.02},
 )

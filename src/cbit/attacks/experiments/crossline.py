@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
-from cbit.attacks.experiments.host_read import KEEPER
-from cbit.attacks.experiments.registers import LOAD, STORE, counter
+from cbit.attacks.experiments.correspondent import with_letters
+from cbit.attacks.experiments.registers import FORGED, LOAD, LOADS_AT, NOWHERE, STORE
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import C_BIT, CODE, DB, HLT, NPF, SECRET, TABLES, Program, Victim
+from cbit.attacks.lab.guest import C_BIT, DB, NPF, Program, Victim
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
 from cbit.attacks.lab.outcome import Mode, does_not_apply, stopped_by, succeeds
@@ -15,6 +15,7 @@ from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Spoofed, gpa_of
 from cbit.attacks.power import Power
+from cbit.guest.builtin.interface import IMAGE, MEMORY, RESULT
 from cbit.spec.address import PAGE
 
 TREASURE = 0x20000  #: a page table of the victim's, with pages that it chose at random
@@ -111,10 +112,10 @@ def _leak(cpu: Spoofed, there: int) -> list[bytes | None]:
     return words
 
 
-def _counter(stand: Stand) -> Scene:
-    scene = counter(stand)
-    assert scene.guest is not None
-    _perhaps_ended(stand, scene.guest)
+def sitter(stand: Stand) -> Scene:
+    """Start the built-in guest, and let it open a letter; then perhaps its ASID is taken from it."""
+    scene, guest = with_letters(stand)
+    _perhaps_ended(stand, guest)
     return scene
 
 
@@ -137,48 +138,41 @@ def _perhaps_ended(stand: Stand, guest: Victim) -> None:
         Mode.SEV_SNP: stopped_by("the VMSA has an owner in the RMP"),
     },
     defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
-    victim=_counter,
+    victim=sitter,
 )
 def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Execute a load and a store of the victim's in a virtual machine of the adversary's own.
 
     The victim need not even run.  The adversary's VMCB names the victim's ASID and page tables; its nested
-    tables map the victim's memory; rIP points at ``mov rax, [rsi]`` in the victim's code.  The trap flag ends
-    the turn after one instruction.
+    tables map the victim's memory; rIP points at ``mov rax, [rsi + 20]`` in the victim's code.  The trap flag
+    ends the turn after one instruction.
     """
-    cpu = hands.spoofed(rip=LOAD, cr3=TABLES | 1 << C_BIT)
-    loot, exits = b"", 0
-    for at in range(0, 64, 8):
-        cpu.registers["rip"], cpu.registers["rsi"] = facts.number("load"), facts.number("secret_at") + at
+    image = facts.data("image")
+    load, store = IMAGE + image.index(LOAD), IMAGE + image.index(STORE)
+    cpu = hands.spoofed(rip=load, cr3=MEMORY | 1 << C_BIT)
+
+    def loaded(at: int) -> bytes:
+        cpu.registers["rip"], cpu.registers["rsi"] = load, at - LOADS_AT
         cpu.stepper.on()
         cpu.runner.until(DB)
-        exits += 1
-        loot += struct.pack("<Q", cpu.registers["rax"])
-    log.step("eight loads", loot)
-    cpu.registers["rip"], cpu.registers["rdi"] = STORE, facts.number("kept_at")
-    cpu.registers["rax"] = 0x6465_6772_6F66
-    cpu.stepper.on()
-    cpu.runner.until(DB)
-    cpu.registers["rip"], cpu.registers["rsi"] = LOAD, facts.number("kept_at")
-    cpu.stepper.on()
-    cpu.runner.until(DB)
-    log.step("a store, and a load of what it stored", struct.pack("<Q", cpu.registers["rax"]))
+        return struct.pack("<Q", cpu.registers["rax"])
+
+    words = range(facts.number("secrets_at"), facts.number("secrets_at") + facts.number("secrets_size"), 8)
+    loot = b"".join(map(loaded, words))
+    log.step(f"{len(words)} loads", loot)
+    cpu.registers["rip"], cpu.registers["rdi"], cpu.registers["rcx"] = store, RESULT, 2
+    cpu.registers["rax"] = FORGED
+    for _ in range(2):  # each turn of the repeated store is one instruction
+        cpu.stepper.on()
+        cpu.runner.until(DB)
+    log.step("a store, and a load of what it stored", loaded(RESULT))
     log.figure(
         "exits for each 8 bytes",
-        exits / (len(loot) / 8),
+        8 * len(words) / len(loot),
         published="one instruction at a time; 113.6 ms for 4 KB",
         source="CrossLine (attacks.md A14)",
     )
     return loot
-
-
-def user(stand: Stand) -> Scene:
-    """Start a victim that uses its secret again and again, and let it do so once."""
-    secret = stand.entropy.draw(16)
-    guest = stand.guest(Program(KEEPER), secret=secret)
-    guest.until_idle()
-    _perhaps_ended(stand, guest)
-    return Scene((secret,), Facts({"loads_at": CODE}), guest, planted=guest.peek(SECRET, 16) == secret)
 
 
 @attack(
@@ -194,18 +188,23 @@ def user(stand: Stand) -> Scene:
         Mode.SEV_SNP: stopped_by("TLB_ID in the VMSA: another virtual machine's entries do not match"),
     },
     defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
-    victim=user,
+    victim=sitter,
 )
 def crossline_tlb(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Switch a virtual machine that has no memory at all into SEV mode, under the ASID that ran last.
 
     No flush was asked for, so the victim's translations are still there.  The adversary's page tables lead
     nowhere and its nested tables are empty: neither is walked.  It fetches the victim's code and loads the
-    victim's secret through what the victim has left behind, and the registers are the adversary's.
+    victim's secrets through what the victim left behind when it looked its key up, and the registers are the
+    adversary's.
     """
-    cpu = hands.spoofed(rip=facts.number("loads_at"), cr3=0, map_memory=False, flush=False)
-    cpu.runner.until(HLT)
-    loot = struct.pack("<2Q", cpu.registers["rax"], cpu.registers["rbx"])
-    log.step("an empty machine has executed two loads of the victim's, and halts where the victim does", loot)
+    load = IMAGE + facts.data("image").index(LOAD)
+    cpu = hands.spoofed(rip=load, cr3=0, map_memory=False, flush=False)
+    loot, start = b"", facts.number("secrets_at")
+    for at in range(start, start + facts.number("secrets_size"), 16):
+        cpu.registers["rip"], cpu.registers["rsi"], cpu.registers["rsp"] = load, at - LOADS_AT, NOWHERE
+        cpu.runner.until(NPF)
+        loot += struct.pack("<2Q", cpu.registers["rax"], cpu.registers["rcx"])
+    log.step("an empty machine has executed loads of the victim's; the return behind them faults", loot)
     log.figure("pages mapped by the adversary", 0, published="no figure", source="CrossLine (attacks.md A14)")
     return loot

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from cbit.attacks.experiments.host_read import KEEPER
+from cbit.attacks.experiments.correspondent import correspondent
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import SECRET, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, succeeds
@@ -15,12 +14,8 @@ from cbit.spec.policy import Policy
 
 
 def debuggable(stand: Stand) -> Scene:
-    """Start a victim whose owner asked for no NODBG, or for it."""
-    secret = stand.entropy.draw(32)
-    policy = Policy.NODBG if stand.variant == "nodbg" else Policy(0)
-    guest = stand.guest(Program(KEEPER), secret=secret, policy=policy)
-    guest.until_idle()
-    return Scene((secret,), Facts({"secret_at": SECRET}), guest, planted=guest.peek(SECRET, 32) == secret)
+    """Start the built-in guest for an owner who asked for no NODBG, or for it."""
+    return correspondent(stand, policy=Policy.NODBG if stand.variant == "nodbg" else Policy(0))
 
 
 _NO_FIRMWARE = does_not_apply("no guest key, no firmware context: the host reads memory by itself")
@@ -46,6 +41,6 @@ def debug_policy(hands: Hands, facts: Facts, log: Log) -> bytes:
     Nothing is broken: an owner who launches without NODBG has agreed to it.  The policy is part of what the
     launch measurement covers, so a host cannot clear the bit for an owner who set it.
     """
-    loot = hands.commands.debug_decrypt(facts.number("secret_at"), 32)
+    loot = hands.commands.debug_decrypt(facts.number("secrets_at"), facts.number("secrets_size"))
     log.step("DBG_DECRYPT of the secret's page", loot)
     return loot

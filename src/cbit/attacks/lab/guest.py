@@ -38,8 +38,8 @@ VIEW: Final = 2 * MIB  #: linear address of the C=0 view
 SIZE: Final = 2 * MIB
 _P, _W, _U, _A, _D = 1, 2, 4, 0x20, 0x40
 _TLB_CONTROL: Final = 0x05C
-CPUID, HLT, IOIO, MSR, SHUTDOWN, VMMCALL, NPF, INTR, DB = (
-    *(0x72, 0x78, 0x7B, 0x7C, 0x7F, 0x81, 0x400, 0x60, 0x41),
+CPUID, HLT, IOIO, MSR, SHUTDOWN, VMMCALL, NPF, INTR, DB, PAGE_FAULT = (
+    *(0x72, 0x78, 0x7B, 0x7C, 0x7F, 0x81, 0x400, 0x60, 0x41, 0x4E),
 )
 NAMES: Final = {
     CPUID: "CPUID",
@@ -51,6 +51,7 @@ NAMES: Final = {
     NPF: "NPF",
     INTR: "INTR",
     DB: "#DB",
+    PAGE_FAULT: "#PF",
 }
 
 
@@ -187,13 +188,20 @@ class Victim:
         vm: its memory.
         cpu: its virtual CPU.
         sev: its firmware context, with SEV.
-        size: bytes of guest memory, from address 0 on.
     """
 
     vm: Vm
     cpu: CpuAtExit
     sev: SevGuest | None
-    size: int
+
+    @property
+    def pages(self) -> list[int]:
+        """Guest physical addresses of all pages that the host gave it."""
+        return [gpa for part in self.vm.regions for gpa in range(part.gpa, part.gpa + part.size, PAGE)]
+
+    def emulate(self, exit: Exit) -> bool:
+        """Do what the devices do at an exit that is theirs, and say whether it was; here are none."""
+        return False
 
     @property
     def encrypted(self) -> bool:
@@ -271,18 +279,42 @@ def boot(
     vm = Vm(host, protection)
     vm.add_memory(Gpa(0), program.size)
     pieces = [(TABLES, image)] if pieces is None else pieces
-    for at, data in pieces:
-        vm.load(Gpa(at), data)
-    sev = None
-    if sev_mode:
-        sev = launch(
-            vm, pieces, secret, program.secret_at, tenant=replace(tenant, image=image), entropy=entropy
-        )
-    elif secret:
-        vm.load(Gpa(program.secret_at), secret)
+    tenant = replace(tenant, image=image)
+    sev = install(vm, pieces, secret, program.secret_at, tenant=tenant, entropy=entropy)
     c = 1 << C_BIT if sev_mode else 0
     cpu = VirtualCpu(vm, asid=vm.asid, sev=sev_mode, cr3=TABLES | c, rip=CODE)
-    return Guest(vm, cpu, sev, program.size, program, image)
+    return Guest(vm, cpu, sev, program, image)
+
+
+def install(
+    vm: Vm,
+    pieces: Sequence[tuple[int, bytes]],
+    secret: bytes,
+    secret_at: int,
+    *,
+    tenant: Tenant,
+    entropy: Entropy,
+) -> SevGuest | None:
+    """Load a guest and give it its secret: sealed for it with SEV, else by the host (errors as `boot`).
+
+    Args:
+        vm: its memory.
+        pieces: what is loaded and measured, in this order, each at its guest address.
+        secret: what its owner gives it; b"" for nothing.
+        secret_at: where that goes.
+        tenant: its owner.
+        entropy: the owner's randomness.
+
+    Returns:
+        Its firmware context, with SEV.
+    """
+    for at, data in pieces:
+        vm.load(Gpa(at), data)
+    if vm.protection is Protection.SEV:
+        return launch(vm, pieces, secret, secret_at, tenant=tenant, entropy=entropy)
+    if secret:
+        vm.load(Gpa(secret_at), secret)
+    return None
 
 
 def launch(

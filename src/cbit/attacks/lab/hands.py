@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from cbit.attacks.lab.built_in import BuiltIn
 from cbit.attacks.lab.guest import Victim
 from cbit.attacks.lab.linux_victim import LinuxVictim
 from cbit.attacks.lab.own_guest import OwnGuest
@@ -24,6 +25,7 @@ from cbit.attacks.lab.tools import (
     Memory,
     Registers,
     Runner,
+    Service,
     Spoofed,
     Stepper,
     Tables,
@@ -97,7 +99,7 @@ class Hands:
     def victim(self) -> Runner:
         """VMRUN of the victim, and its exits (p3)."""
         self._take(Power.TAKE_EXITS)
-        return Runner(self._victim().cpu)
+        return Runner(self._victim().cpu, self._victim().emulate)
 
     @property
     def registers(self) -> Registers:
@@ -122,6 +124,14 @@ class Hands:
         """The victim's service, from its network (A6)."""
         self._take(Power.CLIENT)
         return Client(self._victim())
+
+    @property
+    def service(self) -> Service:
+        """What the built-in guest does for whoever asks (A6)."""
+        self._take(Power.CLIENT)
+        if not isinstance(self._guest, BuiltIn):
+            raise Thwarted("the victim is not the built-in guest")
+        return Service(self._guest)
 
     def type(self, line: bytes) -> bytes:
         """Type a line at the shell of a Linux victim, and read what it writes (A6)."""

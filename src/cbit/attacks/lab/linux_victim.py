@@ -147,7 +147,7 @@ def boot_linux(
     vcpu = monitor.vcpu
     assert isinstance(vcpu, ExecutingVcpu)
     cpu = CpuAtExit(host, vcpu.vmcb_at, vcpu.context)
-    victim = LinuxVictim(guest.vm, cpu, guest.sev, MEMORY, guest, monitor, terminal)
+    victim = LinuxVictim(guest.vm, cpu, guest.sev, guest, monitor, terminal)
     victim._until_idle(0, _BOOT_NS)
     return victim
 

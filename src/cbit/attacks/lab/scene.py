@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cbit.attacks.lab.guest import Guest, Victim
+from cbit.attacks.lab.guest import Victim
 
 #: Launches the victim from pieces of its image, each at the place that the host chose.
-Launcher = Callable[[Sequence[tuple[int, bytes]]], Guest]
+Launcher = Callable[[Sequence[tuple[int, bytes]]], Victim]
 Fact = int | float | bytes | tuple[int, ...]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from cbit.attacks.lab.built_in import BuiltIn, boot_built_in
 from cbit.attacks.lab.guest import Guest, Program, boot
 from cbit.attacks.lab.linux_victim import LinuxVictim, NoLinux, boot_linux
 from cbit.attacks.lab.outcome import Mode
@@ -177,6 +178,32 @@ class Stand:
             program,
             secret,
             tenant=tenant,
+            entropy=self.entropy,
+            pieces=pieces,
+        )
+
+    def built_in(
+        self,
+        secrets: bytes,
+        *,
+        kernel: bytes = b"",
+        policy: Policy = Policy.NODBG,
+        pieces: Sequence[tuple[int, bytes]] | None = None,
+    ) -> BuiltIn:
+        """Launch the built-in guest as its protection wants it; it has not run yet.
+
+        Args:
+            secrets: its owner's secret table.
+            kernel: what is measured with it.
+            policy: what its owner asks for.
+            pieces: how the host loads it, if not as its owner means it.
+        """
+        return boot_built_in(
+            self.host,
+            self.mode.protection,
+            secrets,
+            kernel=kernel,
+            tenant=self._tenant(policy),
             entropy=self.entropy,
             pieces=pieces,
         )

@@ -9,10 +9,13 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from cbit.attacks.lab.built_in import BuiltIn
 from cbit.attacks.lab.guest import C_BIT, HLT, SHARED, CpuAtExit, Crashed, Victim, VirtualCpu, describe
 from cbit.cpu.engine.control_block import At, Exit
 from cbit.cpu.msr import Hwcr, Msr
 from cbit.driver.errors import FirmwareError
+from cbit.guest.builtin.interface import Request
+from cbit.hypervisor.devices.requests import Asked
 from cbit.hypervisor.host import Host
 from cbit.hypervisor.vm import Vm
 from cbit.memory.dma import DmaPort
@@ -26,6 +29,7 @@ _AT: Final = {
     **{"rax": 0x5F8, "rsp": 0x5D8, "rip": 0x578, "rflags": 0x570},
     **{"cr3": 0x550, "cr2": 0x640, "gs_base": 0x458},
 }
+_PAGING_MODE: Final = (0x4D0, 0x548, 0x558)  # EFER, CR4, CR0
 _FAULTS: Final = 1 << 12 | 1 << 13 | 1 << 14  # exception intercepts: #SS, #GP, #PF
 _NUMBERS: Final = {
     name: number
@@ -106,7 +110,7 @@ class Tables:
 
     def pages(self) -> list[int]:
         """Guest physical addresses of all pages."""
-        return list(range(0, self._guest.size, PAGE))
+        return self._guest.pages
 
     def map(self, gpa: int, spa: int) -> None:
         """Let a guest page be another page of the machine's."""
@@ -135,17 +139,22 @@ class Tables:
 
 
 class Runner:
-    """A virtual CPU, and the loop that runs it."""
+    """A virtual CPU, and the loop that runs it.
 
-    def __init__(self, cpu: CpuAtExit) -> None:
-        self._cpu = cpu
+    Args:
+        cpu: the virtual CPU.
+        emulate: does what its devices do at an exit that is theirs, and says whether it was.
+    """
+
+    def __init__(self, cpu: CpuAtExit, emulate: Callable[[Exit], bool] = lambda _: False) -> None:
+        self._cpu, self._emulate = cpu, emulate
 
     def run(self, *, blocks: int | None = 2_000_000) -> Exit:
         """VMRUN until #VMEXIT."""
         return self._cpu.run(blocks=blocks)
 
     def until(self, code: int, *, handle: Callable[[Exit], bool] = lambda _: False) -> Exit:
-        """Run until an exit of one kind; ``handle`` deals with others and says whether it did.
+        """Run until an exit of one kind; ``handle`` deals with others and says whether it did; else devices.
 
         Raises:
             Crashed: an exit that nobody deals with.
@@ -154,8 +163,12 @@ class Runner:
             exit = self.run()
             if exit.code == code:
                 return exit
-            if not handle(exit):
+            if not handle(exit) and not self._emulate(exit):
                 raise Crashed(f"the victim crashed: {describe(exit)}")
+
+    def go_on(self, exit: Exit) -> None:
+        """Let the devices do at an exit what they would have done."""
+        self._emulate(exit)
 
     def skip(self, length: int) -> None:
         """Step over the instruction that left the guest, as a hypervisor does that has emulated it."""
@@ -239,6 +252,37 @@ class Client:
         return self.answer(length)
 
 
+class Service:
+    """Somebody who asks the built-in guest for things; the hypervisor carries what goes to and fro."""
+
+    def __init__(self, guest: BuiltIn) -> None:
+        self._guest = guest
+
+    def put(self, number: Request, *arguments: int) -> Asked:
+        """Hand a request over; it is answered when the victim runs."""
+        return self._guest.put(number, *arguments)
+
+    def ask(self, number: Request, *arguments: int) -> Asked:
+        """Hand a request over, and let the victim run until it halts.
+
+        Raises:
+            Crashed: it does not halt.
+        """
+        asked, runner = self.put(number, *arguments), Runner(self._guest.cpu, self._guest.emulate)
+        runner.until(HLT)
+        runner.skip(1)
+        return asked
+
+    def send(self, gpa: int, data: bytes) -> None:
+        """Put something where the victim shares memory."""
+        self._guest.vm.load(Gpa(gpa), data)
+
+    def shared(self, gpa: int, length: int) -> bytes:
+        """Read something where the victim shares memory."""
+        vm = self._guest.vm
+        return vm.host.read(self._guest.spa(gpa, length), length, c=vm.c)
+
+
 class Device:
     """A malicious device."""
 
@@ -292,7 +336,7 @@ class Commands:
 
 
 class Spoofed:
-    """A virtual CPU with its own nested tables and the victim's ASID.
+    """A virtual CPU with its own nested tables, the victim's ASID and its way of paging (CR0, CR4, EFER).
 
     Attributes:
         runner: runs it.
@@ -306,9 +350,11 @@ class Spoofed:
         self._vm = Vm(host, victim.vm.protection)
         self._victim = victim
         if map_memory:
-            for gpa in range(0, victim.size, PAGE):
+            for gpa in victim.pages:
                 self.map(gpa, victim.spa(gpa))
         self.cpu = VirtualCpu(self._vm, asid=victim.vm.asid, sev=victim.encrypted, cr3=cr3, rip=rip)
+        for at in _PAGING_MODE:
+            self.cpu.set(at, victim.cpu.get(at))
         if flush:
             self.cpu.flush()
         self.runner = Runner(self.cpu)

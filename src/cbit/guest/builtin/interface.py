@@ -1,7 +1,7 @@
 """What the built-in guest shares with the world outside.
 
     image    ends at 4 GiB; the processor starts in its reset state, 16 bytes before
-    memory   two megabytes at 8 MiB; one page of them is shared, the owner's secrets go to another
+    memory   two megabytes at 8 MiB; two pages of them are shared, the owner's secrets go to another
     ports    serial port; a device that copies memory; the hypervisor's requests: cbit.hypervisor.devices
 
 ``program/layout.h`` has the same numbers for the assembler; a test holds all of them against each other.
@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final
 from uuid import UUID
 
-from cbit.spec.address import MIB, Gpa
+from cbit.spec.address import MIB, PAGE, Gpa
 from cbit.spec.vmsa import Segment, Vmsa
 
 IMAGE_SIZE: Final = 0x10000
@@ -22,13 +22,18 @@ MEMORY: Final = Gpa(0x800000)
 MEMORY_SIZE: Final = 2 * MIB
 SECRET: Final = Gpa(MEMORY + 0xF000)  #: where LAUNCH_SECRET puts the owner's secrets
 SECRET_SIZE: Final = 0xC00
+NAME: Final = Gpa(MEMORY + 0x10080)  #: what its processor calls itself, private
 RESULT: Final = Gpa(MEMORY + 0x11000)  #: what the guest computed, private
 MESSAGE: Final = Gpa(MEMORY + 0x12000)  #: private
-SHARED_PAGE: Final = Gpa(MEMORY + 0x14000)  #: the only page that others may read
+ROUND_KEYS: Final = Gpa(MEMORY + 0x13000)  #: the key's schedule while a message is opened, private
+SHARED_PAGE: Final = Gpa(MEMORY + 0x14000)  #: this page and the next are all that others may read
+SHARED: Final = range(SHARED_PAGE, SHARED_PAGE + 2 * PAGE)
+SHARED_AT: Final = 0x40000000  #: linear address of the shared pages in the guest, with C=0
 SEALED: Final = Gpa(SHARED_PAGE + 0x000)
 LONGEST: Final = 0x600  #: bytes of text in a sealed message
 BOUNCE: Final = Gpa(SHARED_PAGE + 0x800)  #: what goes to and comes from the device
 PUBLISHED: Final = Gpa(SHARED_PAGE + 0xC00)  #: what the guest computed, for everybody
+SHOWN: Final = Gpa(SHARED_PAGE + PAGE)  #: a page of the guest's image, for everybody
 LARGEST_NUMBER: Final = 0x180000  #: of the sieve
 TRANSFER: Final = 64  #: bytes that the device copies at a time
 
@@ -57,6 +62,7 @@ class Request(IntEnum):
     GIVE_TO_DEVICE = 4  #: (1 straight from private memory, 0 through the shared page)
     TAKE_FROM_DEVICE = 5  #: (the same)
     END = 6
+    SHOW = 7  #: (page of the image); it lies at SHOWN then
 
 
 def reset_state() -> Vmsa:

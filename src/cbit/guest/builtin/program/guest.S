@@ -4,7 +4,7 @@
    and a table before that announces where the owner's secret goes.
 
        start.S     real mode, protected mode, private page tables, long mode
-       loop.S      waits for requests of the hypervisor, and answers them
+       loop.S      says who it is; waits for requests of the hypervisor, and answers them
        compute.S   counts primes; publishes the result through a mapping with C=0
        device.S    lets a device copy memory
        open.S      finds its key among the injected secrets, opens a sealed message

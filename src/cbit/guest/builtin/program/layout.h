@@ -6,7 +6,7 @@
 #define IMAGE        0xFFFF0000          /* linear and guest physical address of the image's first byte */
 #define AT(label)    ((label) - image + IMAGE)
 
-#define MEMORY       0x800000            /* two megabytes, all of it private but one page */
+#define MEMORY       0x800000            /* two megabytes, all of it private but two pages */
 #define TABLES       (MEMORY + 0x0000)   /* page tables: six pages */
 #define PML4         (TABLES + 0x0000)
 #define PDPT         (TABLES + 0x1000)
@@ -22,16 +22,18 @@
 #define RESULT       (MEMORY + 0x11000)  /* what it computed, private */
 #define MESSAGE      (MEMORY + 0x12000)  /* a sealed message: copied here, then opened where it lies */
 #define ROUND_KEYS   (MEMORY + 0x13000)
-#define SHARED_PAGE  (MEMORY + 0x14000)  /* the only page that the hypervisor and devices may read */
+#define SHARED_PAGE  (MEMORY + 0x14000)  /* this page and the next are all that others may read */
 #define SIEVE        (MEMORY + 0x20000)
 #define SIEVE_SIZE   0x180000            /* numbers below one and a half million */
 
 #define SHARED       0x40000000          /* linear address of SHARED_PAGE with C=0 */
+#define SHOWN        (SHARED + 0x1000)   /* a page of the image, for everybody */
 
 /* In DATA. */
 #define C_BIT_MASK   (DATA + 0x00)       /* 64 bits: the C-bit of page-table entries, 0 without SEV */
 #define NONCE        (DATA + 0x08)       /* 64 bits: drawn at the start, known to nobody else */
 #define DIGITS       (DATA + 0x40)       /* numbers are written here */
+#define NAME         (DATA + 0x80)       /* what the processor calls itself: 48 characters */
 
 /* In SHARED_PAGE. */
 #define SEALED       (SHARED + 0x000)    /* what the hypervisor brings: length (32 bits), nonce (12), text, tag (16) */

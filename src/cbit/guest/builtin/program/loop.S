@@ -1,7 +1,11 @@
 /* The guest waits for requests: it halts, and the hypervisor may run somebody else meanwhile. */
 
 main:
-        SAY("\nI run in 64-bit mode. ")
+        call    ask_name
+        SAY("\nMy processor calls itself ")
+        mov     esi, NAME
+        call    print
+        SAY(".\nI run in 64-bit mode. ")
         cmp     qword ptr [C_BIT_MASK], 0
         jne     1f
         SAY("My memory is not encrypted, as far as I can tell.\n")
@@ -27,6 +31,8 @@ next:
         je      take_from_device
         cmp     eax, 6
         je      the_end
+        cmp     eax, 7
+        je      show
         test    eax, eax
         jnz     refused
         hlt                                     /* nothing to do */
@@ -62,6 +68,36 @@ who:                                            /* C-bit or 0; a number that nob
         mov     eax, [NONCE + 4]
         call    answer
         jmp     done
+
+show:                                           /* argument: which page of the image; to SHOWN: it is no secret */
+        call    argument
+        cmp     eax, IMAGE_SIZE / 4096
+        jae     refused
+        shl     eax, 12
+        mov     esi, IMAGE
+        add     esi, eax
+        mov     edi, SHOWN
+        mov     ecx, 4096 / 8
+        rep     movsq
+        jmp     done
+
+ask_name:                                       /* as kernels do: sixteen bytes of CPUID from each of three leaves */
+        mov     edi, NAME
+        mov     esi, 0x80000002
+        jmp     1f
+        .balign 16, 0                           /* as compilers align loops; no assembler's choice of nops */
+1:      mov     eax, esi
+        cpuid
+        stosd
+        mov     [rdi], ebx
+        mov     [rdi + 4], ecx
+        mov     [rdi + 8], edx
+        add     edi, 12
+        inc     esi
+        cmp     esi, 0x80000004
+        jbe     1b
+        mov     byte ptr [rdi], 0
+        ret
 
 the_end:
         SAY("Good-bye.\n")

@@ -57,7 +57,7 @@ protected_mode:                                 /* paging is off: under SEV ever
         xor     eax, eax
         rep     stosd
 
-        /* Every table and every page is private, but for one leaf. */
+        /* Every table and every page is private, but for two leaves. */
 #define ENTRY(at, value, high) mov dword ptr [at], value; mov dword ptr [at + 4], high
         ENTRY(PML4, PDPT + 3, ebp)
         ENTRY(PDPT, PD_MEMORY + 3, ebp)
@@ -67,6 +67,7 @@ protected_mode:                                 /* paging is off: under SEV ever
         ENTRY(PD_IMAGE + 8 * 511, 0xFFE00081, ebp)                     /* 2 MiB, read-only */
         ENTRY(PD_SHARED, PT_SHARED + 3, ebp)
         ENTRY(PT_SHARED, SHARED_PAGE + 3, 0)                           /* C=0 */
+        ENTRY(PT_SHARED + 8, SHARED_PAGE + 0x1000 + 3, 0)
 
         mov     dword ptr [C_BIT_MASK], 0
         mov     dword ptr [C_BIT_MASK + 4], ebp

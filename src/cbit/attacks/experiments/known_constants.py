@@ -1,0 +1,31 @@
+"""What attacks have in common that move ciphertext with the published tweak constants, and a known kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from cbit.attacks.lab.outcome import SUCCEEDS, Expectation, Mode, does_not_apply, stopped_by, succeeds
+from cbit.attacks.lab.stand import Setup, Stand
+from cbit.crypto.entropy import SeededEntropy
+from cbit.crypto.memory_modes import Mode as Engine
+from cbit.spec.address import MIB
+
+EXPECT: Final[Mapping[Mode, Expectation]] = {
+    Mode.NONE: does_not_apply("nothing is encrypted: the host writes what it likes"),
+    Mode.SME: succeeds("the tweak constants are known"),
+    Mode.SEV: succeeds("the tweak constants are known, and there is no integrity"),
+    Mode.SEV_ES: SUCCEEDS,
+    Mode.SEV_SNP: stopped_by("the RMP refuses the host's write"),
+}
+DEFENCES: Final = {
+    "fresh": "Zen 2 and later: the constants are others at each boot, and not the published ones"
+}
+SETUP: Final = Setup(engine=Engine.XEX, memory=32 * MIB)
+SETUPS: Final = {"fresh": Setup(profile="rome", engine=Engine.XEX, memory=32 * MIB)}
+PARAMETERS: Final = {"corpus_mib": 8}
+
+
+def kernel(stand: Stand) -> bytes:
+    """Make a large image whose contents everybody knows: as random as a compressed kernel."""
+    return SeededEntropy("a kernel that everybody has").draw(stand.number("corpus_mib") * MIB)
