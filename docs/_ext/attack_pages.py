@@ -32,6 +32,8 @@ def _section(attack: Attack, tasks: Sequence[str]) -> Iterator[str]:
     yield ""
     yield from attack.idea.splitlines()
     yield ""
+    yield from f"Victim: {attack.victim}".splitlines()
+    yield ""
     powers = sorted(power.value for power in attack.holds)
     yield f"Powers: {'; '.join(powers)}."
     yield ""

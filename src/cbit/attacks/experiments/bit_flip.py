@@ -110,7 +110,7 @@ def _prime(entropy: Entropy) -> int:
 
 
 def signer(stand: Stand) -> Scene:
-    """Start a victim that signs what it is asked to."""
+    """Start a small program that signs what it is asked to; the built-in guest has no key to sign with."""
     p, q = _prime(stand.entropy), _prime(stand.entropy)
     key = {"p": p, "q": q, "dp": pow(E, -1, p - 1), "dq": pow(E, -1, q - 1), "qinv": pow(q, -1, p)}
     sealed = b"".join(key[name].to_bytes(16, "little") for name in _FIELDS)

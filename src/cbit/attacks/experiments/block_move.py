@@ -35,7 +35,10 @@ again:
 
 
 def service(stand: Stand) -> Scene:
-    """Start a victim with a large public image and a record that decides who gets its secret."""
+    """Start a small program with a large public image, and a record that decides who gets its secret.
+
+    The built-in guest decides by a tag of 128 bits: two chosen bytes do not make one.
+    """
     secret = stand.entropy.draw(32)
     known = kernel(stand)
     program = Program(SERVICE, data=((KERNEL, known),), size=KERNEL + len(known))

@@ -96,12 +96,18 @@ def ladder(stand: Stand, plain: str, masked: str) -> Scene:
 
 
 def flags(stand: Stand) -> Scene:
-    """Start the victim that stores the bit itself."""
+    """Start a small program that stores the bits of a secret number one by one.
+
+    The built-in guest keeps the bits that it works with in registers.
+    """
     return ladder(stand, FLAG, MASKED_FLAG)
 
 
 def swaps(stand: Stand) -> Scene:
-    """Start the victim that swaps two unknown numbers if the bit is set."""
+    """Start a small program that swaps two unknown numbers wherever a bit of a secret number is set.
+
+    The built-in guest keeps the bits that it works with in registers.
+    """
     return ladder(stand, SWAP, MASKED_SWAP)
 
 

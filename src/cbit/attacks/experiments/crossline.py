@@ -27,7 +27,10 @@ MAPPER = "again: hlt; jmp again"
 
 
 def mapper(stand: Stand) -> Scene:
-    """Start a victim with a page table of random pages, which is a secret: it is how kernels hide."""
+    """Start a small program with a page table of random pages, which is a secret: it is how kernels hide.
+
+    The built-in guest's own tables are no secret: they lead where its public image says.
+    """
     frames = [int.from_bytes(stand.entropy.draw(4), "little") & (1 << 27) - 1 for _ in range(WORDS)]
     table = b"".join(struct.pack("<Q", frame << 12 | 1 << C_BIT | _LEAF_FLAGS) for frame in frames)
     noise = stand.entropy.draw(PAGE)

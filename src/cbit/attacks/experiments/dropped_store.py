@@ -41,7 +41,10 @@ checked:
 
 
 def gate(stand: Stand) -> Scene:
-    """Start a victim that denies a wrong password by a store."""
+    """Start a small program that denies a wrong password by a store.
+
+    The built-in guest keeps none of its decisions in memory across an exit.
+    """
     secret = stand.entropy.draw(32)
     guest = stand.guest(Program(GATE), secret=secret)
     guest.until_idle()

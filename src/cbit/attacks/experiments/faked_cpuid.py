@@ -65,7 +65,10 @@ CHECKED = """
 
 
 def kernel(stand: Stand) -> Scene:
-    """Start a victim that believes CPUID, or checks it."""
+    """Start a small program that believes CPUID, or checks it.
+
+    The built-in guest ends before it uses a secret: what it wrote before it had paging reads as ciphertext.
+    """
     secret = stand.entropy.draw(32)
     check = CHECKED if stand.variant == "check" else ""
     guest = stand.guest(Program(KERNEL.replace("@check@", check)), secret=secret)

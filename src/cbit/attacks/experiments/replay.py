@@ -42,7 +42,7 @@ OLD, NEW = b"password of 2019", b"password of 2026"
 
 
 def login(stand: Stand) -> Scene:
-    """Start a victim that answers a password with its secret."""
+    """Start a small program that answers a password with its secret; the built-in guest lets nobody in."""
     secret = stand.entropy.draw(32)
     guest = stand.guest(Program(LOGIN), secret=secret)
     guest.until_idle()

@@ -15,7 +15,10 @@ from cbit.attacks.power import Power
 
 
 def two_cpus(stand: Stand) -> Scene:
-    """Start a victim with a service, and a program of somebody else's beside it."""
+    """Start a service, and a program of somebody else's beside it.
+
+    The built-in guest has one virtual CPU, and nobody else's program runs in it.
+    """
     secret, password = stand.entropy.draw(32), stand.entropy.draw(16)
     guest = stand.guest(victim(password), secret=secret)
     planted = guest.peek(SECRET, 32) == secret and guest.peek(SERVICES_PAGE, 16) == password

@@ -72,6 +72,11 @@ class Attack:
         """What it does and why that works, as its file says."""
         return inspect.getdoc(self.attempt) or ""
 
+    @property
+    def victim(self) -> str:
+        """What it is run against, and why that: as the victim's maker says."""
+        return inspect.getdoc(self.prepare) or ""
+
     def expectation(self, mode: Mode, variant: str) -> Expectation:
         """Say what should come out of a cell."""
         if variant:

@@ -134,6 +134,7 @@ def _attack(attack: Attack, row: Sequence[Told]) -> Iterator[str]:
     yield f'<section class="attack" id="{attack.name}"><h2>{escape(attack.title)}</h2>'
     yield f'<p class="paper">{escape(attack.paper)}</p>'
     yield "".join(f"<p>{_prose(part)}</p>" for part in attack.idea.split("\n\n"))
+    yield f"<h3>Victim</h3><p>{_prose(attack.victim)}</p>"
     powers = "".join(f"<li>{escape(power)}</li>" for power in sorted(p.value for p in attack.holds))
     yield f"<h3>Powers</h3><ul>{powers}</ul>"
     shown = [cell for cell in row if cell["verdict"] == "succeeds" and not cell["variant"]][-1:]

@@ -35,6 +35,7 @@ def as_json(attack: Attack) -> dict[str, Any]:
         "experiment": attack.experiment,
         "paper": attack.paper,
         "idea": attack.idea,
+        "victim": attack.victim,
         "powers": sorted(power.value for power in attack.holds),
         "expect": {
             mode.value: {"verdict": expected.verdict.value, "why": expected.why}
