@@ -57,7 +57,8 @@ class Dram:
         Raises:
             AddressError: the range leaves DRAM.
         """
-        self.check(spa, length)
+        if spa < 0 or length < 0 or spa + length > self.size:
+            self.check(spa, length)
         return self._cells[spa : spa + length]
 
     def lose_power(self, entropy: Entropy, *, decay: float) -> int:

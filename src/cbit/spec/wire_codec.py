@@ -104,7 +104,7 @@ class Codec:
         """Return the bytes of checked values, zero in every gap."""
         if self._encoded:
             values = {**values, **{field.name: field.encode(values[field.name]) for field in self._encoded}}
-        return self._struct.pack(*[values[name] for name in self._fields])
+        return self._struct.pack(*map(values.__getitem__, self._fields))
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Let the field of every value that does not fit refuse it."""
