@@ -30,20 +30,22 @@ class BuiltIn:
         guest: it.
     """
 
-    def __init__(self, host: Host, protection: Protection, *, secrets: bytes = SECRETS) -> None:
+    def __init__(
+        self, host: Host, protection: Protection, *, secrets: bytes = SECRETS, policy: int = 0
+    ) -> None:
         self.vm = Vm(host, protection)
         self.vm.load_firmware(image())
         self.vm.add_memory(MEMORY, MEMORY_SIZE)
         self.sev: SevGuest | None = None
         if protection is Protection.SEV:
-            self.sev = self._launch(host, secrets)
+            self.sev = self._launch(host, secrets, policy)
         elif secrets:
             self.vm.load(SECRET, secrets)
         self.guest = SmallGuest(self.vm, reset_state())
 
-    def _launch(self, host: Host, secrets: bytes) -> SevGuest:
-        session, keys = a_session(host.export_chain()[:CERT_SIZE], policy=0)
-        sev = SevGuest.start(self.vm, policy=0, godh=bytes(session.godh), session=bytes(session.blob))
+    def _launch(self, host: Host, secrets: bytes, policy: int) -> SevGuest:
+        session, keys = a_session(host.export_chain()[:CERT_SIZE], policy=policy)
+        sev = SevGuest.start(self.vm, policy=policy, godh=bytes(session.godh), session=bytes(session.blob))
         sev.update(IMAGE, IMAGE_SIZE)
         owned = OwnedGuest(sev, keys, image(), sev.measure())
         if secrets:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from cbit.cpu.faults import VmexitInvalid
 from cbit.crypto.entropy import SeededEntropy
 from cbit.driver.errors import FirmwareError
 from cbit.guest.builtin.interface import PUBLISHED, SHARED, SHARED_PAGE, Request
@@ -20,8 +21,10 @@ from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.migration import Moved, Papers
 from cbit.hypervisor.running_state import Head, pack, unpack
 from cbit.hypervisor.small_guest import SmallGuest, Turn
-from cbit.spec.address import MIB, PAGE
+from cbit.hypervisor.vm import Vm
+from cbit.spec.address import MIB, PAGE, Gpa
 from cbit.spec.errors import CbitError
+from cbit.spec.policy import Policy
 from cbit.spec.states import GuestState
 from cbit.spec.vmsa import Vmsa
 from cbit.testing.worlds import a_host
@@ -150,6 +153,89 @@ def test_it_goes_on_computing_where_it_arrives_and_here_no_more(sides: Sides) ->
     with pytest.raises(FirmwareError, match="INVALID_GUEST_STATE"):
         sides.guest.sev.activate()
     arrived.end()
+
+
+# ---- a source that lies afterwards ----
+
+
+def sent(sides: Sides) -> tuple[SmallGuest, SevGuest, bytes]:
+    """Move the guest, which has been asked something; return it as it arrived, and the luggage it had."""
+    here = sides.guest.guest
+    here.ask(Request.COMPUTE, 100)
+    luggage = pack(here)
+    journey = travel(sides, state=luggage)
+    assert isinstance(journey.received, tuple), journey.received
+    assert journey.guest is not None
+    return journey.guest, journey.received[0], luggage
+
+
+def test_a_source_that_does_not_deactivate_runs_it_on(sides: Sides) -> None:
+    """SEND_FINISH takes neither the key from its slot nor the ASID from the guest: hardware makes a clone."""
+    here, sev = sides.guest.guest, sides.guest.sev
+    assert sev is not None
+    there, arrived, _ = sent(sides)
+    assert GuestState.SENT is sev.status().state
+    assert here.ask(Request.WHO).answers == there.ask(Request.WHO).answers, (
+        "with the number nobody else knows"
+    )
+    assert [PRIMES] == here.ask(Request.COMPUTE, NUMBER).answers
+    with pytest.raises(FirmwareError, match="INVALID_GUEST_STATE"):  # but it does not move a second time
+        migration._send_start(sev, sides.papers)
+    sev.deactivate()
+    here.requests.ask(Request.WHO)
+    with pytest.raises(VmexitInvalid, match="no usable key"):
+        here.turn()
+    arrived.end()
+
+
+def test_a_key_that_may_be_shared_lets_the_source_run_it_even_then(sides: Sides) -> None:
+    """A guest of the host's own that shares the key is another guest: its state is not SENT."""
+    sev, vm = sides.guest.sev, sides.guest.vm
+    assert sev is not None
+    there, arrived, luggage = sent(sides)
+    sev.deactivate()
+    helper = helper_of(sev)
+    vm.asid = helper.asid
+    clone, _ = unpack(vm, luggage)
+    assert clone.ask(Request.WHO).answers == there.ask(Request.WHO).answers
+    helper.release()
+    sev.decommission()
+    with pytest.raises(
+        FirmwareError, match="INVALID_GUEST"
+    ):  # what the processor has forgotten is not shared
+        helper_of(sev)
+    arrived.end()
+
+
+def test_under_noks_what_was_sent_and_deactivated_is_gone(chips: Chips, sides: Sides) -> None:
+    sides = Sides(
+        BuiltIn(sides.guest.vm.host, Protection.SEV, policy=Policy.NOKS), sides.target, sides.papers
+    )
+    here, sev = sides.guest.guest, sides.guest.sev
+    assert sev is not None
+    assert Turn.HALTED is here.turn()
+    there, arrived, luggage = sent(sides)
+    sev.deactivate()
+    sev.vm.host.flush()
+    with pytest.raises(FirmwareError, match="POLICY_FAILURE"):
+        helper_of(sev)
+    with pytest.raises(FirmwareError, match="INVALID_GUEST_STATE"):
+        sev.activate()
+    clone, _ = unpack(sides.guest.vm, luggage)
+    with pytest.raises(VmexitInvalid, match="no usable key"):
+        clone.turn()
+    assert [PRIMES] == there.ask(Request.COMPUTE, NUMBER).answers
+    arrived.end()
+
+
+def helper_of(sev: SevGuest) -> SevGuest:
+    """Launch an empty guest with another's key, which takes no owner."""
+    vm = Vm(sev.vm.host, Protection.SEV)
+    vm.add_memory(Gpa(0), PAGE)
+    helper = SevGuest.start(vm, policy=sev.policy, share_with=sev)
+    helper.measure_alone()
+    helper.finish()
+    return helper
 
 
 def test_it_moves_while_it_uses_its_key(sides: Sides) -> None:

@@ -421,7 +421,7 @@ class Cache:
                 copy.dirty |= copy.borrower.clean([copy.slot])[0]
                 copy.lent_for_writing = False
             if copy.dirty:
-                self._write_back_one(copy)
+                self._write_back([copy])
             copy.dirty = 0
 
     def _only_tag(self, page: int, key_id: KeyId) -> None:
@@ -456,7 +456,7 @@ class Cache:
         if copy.borrower is not None:
             self._recall([copy])
         if copy.dirty:
-            self._write_back_one(copy)
+            self._write_back([copy])
         self._forget(copy)
         self._pool.give_back([copy.slot])
         return int(copy.dirty != 0)
@@ -468,27 +468,19 @@ class Cache:
         if not siblings:
             del self._by_page[copy.page]
 
-    def _write_back_one(self, copy: _Copy) -> None:
-        """Write the dirty lines of a copy."""
-        lines, data = runs(copy.dirty), self._pool.page(copy.slot)
-        # The tag's key, not that of whoever needs the room (§6.1 rule 1).
-        if len(lines) == 1:
-            ((start, stop),) = lines
-            self._controller.write(Spa(copy.page + start), data[start:stop], copy.key_id)
-        else:
-            self._controller.write_parts(Spa(copy.page), data, lines, copy.key_id)
-
     def _write_back(self, copies: Sequence[_Copy]) -> None:
         """Write dirty lines of neighbouring copies (`neighbours`) in one pass of the engine."""
-        first: _Copy = copies[0]
-        if len(copies) == 1:
-            self._write_back_one(first)
-            return
-        parts: list[tuple[int, int]] = []
-        for index, copy in enumerate(copies):
-            parts += [(index * PAGE + start, index * PAGE + stop) for start, stop in runs(copy.dirty)]
-        data = self._pool.row(first.slot, len(copies))
-        if all(copy.dirty == ALL_LINES for copy in copies):
+        first, count = copies[0], len(copies)
+        parts = runs(first.dirty)
+        for index in range(1, count):
+            at = index * PAGE
+            parts += [(at + start, at + stop) for start, stop in runs(copies[index].dirty)]
+        data = self._pool.row(first.slot, count)
+        # The tag's key, not that of whoever needs the room (§6.1 rule 1).
+        if len(parts) == 1:
+            ((start, stop),) = parts
+            self._controller.write(Spa(first.page + start), data[start:stop], first.key_id)
+        elif all(copy.dirty == ALL_LINES for copy in copies):
             self._controller.write(Spa(first.page), data, first.key_id)
         else:
             self._controller.write_parts(Spa(first.page), data, parts, first.key_id)

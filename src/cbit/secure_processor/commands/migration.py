@@ -109,7 +109,11 @@ def _send_update(call: Call[buffers.SendUpdateData], *, vmsa: bool) -> buffers.S
 
 
 def send_finish(call: Call[buffers.GuestHandle]) -> None:
-    """SEND_FINISH: the guest lives elsewhere; what is left here can only be decommissioned."""
+    """SEND_FINISH: the guest lives elsewhere, and what is left here is activated no more.
+
+    It takes nothing away: §4.1 names it in no transition of an ASID, so until DEACTIVATE the ASID stays
+    in use, its key in its slot, and a host that wants to runs the guest on.
+    """
     _forget_transport(call)
 
 
