@@ -55,8 +55,15 @@ def faults() -> list[BaseException]:
 
 
 @pytest.fixture
-def clients(book: Book, faults: list[BaseException]) -> Iterator[Clients]:
-    all_of_them = Clients(dict.fromkeys(FILES.served, book), Descriptors(FILES), faults.append)
+def begun() -> list[int]:
+    """The descriptors by which the clients that began are watched."""
+    return []
+
+
+@pytest.fixture
+def clients(book: Book, begun: list[int], faults: list[BaseException]) -> Iterator[Clients]:
+    devices = dict.fromkeys(FILES.served, book)
+    all_of_them = Clients(devices, Descriptors(FILES), begun=begun.append, failed=faults.append)
     yield all_of_them
     all_of_them.close()
 
@@ -70,6 +77,20 @@ def sev() -> Iterator[int]:
 
 def me() -> int:
     return threading.get_native_id()
+
+
+def test_a_client_whose_first_command_is_good_for_nothing_is_watched_too(
+    clients: Clients, sev: int, begun: list[int]
+) -> None:
+    """Else nobody hears of its end, and what it opens later stays open."""
+    with pytest.raises(OSError, match="no descriptor"):
+        clients.named(me(), 1 << 20)
+    assert list(clients.pidfds()) == begun
+    assert 1 == len(begun)
+    assert SEV == clients.named(me(), sev)[1]
+    assert 1 == len(begun), "it begins once"
+    clients.ended(begun[0])
+    assert 0 == len(clients)
 
 
 def test_a_descriptor_is_what_its_inode_says(clients: Clients, sev: int) -> None:

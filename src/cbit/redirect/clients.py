@@ -30,16 +30,27 @@ class Session:
 
 
 class Clients:
-    """All client processes, from their first command to their end."""
+    """All client processes, from their first command to their end.
+
+    Args:
+        devices: what they use.
+        descriptors: what their numbers stand for.
+        begun: told of each new one by a descriptor that becomes readable when it has ended, for ``ended``;
+            also of one whose first command is good for nothing.
+        failed: told of faults of ours.
+    """
 
     def __init__(
         self,
         devices: Mapping[str, AnyDevice],
         descriptors: Descriptors,
+        *,
+        begun: Callable[[int], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._devices = devices
         self._descriptors = descriptors
+        self._begun = begun
         self._failed = failed
         self._sessions: dict[int, Session] = {}
         self._process_of: dict[int, int] = {}
@@ -124,7 +135,9 @@ class Clients:
                 # Of whoever is being served: a virtual machine may be another process's by now.
                 return self._descriptors.name(self._process, self._thread, number)
 
-            self._sessions[process] = Session(Client(process, name_of), os.pidfd_open(process))
+            session = Session(Client(process, name_of), os.pidfd_open(process))
+            self._sessions[process] = session
+            self._begun(session.pidfd)
         return self._sessions[process]
 
     def _remember(self, session: Session, thread: int) -> None:

@@ -45,7 +45,7 @@ class Server:
         self._trace = trace
         self._memory = ProcessMemory(listener)
         descriptors = Descriptors(files)
-        self._clients = Clients(devices, descriptors, self._failed)
+        self._clients = Clients(devices, descriptors, begun=self._begun, failed=self._failed)
         self._given = GivenOut(devices, descriptors, self, self._failed)
         self._opens = OpenAnswers(files, listener)
         self._poll = select.epoll()  # its cost does not grow with the number of clients
@@ -105,11 +105,7 @@ class Server:
     def _ioctl(self, call: Notification) -> None:
         number, request, argument = call.arguments[:3]
         request &= _LOW
-        known = len(self._clients)
         session, name = self._clients.named(call.tid, _descriptor(number))
-        if len(self._clients) != known:
-            pidfd = session.pidfd
-            self.watch(pidfd, lambda: self._ended(pidfd))
         if name is not None and request in self._observed.get(name, ()):
             self._observe(call, session, name, request)
             return
@@ -146,6 +142,9 @@ class Server:
         except OSError as error:  # the kernel has an answer of its own
             self._trace.emit(PART, "observed", error.strerror or "", file=name, request=request)
         self._listener.let_pass(call.id)
+
+    def _begun(self, pidfd: int) -> None:
+        self.watch(pidfd, lambda: self._ended(pidfd))
 
     def _ended(self, pidfd: int) -> None:
         self.forget(pidfd)
