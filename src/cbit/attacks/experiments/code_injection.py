@@ -19,12 +19,20 @@ from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.guest.builtin.image import image
-from cbit.guest.builtin.interface import IMAGE, IMAGE_SIZE, NAME, SECRET, SHARED_AT, SHARED_PAGE, SHOWN
+from cbit.guest.builtin.interface import IMAGE, NAME, SECRET, SHARED_AT, SHARED_PAGE, SHOWN
 from cbit.spec.address import BLOCK, PAGE
 
 #: mov eax, esi; cpuid; stosd; mov [rdi], ebx …: the built-in guest asks for its processor's name, as kernels
 #: do: a block of code, aligned as compilers align loops, that stores the sixteen bytes of an answer.
 ROUTINE: Final = bytes.fromhex("89f0 0fa2 ab 891f 894f04 895708 83c70c")
+#: To find code, to replace its blocks, and to read what comes of it.
+HOLDS: Final = {
+    Power.MAP_MEMORY,
+    Power.FLUSH_CACHES,
+    Power.EDIT_NESTED_TABLES,
+    Power.TAKE_EXITS,
+    Power.CLIENT,
+}
 ASKS_FOR_NAME: Final = 0x80000002  #: CPUID's leaf when it runs first
 #: Begins the block behind it: back to its start.
 LOOP: Final = b"\xeb" + struct.pack("b", -BLOCK - 2)
@@ -51,14 +59,7 @@ def booting(stand: Stand) -> Scene:
     title="SEVurity: code injected through the victim's CPUID",
     experiment="E6",
     paper="Wilke et al., SEVurity, S&P 2020 (attacks.md A10, case 2)",
-    holds={
-        Power.MAP_MEMORY,
-        Power.FLUSH_CACHES,
-        Power.EDIT_NESTED_TABLES,
-        Power.TAKE_EXITS,
-        Power.EMULATE,
-        Power.CLIENT,
-    },
+    holds=HOLDS | {Power.EMULATE},
     expect=EXPECT,
     defences=DEFENCES,
     victim=booting,
@@ -79,7 +80,7 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     """
     routine, buffer = facts.number("routine"), facts.number("buffer")
     corpus = Corpus(hands.memory, facts.number("kernel_at"), facts.data("kernel"), xe=False)
-    _wait_for(hands, routine & -PAGE, log)
+    wait_for(hands, routine & -PAGE, log)
     behind = hands.memory.spa(routine + BLOCK)
     found = corpus.find(LOOP, behind)
     if found is None:
@@ -136,17 +137,15 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     return loot
 
 
-def _wait_for(hands: Hands, page: int, log: Log) -> None:
-    """Let the victim run until it is about to execute a page."""
-    hands.tables.forbid_execution(
-        *(gpa for gpa in hands.tables.pages() if gpa in range(IMAGE, IMAGE + IMAGE_SIZE))
-    )
-    faults = 0
-    while True:
-        exit = hands.victim.until(NPF)
-        faults += 1
-        gpa = gpa_of(exit.info_2) & -PAGE
+def wait_for(hands: Hands, page: int, log: Log) -> None:
+    """Let the victim run until it is about to execute a page of its image."""
+    pages = [gpa for gpa in hands.tables.pages() if gpa >= IMAGE]
+    hands.tables.forbid_execution(*pages)
+    faults, gpa = 0, 0
+    while gpa != page:
+        gpa = gpa_of(hands.victim.until(NPF).info_2) & -PAGE
         hands.tables.home(gpa)
-        if gpa == page:
-            break
+        faults += 1
+    for gpa in pages:
+        hands.tables.home(gpa)
     log.step(f"{faults} nested faults later the victim is about to execute {page:#x}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from typing import Final
 
 from cbit.attacks.experiments.correspondent import with_letters
 from cbit.attacks.experiments.registers import FORGED, LOAD, LOADS_AT, NOWHERE, STORE
@@ -10,7 +12,7 @@ from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import C_BIT, DB, NPF, Program, Victim
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
-from cbit.attacks.lab.outcome import Mode, does_not_apply, stopped_by, succeeds
+from cbit.attacks.lab.outcome import Expectation, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Spoofed, gpa_of
@@ -49,7 +51,19 @@ def _looks_like_an_entry(word: int) -> bool:
     return bool(word & _PRESENT) and not word & 1 << 7 and not word >> 40 & 0xFFF
 
 
-_NO_KEY = does_not_apply("there is no guest key to borrow: the host reads memory by itself")
+_NO_KEY: Final = does_not_apply("there is no guest key to borrow: the host reads memory by itself")
+_DEFENCES: Final = {"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"}
+_VMSA: Final = stopped_by("SEV-ES: registers come from the victim's own VMSA")
+
+
+def _expect(why: str, es: Expectation, snp: str) -> Mapping[Mode, Expectation]:
+    return {
+        Mode.NONE: _NO_KEY,
+        Mode.SME: _NO_KEY,
+        Mode.SEV: succeeds(why),
+        Mode.SEV_ES: es,
+        Mode.SEV_SNP: stopped_by(snp),
+    }
 
 
 @attack(
@@ -57,14 +71,12 @@ _NO_KEY = does_not_apply("there is no guest key to borrow: the host reads memory
     experiment="E8",
     paper="Li et al., CCS 2021 (attacks.md A14); memory-encryption.md §8 rule 5",
     holds={Power.EDIT_VMCB, Power.MAP_MEMORY},
-    expect={
-        Mode.NONE: _NO_KEY,
-        Mode.SME: _NO_KEY,
-        Mode.SEV: succeeds("hardware does not remember whose ASID it is"),
-        Mode.SEV_ES: succeeds("with the victim's own VMSA"),
-        Mode.SEV_SNP: stopped_by("the walk's read is checked against the RMP"),
-    },
-    defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
+    expect=_expect(
+        "hardware does not remember whose ASID it is",
+        succeeds("with the victim's own VMSA"),
+        "the walk's read is checked against the RMP",
+    ),
+    defences=_DEFENCES,
     victim=mapper,
 )
 def crossline_v1(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -133,14 +145,12 @@ def _perhaps_ended(stand: Stand, guest: Victim) -> None:
     experiment="E8",
     paper="Li et al., CCS 2021 (attacks.md A14)",
     holds={Power.EDIT_VMCB},
-    expect={
-        Mode.NONE: _NO_KEY,
-        Mode.SME: _NO_KEY,
-        Mode.SEV: succeeds("under the victim's ASID its code and its page tables decrypt"),
-        Mode.SEV_ES: stopped_by("SEV-ES: registers come from the victim's own VMSA"),
-        Mode.SEV_SNP: stopped_by("the VMSA has an owner in the RMP"),
-    },
-    defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
+    expect=_expect(
+        "under the victim's ASID its code and its page tables decrypt",
+        _VMSA,
+        "the VMSA has an owner in the RMP",
+    ),
+    defences=_DEFENCES,
     victim=sitter,
 )
 def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -183,14 +193,12 @@ def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
     experiment="E8",
     paper="Li et al., CCS 2021, TLB-reuse variant (attacks.md A14)",
     holds={Power.EDIT_VMCB, Power.WITHHOLD_FLUSH},
-    expect={
-        Mode.NONE: _NO_KEY,
-        Mode.SME: _NO_KEY,
-        Mode.SEV: succeeds("translations are tagged with the ASID, and the hypervisor chooses the ASID"),
-        Mode.SEV_ES: stopped_by("SEV-ES: registers come from the victim's own VMSA"),
-        Mode.SEV_SNP: stopped_by("TLB_ID in the VMSA: another virtual machine's entries do not match"),
-    },
-    defences={"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"},
+    expect=_expect(
+        "translations are tagged with the ASID, and the hypervisor chooses the ASID",
+        _VMSA,
+        "TLB_ID in the VMSA: another virtual machine's entries do not match",
+    ),
+    defences=_DEFENCES,
     victim=sitter,
 )
 def crossline_tlb(hands: Hands, facts: Facts, log: Log) -> bytes:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from cbit.attacks.experiments.replay import ACCOUNT, OLD
-from cbit.attacks.experiments.service import ANSWERS
+from cbit.attacks.experiments.service import ACCOUNT, ANSWERS, FIRST_PASSWORD, IS_PASSWORD
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import CPUID, HLT, SECRET, SHARED, VIEW, Program
+from cbit.attacks.lab.guest import CPUID, HLT, SECRET, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, succeeds
@@ -23,20 +22,14 @@ GATE = f"""
     movups [{ACCOUNT:#x}], xmm0
 again:
     mov qword ptr [{RESULT:#x}], 0
-    hlt
-    movups xmm0, [{VIEW + SHARED + 8:#x}]
-    movups xmm1, [{ACCOUNT:#x}]
-    pcmpeqb xmm0, xmm1
-    pmovmskb eax, xmm0
-    cmp eax, 0xFFFF
-    je checked
+    hlt{IS_PASSWORD}    je checked
     mov qword ptr [{RESULT:#x}], 1
 checked:
     cpuid
     cmp qword ptr [{RESULT:#x}], 0
     jne refuse
 {ANSWERS}first:
-    .ascii "password of 2019"
+    .ascii "{FIRST_PASSWORD.decode()}"
 """
 
 
@@ -48,7 +41,7 @@ def gate(stand: Stand) -> Scene:
     secret = stand.entropy.draw(32)
     guest = stand.guest(Program(GATE), secret=secret)
     guest.until_idle()
-    planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == OLD
+    planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == FIRST_PASSWORD
     return Scene((secret,), Facts({}), guest, planted=planted, hwcr_locked=stand.variant == "converted")
 
 

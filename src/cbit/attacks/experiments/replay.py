@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cbit.attacks.experiments.service import ANSWERS
+from cbit.attacks.experiments.service import ACCOUNT, ANSWERS, FIRST_PASSWORD, IS_PASSWORD
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
@@ -13,8 +13,6 @@ from cbit.attacks.lab.stand import Stand
 from cbit.attacks.power import Power
 from cbit.spec.address import PAGE
 
-ACCOUNT = 0x20000  #: where the password that is valid now lies
-
 #: Each request of 16 bytes is a password.  The right one is answered with the secret.  With the word "change"
 #: behind it, the next 16 bytes become the password that is valid from now on.
 LOGIN = f"""
@@ -23,22 +21,16 @@ LOGIN = f"""
     movups xmm0, [rsi]
     movups [rdi], xmm0
 again:
-    hlt
-    movups xmm0, [{VIEW + SHARED + 8:#x}]
-    movups xmm1, [{ACCOUNT:#x}]
-    pcmpeqb xmm0, xmm1
-    pmovmskb eax, xmm0
-    cmp eax, 0xFFFF
-    jne refuse
+    hlt{IS_PASSWORD}    jne refuse
     movabs rbx, 0x65676e616863     # "change"
     cmp [{VIEW + SHARED + 24:#x}], rbx
     jne serve
     movups xmm2, [{VIEW + SHARED + 32:#x}]
     movups [{ACCOUNT:#x}], xmm2
 {ANSWERS}first:
-    .ascii "password of 2019"
+    .ascii "{FIRST_PASSWORD.decode()}"
 """
-OLD, NEW = b"password of 2019", b"password of 2026"
+OLD, NEW = FIRST_PASSWORD, b"password of 2026"
 
 
 def login(stand: Stand) -> Scene:

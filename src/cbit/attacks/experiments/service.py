@@ -1,4 +1,4 @@
-"""The end of a service that hands its secret out, or zeros: what several victims have in common."""
+"""Passwords, and the end of a service that hands its secret out: what several victims have in common."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from typing import Final
 
 from cbit.attacks.lab.guest import SECRET, SHARED, VIEW
 from cbit.spec.address import PAGE
+
+ACCOUNT: Final = 0x20000  #: where the password that is valid now lies
+#: Whether a request is that password: flags as for "equal".
+IS_PASSWORD: Final = f"""
+    movups xmm0, [{VIEW + SHARED + 8:#x}]
+    movups xmm1, [{ACCOUNT:#x}]
+    pcmpeqb xmm0, xmm1
+    pmovmskb eax, xmm0
+    cmp eax, 0xFFFF
+"""
+#: The first one, behind the label `first`.
+FIRST_PASSWORD: Final = b"password of 2019"
 
 #: Labels `serve` and `refuse`; both go back to the label `again` of the program that ends with this.
 ANSWERS: Final = f"""

@@ -36,6 +36,11 @@ class Corpus:
         self._ends: dict[int, Words] = {
             at: words[:, at // 2] ^ tweaks.reshape(-1, BLOCK // 2)[:, at // 2] for at in (0, BLOCK - 2)
         }
+        # The first block that has them, by their value; -1 for none.
+        self._first = {at: np.full(1 << 16, -1, np.int64) for at in self._ends}
+        for at, ends in self._ends.items():
+            values, places_of = np.unique(ends, return_index=True)
+            self._first[at][values] = places_of
 
     def gpa(self, index: int) -> int:
         """Guest physical address of a block."""
@@ -49,9 +54,9 @@ class Corpus:
 
     def find(self, wanted: bytes, target: int, at: int = 0) -> int | None:
         """Find a block that begins, or ends, with two wanted bytes at a system address."""
-        (number,) = np.frombuffer(wanted, np.uint16)
-        found = np.flatnonzero(self.ends(target, at) == number)
-        return int(found[0]) if len(found) else None
+        tweaked = xor(wanted, self._tweak.at(target)[at : at + 2])
+        found = int(self._first[at][int.from_bytes(tweaked, "little")])
+        return found if found >= 0 else None
 
     def ciphertext_for(self, index: int, target: int) -> bytes:
         """What to put at a system address so that it decrypts to a block of the corpus, tweaked."""
