@@ -159,7 +159,7 @@ class Machine:
         )
         self._release_cores(booted)
         firmware = self._firmware
-        self.mailbox = Mailbox(self.profile.mailbox, self._execute, rings=lambda: firmware.rings)
+        self.mailbox = Mailbox(self.profile.mailbox, self._execute, rings=firmware.rings)
         self.booted = booted
         return booted
 

@@ -121,9 +121,10 @@ class Server:
             result = self._devices[name].ioctl(handle, request, argument, memory)
         except OSError as error:
             result, why = -(error.errno or errno.EIO), error.strerror or ""
-        shown = result if isinstance(result, int) else result.link
-        pid = session.client.pid
-        self._trace.emit(PART, "ioctl", why, file=name, request=request, client=pid, result=shown)
+        if self._trace.watched(PART):
+            shown = result if isinstance(result, int) else result.link
+            pid = session.client.pid
+            self._trace.emit(PART, "ioctl", why, file=name, request=request, client=pid, result=shown)
         if isinstance(result, int):
             self._listener.answer(call.id, result)
         else:

@@ -130,9 +130,8 @@ class Firmware:
             self._rings.leave()
         self._forbid()
 
-    @property
     def rings(self) -> RingBuffers | None:
-        """The ring buffers that commands come from; None while the mailbox has its usual registers."""
+        """Return the ring buffers that commands come from; None while the mailbox has its usual registers."""
         if self._rings is not None and not self._rings.active:
             self._rings = None
             self._forbid()

@@ -18,7 +18,7 @@ INT_ON_EMPTY = 1 << 0
 def ring_buffer(call: Call[buffers.RingBuffer]) -> None:
     """RING_BUFFER: the registers change their meaning until the mode is left."""
     firmware, given = call.firmware, call.given
-    if firmware.rings is not None:
+    if firmware.rings() is not None:
         raise Refused(Status.INVALID_PARAM, "ring buffers are in use already")
     if given.lo_size != 1 or given.hi_size > 1:
         raise Refused(
