@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from cbit.attacks.launch import launch
 from cbit.attacks.tenant import Tenant
 from cbit.crypto.entropy import Entropy
 from cbit.crypto.key import Key
@@ -222,8 +223,17 @@ def start(
         plaintext = arrival.secret_table
         vm.spa(place, len(plaintext))  # is there memory?  Better asked now than after the launch
         if protection is Protection.SEV:
-            sev = _launch(vm, arrival, courier, image, share_with)
-            sev.finish()
+            sev = launch(
+                vm,
+                [(firmware_start(image), image)],
+                plaintext,
+                place,
+                tenant=arrival.tenant,
+                entropy=arrival.entropy,
+                policy=arrival.tenant.policy ^ arrival.change_policy,
+                share_with=share_with,
+                carry=courier.carry,
+            )
         else:
             # Nothing proves what was launched: the owner has to hand the secret over.
             vm.load(place, courier.carry("the secret, in the clear", plaintext))
@@ -237,34 +247,3 @@ def start(
             sev.release()
         vm.destroy()
         raise
-
-
-def _launch(
-    vm: Vm, arrival: Arrival, courier: Courier, image: bytes, share_with: SevGuest | None
-) -> SevGuest:
-    """Carry the owner's session, the receipt and the sealed secret; end the guest if anything is refused."""
-    session = arrival.tenant.open_session(courier.carry("chain", vm.host.export_chain()), arrival.entropy)
-    assert session.session is not None
-    guest = SevGuest.start(
-        vm,
-        policy=arrival.tenant.policy ^ arrival.change_policy,
-        godh=courier.carry("godh.cert", bytes(session.session.godh)),
-        session=courier.carry("launch_blob.bin", bytes(session.session.blob)),
-        share_with=share_with,
-    )
-    try:
-        guest.update(firmware_start(image), len(image))
-        receipt = guest.measure()
-        courier.carry("launch receipt", receipt.to_json().encode())
-        trusted = arrival.tenant.check(session, receipt)
-        plaintext = arrival.secret_table
-        header, payload = trusted.seal(plaintext, entropy=arrival.entropy)
-        guest.inject(
-            arrival.place(),
-            courier.carry("packaged_secret_header.bin", header),
-            courier.carry("packaged_secret.bin", payload),
-        )
-    except BaseException:
-        guest.release()
-        raise
-    return guest

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cbit.attacks.lab.assemble import assemble
+from cbit.attacks.launch import launch
 from cbit.attacks.tenant import Tenant
 from cbit.cpu.engine.control_block import REQUIRED, At, Exit, Intercept
 from cbit.cpu.engine.processor import Context
@@ -315,28 +316,3 @@ def install(
     if secret:
         vm.load(Gpa(secret_at), secret)
     return None
-
-
-def launch(
-    vm: Vm,
-    pieces: Sequence[tuple[int, bytes]],
-    secret: bytes,
-    secret_at: int,
-    *,
-    tenant: Tenant,
-    entropy: Entropy,
-) -> SevGuest:
-    """Launch what lies in a guest's memory, for an owner who checks it (errors as `boot`)."""
-    session = tenant.open_session(vm.host.export_chain(), entropy)
-    assert session.session is not None
-    sev = SevGuest.start(
-        vm, policy=tenant.policy, godh=bytes(session.session.godh), session=bytes(session.session.blob)
-    )
-    for at, data in pieces:
-        sev.update(Gpa(at), len(data))
-    trusted = tenant.check(session, sev.measure())
-    if secret:
-        header, payload = trusted.seal(secret, entropy=entropy)
-        sev.inject(Gpa(secret_at), header, payload)
-    sev.finish()
-    return sev

@@ -50,7 +50,13 @@ def add_campaign_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keep results there; a campaign that was killed goes on from it",
     )
-    add_linux_options(parser.add_argument_group("Linux as the victim"))
+    add_linux_options(
+        parser.add_argument_group(
+            "Linux as the victim",
+            "linux-cold-boot, linux-tools and linux-registers boot a distribution's kernel, fetched with"
+            " apt-get download or named here; where there is none their cells are not run, and say so",
+        )
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
