@@ -242,6 +242,23 @@ def test_neighbours_are_lent_together_and_decrypted_as_one_by_one() -> None:
     assert [] == engine.heard
 
 
+def test_neighbours_go_where_slots_are_free_and_nowhere_else() -> None:
+    world = World(capacity=4 * PAGE)
+    for number in range(3):
+        world.cache.write(Spa(AT + number * PAGE), bytes([number + 1]) * 100, ALICE)
+    world.cache.wbinvd()
+    others = [Spa((32 + number) * PAGE) for number in range(4)]
+    for page in others:
+        world.cache.write(page, b"another", ALICE)
+    for number in (2, 3, 0):  # free now: the first slot, the last, the third, to be taken in this order
+        world.cache.clflush(others[number], ALICE)
+    slots = world.cache.lend_along(AT, 3, ALICE, Engine(world), write=False)
+    assert [bytes([n + 1]) * 100 for n in range(3)] == [
+        bytes(world.cache.window[slot : slot + 100]) for slot in slots if slot is not None
+    ]
+    assert b"another" == world.cache.read(others[1], 7, ALICE)
+
+
 def test_a_neighbour_that_somebody_else_has_is_left_to_them() -> None:
     world = World()
     first, second = Engine(world), Engine(world)

@@ -272,7 +272,7 @@ class Cache:
     def _bring_in(self, page: int, count: int, key_id: KeyId) -> None:
         """Decrypt neighbouring pages in one pass of the engine."""
         slots = self._pool.take_row(count)
-        if slots[-1] - slots[0] == (count - 1) * PAGE:
+        if slots == [*range(slots[0], slots[0] + count * PAGE, PAGE)]:
             self._controller.read_into(Spa(page), self._pool.row(slots[0], count), key_id)
         else:
             room = self._passage[: count * PAGE]
