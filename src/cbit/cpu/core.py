@@ -11,7 +11,7 @@ Not modelled: execution, segmentation, interrupts, memory types; host state is k
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4, Efer, with_bit
@@ -359,6 +359,7 @@ class Core:
         context: Context,
         *,
         memory_size: int,
+        elsewhere: Mapping[Spa, Spa],
         blocks: int | None = None,
     ) -> Exit:
         """Execute software of the host itself until it needs the board.
@@ -368,6 +369,7 @@ class Core:
             msrpm: which MSRs the core keeps itself, in the form of an MSR permission map.
             context: the other registers.
             memory_size: bytes of DRAM.
+            elsewhere: pages behind DRAM that can be read, and the frame of DRAM that each shows.
             blocks: come back after so many blocks.
 
         Raises:
@@ -379,7 +381,9 @@ class Core:
         self._host()
         self._side = self._side or self._host_side()
         side = self._side
-        return self.engine.run_bare(registers, msrpm, context, side, memory_size=memory_size, blocks=blocks)
+        return self.engine.run_bare(
+            registers, msrpm, context, side, memory_size=memory_size, elsewhere=elsewhere, blocks=blocks
+        )
 
     def runs(self, guest: GuestView) -> bool:
         """Whether this turn of a guest is the one that the core is in; a reset ends it as #VMEXIT does."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from cbit.hypervisor.devices.chipset import Chipset
+from cbit.hypervisor.devices.chipset import ABSENT_REGISTERS, Chipset
 from cbit.hypervisor.devices.disk import Disk
 from cbit.hypervisor.devices.serial import Console
 from cbit.hypervisor.execution import monitor
@@ -28,7 +28,7 @@ from cbit.hypervisor.guest_dma import GuestDma
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.vm import Vm
-from cbit.spec.address import Gpa
+from cbit.spec.address import PAGE, Gpa
 from cbit.spec.errors import CbitError
 from cbit.spec.linux_boot import BootImage
 from cbit.spec.receipt import LaunchReceipt
@@ -90,6 +90,7 @@ class LinuxGuest:
         self.vm = Vm(host, protection)
         try:
             self.vm.add_memory(Gpa(0), image.memory_size)
+            self._add_absent_registers()
             for region in image.regions:
                 self.vm.load(region.gpa, region.data)
             if protection is Protection.SEV:
@@ -97,6 +98,13 @@ class LinuxGuest:
         except BaseException:
             self.end()
             raise
+
+    def _add_absent_registers(self) -> None:
+        """Let reads of the chipset's registers in memory give ones, as on a board that has none there."""
+        page = self.vm.take_page()
+        self.vm.host.write(page, b"\xff" * PAGE, c=self.vm.c)
+        frames = range(page, page + PAGE, PAGE)
+        self.vm.tables.map(ABSENT_REGISTERS, frames, c=self.vm.c, writable=False)
 
     def _launch(self, session: Session) -> None:
         self.sev = SevGuest.start(

@@ -44,7 +44,7 @@ class NestedTables:
         """The value for VMCB.nCR3."""
         return self._tables.root
 
-    def map(self, gpa: Gpa, frames: range, *, c: bool) -> None:
+    def map(self, gpa: Gpa, frames: range, *, c: bool, writable: bool = True) -> None:
         """Map pages from ``gpa`` on; replaces what was there.
 
         Raises:
@@ -53,7 +53,7 @@ class NestedTables:
         while frames:
             self._tables.map(gpa, frames[0], c=c)  # makes the tables on the way
             count = min(len(frames), (_LEAF_TABLE - gpa % _LEAF_TABLE) // PAGE)
-            self._write_leaves(gpa, frames[:count], c=c)
+            self._write_leaves(gpa, frames[:count], c=c, writable=writable)
             gpa, frames = Gpa(gpa + count * PAGE), frames[count:]
 
     def unmap(self, gpa: Gpa, pages: int = 1) -> None:
@@ -84,12 +84,12 @@ class NestedTables:
             self._host.frames.give_back(range(table, table + PAGE, PAGE))
         self._frames.clear()
 
-    def _write_leaves(self, gpa: Gpa, frames: range, *, c: bool) -> None:
+    def _write_leaves(self, gpa: Gpa, frames: range, *, c: bool, writable: bool) -> None:
         """Write the entries of neighbours at once: one by one takes ten times as long."""
         first = self.entry_at(gpa)
         assert first is not None
         # Accessed and dirty beforehand: this hypervisor does not ask what a guest has touched.
-        flags = self._rules.join(int(OPEN | Pte.A | Pte.D), c=c)
+        flags = self._rules.join(int(OPEN | Pte.A | Pte.D) & ~(0 if writable else Pte.W), c=c)
         entries = b"".join((frame | flags).to_bytes(ENTRY, "little") for frame in frames)
         self._host.write(first, entries, c=self._encrypted)
 

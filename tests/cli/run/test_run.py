@@ -83,6 +83,20 @@ def test_a_guest_that_cannot_go_on_is_described(
     assert words in ran.err
 
 
+@pytest.mark.parametrize("mode", ["none", "sme"])
+def test_the_chipsets_absent_registers_read_as_ones(run: Run, mode: str) -> None:
+    hang_unless_ones = b"\x40\x75\xfe"  # inc eax; here: jnz here
+    ran = run(kernels.small(kernels.reads(0xFED8_03C0) + hang_unless_ones + BYE), "--mode", mode)
+    assert (0, "bye\r\n") == (ran.code, ran.out)
+
+
+@MODES
+def test_a_write_to_the_absent_registers_ends_the_run(run: Run, mode: str) -> None:
+    ran = run(kernels.small(kernels.writes(0xFED8_03C0, b"reset") + BYE), "--mode", mode)
+    assert (1, "no-memory") == (ran.code, ran.report["end"])
+    assert "write to guest physical 0xfed803c0, where nothing is" in ran.err
+
+
 def test_a_reset_ends_the_run(run: Run) -> None:
     ran = run(kernels.small(kernels.RESET + kernels.HALT))
     assert (0, "reboot") == (ran.code, ran.report["end"])

@@ -62,7 +62,7 @@ class Bare:
             efer=0x500, rip=CODE, rsp=STACK, rflags=2, dr6=0xFFFF_0FF0, dr7=0x400,
         )  # fmt: skip
         core = machine.cores[0]
-        self.cpu = BareCpu(core, start, memory_size=machine.memory_size)
+        self.cpu = BareCpu(core, start, memory_size=machine.memory_size, elsewhere={})
         clock = BlockClock(core)
         self.desk = Desk(clock)
         self.exits = Exits(self.cpu, cpuid=GuestCpuid(core, sev=False, host=True), ports=self.desk)

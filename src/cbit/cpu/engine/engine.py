@@ -20,7 +20,7 @@ Not modelled: SEV-ES, guests that are hypervisors, decode assists, the guest's i
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4
@@ -211,6 +211,7 @@ class Engine:
         host: HostSide,
         *,
         memory_size: int,
+        elsewhere: Mapping[Spa, Spa],
         blocks: int | None = None,
     ) -> Exit:
         """Execute software on the bare machine until it needs the board: there is no hypervisor and no guest.
@@ -224,6 +225,7 @@ class Engine:
             context: the other registers.
             host: the core.
             memory_size: bytes of DRAM.
+            elsewhere: pages behind DRAM that can be read, and the frame of DRAM that each shows.
             blocks: come back after so many blocks.
 
         Raises:
@@ -234,7 +236,8 @@ class Engine:
         turn = self._last
         if turn is None or turn.registers is not registers or turn.host is not host:
             self._last = None
-            turn = self._last = self._enter_bare(registers, msrpm, host, memory_size)
+            memory = (memory_size, elsewhere)
+            turn = self._last = self._enter_bare(registers, msrpm, host, memory)
         self._processor.state.block = address_of(registers)
         try:
             self._take_turn(turn, context, blocks)
@@ -284,12 +287,14 @@ class Engine:
         flushes = checked.tlb_control is not TlbControl.NOTHING
         return Turn(host, vmcb_at, block, space, checked.mode, flushes, block.control_fields)
 
-    def _enter_bare(self, registers: memoryview, msrpm: bytes, host: HostSide, size: int) -> Turn:
+    def _enter_bare(
+        self, registers: memoryview, msrpm: bytes, host: HostSide, memory: tuple[int, Mapping[Spa, Spa]]
+    ) -> Turn:
         on = host.state.encryption_on
         rules = AddressRules(C_BIT, C_BIT) if on else AddressRules(C_BIT + 1, None)
-        memory = BareMemory(HostTranslator(host.port, rules), size)
+        bare = BareMemory(HostTranslator(host.port, rules), *memory)
         block = BareRegisters(registers, msrpm)
-        space = self._shadow.bare_space(memory, encryption_on=on)
+        space = self._shadow.bare_space(bare, encryption_on=on)
         self._shadow.forget(space)
         self._load_maps(block, host)
         self._prepare(space, block)

@@ -8,6 +8,7 @@ Paper: memory-encryption.md §3, §7.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -16,7 +17,7 @@ from cbit.cpu.faults import NestedPageFault, PageFaultCode
 from cbit.cpu.host_tables import HostTables, HostTranslator
 from cbit.cpu.nested import NestedWalker
 from cbit.cpu.paging import Access, Kind, Leaf, Pte
-from cbit.spec.address import MIB, PAGE, Gpa
+from cbit.spec.address import MIB, PAGE, Gpa, Spa
 
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _ENTRY: Final = 8
@@ -63,15 +64,17 @@ class BareMemory:
         walker: how the software's own tables are walked.
     """
 
-    def __init__(self, walker: HostTranslator, size: int) -> None:
+    def __init__(self, walker: HostTranslator, size: int, elsewhere: Mapping[Spa, Spa]) -> None:
         """Give software all of DRAM.
 
         Args:
             walker: the host's translation.
             size: bytes of DRAM.
+            elsewhere: pages behind DRAM that can be read, and the frame of DRAM that each shows.
         """
         self.walker: Final = walker
         self._size = size
+        self._elsewhere = elsewhere
 
     def clear(self) -> None:
         """Nothing is remembered."""
@@ -83,6 +86,9 @@ class BareMemory:
             NestedPageFault: there is no memory: what a bus would answer with nothing.
         """
         if gpa >= self._size:
+            frame = self._elsewhere.get(Spa(gpa & -PAGE))
+            if frame is not None and kind is Kind.READ and not table:
+                return Leaf(base=frame, size=PAGE, writable=False)
             where = PageFaultCode.TABLE if table else PageFaultCode.FINAL
             code = where | (PageFaultCode.W if kind is Kind.WRITE else PageFaultCode(0))
             raise NestedPageFault(code, self.walker.rules.join(gpa, c=guest_c), "no memory there")
@@ -90,6 +96,8 @@ class BareMemory:
 
     def alike(self, _nested: object, gpa: int, count: int) -> range | None:
         """All neighbours that are memory."""
+        if gpa >= self._size:
+            return None
         first = gpa // PAGE // count * count
         return range(max(0, min(count, self._size // PAGE - first)))
 

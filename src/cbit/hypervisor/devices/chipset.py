@@ -31,7 +31,12 @@ from cbit.hypervisor.devices.virtio.block import Block
 from cbit.hypervisor.devices.virtio.console import RECEIVE, Channel, VirtioConsole
 from cbit.hypervisor.devices.virtio.function import VirtioFunction
 from cbit.hypervisor.devices.virtio.queue import Dma
+from cbit.spec.address import Gpa
 from cbit.trace import SILENT, Trace
+
+#: Where AMD's chipsets have their power management registers, and none of these devices has any.  Linux on a
+#: Zen processor reads there unasked (why it was reset last, since 6.16); where nothing answers, that is ones.
+ABSENT_REGISTERS: Final = Gpa(0xFED8_0000)
 
 CHANNEL_SLOT: Final = 31
 POLL_NS: Final = 1_000_000  # how often the console is asked for input, in guest time

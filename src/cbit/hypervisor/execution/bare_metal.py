@@ -10,14 +10,14 @@ Paper: memory-encryption.md §2.2, §4.1, §5 (devices drive the C-bit), §6.6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Final
 
 from cbit.cpu.core import Core
 from cbit.cpu.engine.block_loan import HeldBlock
 from cbit.cpu.engine.control_block import Exit
-from cbit.hypervisor.devices.chipset import Chipset
+from cbit.hypervisor.devices.chipset import ABSENT_REGISTERS, Chipset
 from cbit.hypervisor.devices.disk import Disk
 from cbit.hypervisor.devices.serial import Console
 from cbit.hypervisor.execution import monitor
@@ -34,6 +34,8 @@ from cbit.spec.address import PAGE, Spa
 from cbit.spec.key_id import UNENCRYPTED
 from cbit.spec.linux_boot import BootImage, Unbootable
 from cbit.spec.vmsa import Vmsa
+
+_NO_ROM: Final = Spa(0xC0000)  # where a video adapter's ROM would be: a bus without one gives ones
 
 
 class _Registers:
@@ -52,13 +54,14 @@ class _Registers:
 class BareCpu(ProcessorState):
     """A core that executes software of the host."""
 
-    def __init__(self, core: Core, start: Vmsa, *, memory_size: int) -> None:
+    def __init__(self, core: Core, start: Vmsa, *, memory_size: int, elsewhere: Mapping[Spa, Spa]) -> None:
         """Put the core at its first instruction.
 
         Args:
             core: which.
             start: its registers.
             memory_size: bytes of DRAM.
+            elsewhere: pages behind DRAM that can be read, and the frame of DRAM that each shows.
 
         Raises:
             NoEngine: this computer cannot execute anything.
@@ -66,6 +69,7 @@ class BareCpu(ProcessorState):
         self._core = core
         self._registers = _Registers()
         self._memory_size = memory_size
+        self._elsewhere = elsewhere
         self._msrpm = msr_map()
         self._registers.write(0, bytes(AT_SAVE))
         self._registers.write(AT_INTERCEPTS, BARE_INTERCEPTS.to_bytes(8, "little"))
@@ -75,7 +79,12 @@ class BareCpu(ProcessorState):
     def enter(self, *, blocks: int | None) -> Exit:
         """Execute until the board is needed, or so many blocks (errors as ``Core.execute_bare``)."""
         done = self._core.execute_bare(
-            self._registers.view, self._msrpm, self.context, memory_size=self._memory_size, blocks=blocks
+            self._registers.view,
+            self._msrpm,
+            self.context,
+            memory_size=self._memory_size,
+            elsewhere=self._elsewhere,
+            blocks=blocks,
         )
         self.keep_event()
         return done
@@ -131,8 +140,9 @@ class LinuxHost:
             raise Unbootable(f"an image made for {image.memory_size} bytes of memory; {there}")
         for region in image.regions:
             machine.memory.write(Spa(region.gpa), region.data, UNENCRYPTED)
-        core = machine.cores[0]
-        cpu = BareCpu(core, image.entry.save_area(), memory_size=image.memory_size)
+        machine.memory.write(_NO_ROM, b"\xff" * PAGE, UNENCRYPTED)
+        core, elsewhere = machine.cores[0], {Spa(ABSENT_REGISTERS): _NO_ROM}
+        cpu = BareCpu(core, image.entry.save_area(), memory_size=image.memory_size, elsewhere=elsewhere)
         clock = BlockClock(core)
         c_bit = core.guest_features.c_bit if core.encryption_on else None
         dma = BareDma(DmaPort(machine.memory, c_bit=c_bit))

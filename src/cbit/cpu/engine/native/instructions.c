@@ -1,4 +1,5 @@
-/* Instructions that Unicorn leaves to hooks or to the computer it runs on: RDTSC, RDRAND, SYSCALL, IN and OUT. */
+/* Instructions that Unicorn leaves to hooks or to the computer it runs on: RDTSC, RDRAND, SYSCALL, IN and OUT; and
+ * those that it refuses where a processor does not. */
 #include "stubs.h"
 
 /* Why: Unicorn reads the clock of the computer it runs on; two runs would differ. */
@@ -133,6 +134,40 @@ uint64_t stub_helper_inl(void *env, uint32_t port)
 {
     check_io(env, port, 2, IO_IN, FROM);
     return 0xFFFFFFFF;
+}
+
+/* ---- general registers without SSE */
+
+/* Whether an instruction is among 0F 38 F0 ... F7, with a VEX prefix or without: MOVBE, CRC32, ADCX, and BMI's. */
+static int uses_general_registers_only(struct engine *e)
+{
+    enum { OPERAND_SIZE = 0x66, ADDRESS_SIZE = 0x67, REPEAT_NE = 0xF2, REPEAT = 0xF3, VEX = 0xC4, MAP = 0x1F, MAP_0F38 = 2 };
+    uint64_t from = ENV(uint64_t, e, rip);
+    if (!(ENV(uint32_t, e, hflags) & HF_CS64))
+        from += FIELD(uint64_t, e->env, at.segments + 24 + 8);   /* CS */
+    uint8_t byte = call.cpu_ldub_code(e->env, from++);
+    for (int left = 14; left && (segment_of_prefix(byte) >= 0 || byte == OPERAND_SIZE || byte == ADDRESS_SIZE ||
+                                 byte == REPEAT_NE || byte == REPEAT || (byte & 0xF0) == 0x40); left--)
+        byte = call.cpu_ldub_code(e->env, from++);
+    if (byte == VEX) {
+        if ((call.cpu_ldub_code(e->env, from) & MAP) != MAP_0F38)
+            return 0;
+        from += 2;
+    } else if (byte != 0x0F || call.cpu_ldub_code(e->env, from++) != 0x38) {
+        return 0;
+    }
+    return (call.cpu_ldub_code(e->env, from) & 0xF8) == 0xF0;
+}
+
+/* Why: QEMU has these in its table of SSE instructions, and refuses those with 66 while the guest's CR4.OSFXSR is
+ * clear.  Linux's decompressor shifts with SHLX before it sets that bit.  They are let through as if it were set;
+ * SSE too, then, until CR4 is loaded again: LIMITATIONS says so. */
+int let_general_registers_through(struct engine *e)
+{
+    if (*e->hflags & HF_OSFXSR || !uses_general_registers_only(e))
+        return 0;
+    *e->hflags |= HF_OSFXSR;
+    return 1;
 }
 
 static void flat_segment(void *env, int index, uint32_t selector, uint32_t flags)

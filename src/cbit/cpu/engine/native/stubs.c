@@ -178,7 +178,7 @@ static int hook_invalid(void *uc, void *user)
         return 0;
     }
     undo_shots(e);
-    if (repeats_flush(e))
+    if (repeats_flush(e) || let_general_registers_through(e))
         return 1;
     e->exit_code = EXIT_EXCEPTION_UD;
     e->exit_info_1 = 0;
