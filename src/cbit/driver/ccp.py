@@ -23,7 +23,11 @@ NEEDS: Final = PAGE
 
 
 class Ccp:
-    """Issues commands; owns one page of memory for their buffers."""
+    """Issues commands; owns one page of memory for their buffers, and has it mapped uncacheable.
+
+    The secure processor works on what is in DRAM: a cached copy of the page would be brought in, written back
+    and invalidated for every command, for nothing.
+    """
 
     def __init__(self, machine: Machine, page: Spa) -> None:
         self._machine = machine
@@ -57,9 +61,9 @@ class Ccp:
             MailboxTimeout: the secure processor does not run.
         """
         memory = self._machine.memory
-        memory.write(self._page, bytes(buffer), UNENCRYPTED)
+        memory.snoop_write(self._page, bytes(buffer), UNENCRYPTED)
         status, why = self._ring(command)
-        raw = memory.read(self._page, buffer.SIZE, UNENCRYPTED)
+        raw = memory.snoop_read(self._page, buffer.SIZE, UNENCRYPTED)
         return status, why, type(buffer).parse(raw, canonical=False)
 
     def _ring(self, command: int) -> tuple[int, str]:
