@@ -17,7 +17,6 @@ from cbit.cli.linux_files import fetch_linux
 from cbit.cli.packages import NoPackage
 from cbit.compiler import NoCompiler
 from cbit.guest.linux import encrypted_disk
-from cbit.guest.linux.romfs import romfs
 from cbit.guest.linux.unlock import unlock_program
 from cbit.guest.linux.user_space import user_space
 from cbit.spec import secret_table
@@ -76,7 +75,7 @@ def test_linux_starts_from_the_layout_and_opens_the_disk(
     commands = "cat /proc/cmdline; reboot -f"  # a machine without ACPI cannot be switched off
     initrd = user_space(files.busybox.read_bytes(), modules=files.modules, unlock=unlock, commands=commands)
     kernel = files.kernel.read_bytes()
-    disk = encrypted_disk.encrypt(romfs({"note": b"the disk is open\n"}), KEY)
+    disk = encrypted_disk.encrypt(encrypted_disk.archive({"note": b"the disk is open\n"}), KEY)
     secret = secret_table.build([(DISK_PASSPHRASE, KEY)])
 
     line = command_line("quiet tenant=alice")

@@ -13,7 +13,6 @@ from typing import Final
 from cbit.crypto.entropy import Entropy
 from cbit.guest.linux import encrypted_disk
 from cbit.guest.linux.files import LinuxFiles
-from cbit.guest.linux.romfs import romfs
 from cbit.guest.linux.user_space import user_space
 from cbit.owner.measure import DirectLaunch, Kernel
 from cbit.spec import acpi, secret_table
@@ -71,7 +70,7 @@ class OwnersFiles:
     def disk(self) -> bytes:
         """The encrypted disk image."""
         files = {"note": NOTE, _PASSWORD_FILE: self.password + b"\n"}
-        return encrypted_disk.encrypt(romfs(files), self.disk_key)
+        return encrypted_disk.encrypt(encrypted_disk.archive(files), self.disk_key)
 
     @property
     def secret(self) -> bytes:

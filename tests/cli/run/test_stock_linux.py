@@ -21,7 +21,6 @@ from cbit.cli.linux_files import fetch_linux
 from cbit.cli.packages import NoPackage
 from cbit.compiler import NoCompiler
 from cbit.guest.linux import encrypted_disk
-from cbit.guest.linux.romfs import romfs
 from cbit.guest.linux.unlock import unlock_program
 from cbit.guest.linux.user_space import user_space
 from cbit.spec import secret_table
@@ -72,7 +71,9 @@ def linux(tmp_path_factory: pytest.TempPathFactory, machine: Path) -> Linux:
 
 
 def booted(linux: Linux, folder: Path, mode: str, typed: str) -> tuple[int, dict[str, Any]]:
-    (folder / "encrypted").write_bytes(encrypted_disk.encrypt(romfs({"note": b"the disk is open\n"}), KEY))
+    (folder / "encrypted").write_bytes(
+        encrypted_disk.encrypt(encrypted_disk.archive({"note": b"the disk is open\n"}), KEY)
+    )
     (folder / "plain").write_bytes(SECTORS)
     words = [*linux.words, "--mode", mode, "--memory", "192M", "--cache", "256M", "--seed", "1"]
     words += ["--disk", str(folder / "encrypted"), "--disk", str(folder / "plain"), "--timeout", "900"]

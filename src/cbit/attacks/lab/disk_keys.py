@@ -13,7 +13,6 @@ import numpy as np
 
 from cbit.attacks.lab.key_search import AES_256, FRESH, aes_keys
 from cbit.guest.linux import encrypted_disk
-from cbit.guest.linux.romfs import MAGIC
 from cbit.spec.address import MIB, PAGE
 
 _PIECE: Final = 8 * MIB
@@ -38,8 +37,8 @@ def without_zeros(image: bytes) -> bytes:
 
 
 def opened_disks(disk: bytes, keys: list[bytes]) -> Iterator[bytes]:
-    """Decrypt a disk with each two keys, and yield what looks like a file system."""
+    """Decrypt a disk with each two keys, and yield what looks like an archive."""
     for first, second in itertools.permutations(keys, 2):
         contents = encrypted_disk.decrypt(disk, first + second)
-        if contents.startswith(MAGIC):
+        if encrypted_disk.is_archive(contents):
             yield contents

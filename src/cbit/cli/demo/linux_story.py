@@ -84,7 +84,8 @@ def booted(world: LinuxWorld, guest: LinuxGuest, *, number: int, title: str) -> 
     guest.run(until=lambda: console.at_prompt or monitor.clock.ns > PATIENCE_NS)
     if not console.at_prompt:
         last = (console.lines_with("") or ["nothing"])[-1]
-        raise NoPrompt(f"Linux did not come to its shell ({monitor.stop}); its last line: {last}")
+        why = monitor.stop or f"in {PATIENCE_NS // 10**9} s of its own time"
+        raise NoPrompt(f"Linux did not come to its shell ({why}); its last line: {last}")
     for line in console.lines_with(_BANNER)[:1]:
         act.fact("the guest says", line)
     for line in console.lines_with(*_TELLING):

@@ -4,6 +4,5 @@ initramfs        the archive
 kernel_modules   modules and what they depend on
 unlock           the program that opens the encrypted disk (unlock.c, compiled by the build)
 user_space       the three of them, a busybox and an init script: what the kernel starts
-romfs            a small file system, read-only
 encrypted_disk   a disk image that dm-crypt opens
 """

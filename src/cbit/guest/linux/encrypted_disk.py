@@ -1,12 +1,16 @@
-"""A disk image that dm-crypt opens: aes-xts-plain64, no header.
+"""A disk image that dm-crypt opens: aes-xts-plain64, no header; and what is on it, an archive.
 
-Every sector of 512 bytes is one data unit of XTS, and its tweak is the sector's number.
+An archive and no file system: which file systems a kernel brings differs between distributions, and tar is in
+every busybox.  Every sector of 512 bytes is one data unit of XTS, and its tweak is the sector's number.
 
 Source: Linux, Documentation/admin-guide/device-mapper/dm-crypt.rst; IEEE 1619.
 """
 
 from __future__ import annotations
 
+import io
+import tarfile
+from collections.abc import Mapping
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -15,6 +19,30 @@ from cryptography.hazmat.primitives.ciphers.modes import XTS
 
 SECTOR: Final = 512  #: bytes
 KEY_SIZES: Final = (32, 64)  #: bytes: two keys of AES-128, or of AES-256
+_MAGIC: Final = slice(257, 262), b"ustar"
+
+
+def archive(files: Mapping[str, bytes]) -> bytes:
+    """Put files into a tar archive; the same files give the same bytes.
+
+    Raises:
+        ValueError: a name that is empty, too long, not ASCII, or holds a slash or a NUL.
+    """
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in sorted(files):
+            if not name or not name.isascii() or "/" in name or "\x00" in name or name in {".", ".."}:
+                raise ValueError(f"{name!r} cannot be the name of a file here")
+            member = tarfile.TarInfo(name)
+            member.size = len(files[name])
+            tar.addfile(member, io.BytesIO(files[name]))
+    return made.getvalue()
+
+
+def is_archive(contents: bytes) -> bool:
+    """Whether a disk's contents begin like an archive that holds a file."""
+    place, magic = _MAGIC
+    return contents[place] == magic
 
 
 def encrypt(plain: bytes, key: bytes) -> bytes:

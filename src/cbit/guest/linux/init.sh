@@ -11,11 +11,12 @@ done < /etc/modules
 if [ -b /dev/vda ]; then
     if unlock /dev/vda disk; then
         rm -f /secret/table
-        mount -t romfs -o ro /dev/dm-0 /mnt && cat /mnt/*
+        tar -xf /dev/dm-0 -C /mnt && cat /mnt/*
     else
         echo "init: /dev/vda stays closed"
     fi
 fi
 
 [ -x /etc/rc ] && . /etc/rc
+export HOME=/root  # not the folder that it begins in: some shells' prompt would hide that
 exec setsid cttyhack sh

@@ -12,13 +12,13 @@ from cbit.guest.linux.initramfs import Initramfs
 from cbit.guest.linux.kernel_modules import ModuleFolder
 
 INIT: Final = Path(__file__).parent / "init.sh"
-#: A disk on PCI, its encryption, and the file system that is on it.
-MODULES: Final = ("virtio_pci", "virtio_blk", "dm-crypt", "xts", "ecb", "romfs")
+#: A disk on PCI, and its encryption.
+MODULES: Final = ("virtio_pci", "virtio_blk", "dm-crypt", "xts", "ecb")
 # Links to busybox; whatever else it can do, `busybox WORD` does.
 _APPLETS: Final = """
     cat cp cttyhack cut date dd df dmesg echo env false find free grep halt head hexdump hostname insmod kill
     ln ls lsmod mkdir mknod mount mv od poweroff printf ps pwd reboot rm rmdir sed setsid sh sleep sort
-    strings stty sync tail test touch true umount uname uptime vi wc xxd
+    strings stty sync tail tar test touch true umount uname uptime vi wc xxd
 """
 
 
