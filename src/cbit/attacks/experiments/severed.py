@@ -13,8 +13,10 @@ from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.cpu.engine.control_block import Exit
+from cbit.guest.builtin.image import image
 from cbit.guest.builtin.interface import SHARED, SHOWN, Request
 from cbit.spec.address import PAGE
+from cbit.spec.secret_table import TABLE
 
 FIRST, SECOND = 4, 5  #: pages of the guest's image, which it shows to whoever asks
 _FETCH, _WALK = 1 << 4, 1 << 33
@@ -28,11 +30,12 @@ def server(stand: Stand) -> Scene:
         planted, targets = with_letters(stand)
     pages = tuple(targets.spa(gpa) for gpa in targets.pages if gpa not in SHARED)
     ours = scene.planted and planted.planted
-    return Scene(planted.secrets, Facts({"targets": pages}), guest, planted=ours)
+    facts = Facts({"targets": pages, "image": image()})
+    return Scene(planted.secrets, facts, guest, planted=ours)
 
 
-def _touched(hands: Hands, page: int, log: Log) -> set[int]:
-    """Which pages the victim reads or writes as data to show one page of its image."""
+def _touched(hands: Hands, log: Log, number: Request, *arguments: int) -> set[int]:
+    """Which pages the victim reads or writes as data for one request."""
     touched: set[int] = set()
 
     def note(exit: Exit) -> bool:
@@ -45,13 +48,16 @@ def _touched(hands: Hands, page: int, log: Log) -> set[int]:
         hands.tables.home(gpa)
         return True
 
-    hands.tables.unmap(*hands.tables.pages())
-    hands.service.put(Request.SHOW, page)
+    pages, asked = hands.tables.pages(), " ".join([number.name, *map(str, arguments)])
+    hands.tables.unmap(*pages)
+    hands.service.put(number, *arguments)
     hands.victim.until(HLT, handle=note)
     hands.victim.skip(1)
+    for gpa in pages:
+        hands.tables.home(gpa)
     log.step(
-        f"request for page {page}: data faults on {', '.join(f'{gpa:#x}' for gpa in sorted(touched))}",
-        picture=_map(hands.tables.pages(), touched),
+        f"request {asked}: data faults on {', '.join(f'{gpa:#x}' for gpa in sorted(touched))}",
+        picture=_map(pages, touched),
     )
     return touched
 
@@ -83,27 +89,43 @@ def severed(hands: Hands, facts: Facts, log: Log) -> bytes:
     2. Map the guest address of that page onto each page of the victim's memory in turn, and request it again.
        The ciphertext stays where it lies, so the tweak is right; the key is the victim's, so it decrypts.
 
+    3. Begin with the pages that the victim touches while it opens a letter: its key is on one of them.
+
     The victim's own code reads the page and sends it out.
     """
-    first, second = _touched(hands, FIRST, log), _touched(hands, SECOND, log)
+    first, second = (_touched(hands, log, Request.SHOW, page) for page in (FIRST, SECOND))
     served = sorted(first - second)
     if len(served) != 1:
         raise Thwarted(f"{len(served)} pages could be the one that is served")
     log.step(f"the served page is {served[0]:#x}")
-    loot, targets = bytearray(), facts.numbers("targets")
-    for spa in targets:
+
+    def ask(spa: int) -> bytes:
         hands.tables.map(served[0], spa)
         hands.service.ask(Request.SHOW, FIRST)
-        loot += hands.service.shared(SHOWN, PAGE)
+        return hands.service.shared(SHOWN, PAGE)
+
+    suspects = sorted(_touched(hands, log, Request.OPEN) - set(SHARED) - set(served))
+    pages = [ask(hands.tables.spa(gpa)) for gpa in suspects]
+    keys_page = next((n for n, page in enumerate(pages, 1) if TABLE.bytes_le in page), 0)
+    log.step(f"{len(pages)} pages that it used for a letter; number {keys_page} begins the secret table")
+    pages += [ask(spa) for spa in facts.numbers("targets")]
     hands.tables.home(served[0])
-    pages = len(targets)
-    log.step(f"{pages} requests, one page of the victim's memory each", bytes(loot[-PAGE:]))
+    log.step(f"{len(pages)} requests, one page of the victim's memory each", pages[-1])
+    public, whole = facts.data("image"), len(facts.numbers("targets"))
+    right = sum(public[at : at + PAGE] in pages for at in range(0, len(public), PAGE))
     log.figure(
-        "share of the victim's private memory extracted",
-        100 * len(loot) / (pages * PAGE),
+        "requests until the keys are served",
+        keys_page,
+        published="only few pages are extracted",
+        source="Extracting secrets (attacks.md A7)",
+    )
+    log.figure("pages of the public image that come out right", right, f"of {len(public) // PAGE}")
+    log.figure(
+        "pages asked for, of all that the victim has for itself",
+        100 * (len(pages) - len(suspects)) / whole,
         "%",
         published="all of it (2 GB)",
         source="SEVered (attacks.md A6, from memory)",
     )
-    log.figure("bytes for each request", len(loot) / pages, "bytes", published="the size of the resource")
-    return bytes(loot)
+    log.figure("bytes for each request", PAGE, "bytes", published="the size of the resource")
+    return b"".join(pages)

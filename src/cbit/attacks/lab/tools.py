@@ -112,6 +112,10 @@ class Tables:
         """Guest physical addresses of all pages."""
         return self._guest.pages
 
+    def spa(self, gpa: int) -> Spa:
+        """Where a guest page is, as the host laid it out."""
+        return self._guest.spa(gpa)
+
     def map(self, gpa: int, spa: int) -> None:
         """Let a guest page be another page of the machine's."""
         self._guest.vm.tables.map(Gpa(gpa), range(spa, spa + PAGE, PAGE), c=self._guest.vm.c)
