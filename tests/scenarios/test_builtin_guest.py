@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cbit.attacks.key_schedule import expand
 from cbit.attacks.victim import secret_table
 from cbit.crypto.key import Key
 from cbit.guest.builtin.image import image
@@ -19,6 +20,7 @@ from cbit.guest.builtin.interface import (
     LONGEST,
     PUBLISHED,
     RESULT,
+    ROUND_KEYS,
     SEALED,
     SECRET,
     SECRET_SIZE,
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
 
 NONE, SME, SEV = Protection.NONE, Protection.SME, Protection.SEV
 ALL = pytest.mark.parametrize("protection", Protection, ids=lambda p: p.value)
+LONG_KEY = bytes(range(0x80, 0xA0))
 NOT_MINE = "This message is not sealed with my key, or somebody changed it."
 TEXT = b"Meet me where the third lamp burns."
 
@@ -244,6 +247,43 @@ def _entry(guid: bytes, data: bytes, length: int | None = None) -> bytes:
     return guid + struct.pack("<I", 20 + len(data) if length is None else length) + data
 
 
+@pytest.fixture
+def long_keyed(host: Host) -> Iterator[BuiltIn]:
+    built_in = BuiltIn(host, NONE, secrets=secret_table(PASSPHRASE, Key(LONG_KEY)))
+    yield built_in
+    built_in.end()
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 33, LONGEST])
+def test_a_key_of_256_bits_opens_its_messages_and_no_others(long_keyed: BuiltIn, length: int) -> None:
+    guest, text = long_keyed.guest, b"y" * length
+    nonce = bytes(range(12))
+    sealed = bytearray(struct.pack("<I", length) + nonce + AESGCM(LONG_KEY).encrypt(nonce, text, None))
+    long_keyed.deliver(b"", message=bytes(sealed))
+    assert [length] == guest.ask(Request.OPEN).answers
+    assert f"the message says: {text.decode()}" == guest.console.lines[-1]
+    sealed[-1] ^= 1
+    long_keyed.deliver(b"", message=bytes(sealed))
+    assert 1 == guest.ask(Request.OPEN).status
+    long_keyed.deliver(text, key=LONG_KEY[:16])
+    assert 1 == guest.ask(Request.OPEN).status
+    assert NOT_MINE == guest.console.lines[-1]
+
+
+@pytest.mark.parametrize("key", [KEY, LONG_KEY], ids=["128 bits", "256 bits"])
+def test_its_round_keys_are_there_while_it_opens_and_not_behind(host: Host, key: bytes) -> None:
+    built_in = BuiltIn(host, NONE, secrets=secret_table(PASSPHRASE, Key(key)))
+    at, schedule = built_in.vm.spa(ROUND_KEYS, PAGE), expand(key)
+    built_in.deliver(b"z" * LONGEST, key=key)
+    asked, seen = built_in.guest.requests.ask(Request.OPEN), False
+    while asked.status is None:
+        built_in.guest.turn(1000)
+        seen |= schedule == host.read(at, len(schedule))
+    assert (0, True) == (asked.status, seen)
+    assert bytes(len(schedule)) == host.read(at, len(schedule))
+    built_in.end()
+
+
 def _table(body: bytes, length: int | None = None) -> bytes:
     return _entry(tables.TABLE.bytes_le, body, length)
 
@@ -263,6 +303,9 @@ _OTHER = tables.DISK_PASSPHRASE.bytes_le
         (_table(_entry(_OTHER, PASSPHRASE)), False),
         (_table(_entry(_OURS, KEY[:15])), False),
         (_table(_entry(_OURS, KEY + b"\0")), False),
+        (_table(_entry(_OURS, LONG_KEY[:31])), False),
+        (_table(_entry(_OURS, LONG_KEY + b"\0")), False),
+        (_table(_entry(_OURS, LONG_KEY), 20 + 51), False),
         (_table(_entry(_OURS, KEY), 20 + 35), False),  # the table ends inside the entry
         (_table(_entry(_OTHER, b"", 0) + _entry(_OURS, KEY)), False),
         (_table(_entry(_OTHER, b"", 19) + _entry(_OURS, KEY)), False),

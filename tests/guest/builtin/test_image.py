@@ -25,7 +25,7 @@ from cbit.spec.address import PAGE
 from cbit.spec.firmware_table import Area, parse
 
 #: Of the bytes that GNU as 2.40 and LLVM 14 make, each by itself.  Whoever changes the source changes these.
-DIGEST = "851054a7f353a6ed9d241d8f3c5aa3379696f852954ed7f5e1be3da6e61bc610"
+DIGEST = "ed7ca0cbded86181fedcd1807c1722ae560d4e472d28b81642a9a6772a04cadc"
 HELPER_DIGEST = "f41a9458f516248ee5baa01ac4754634ffbd31b24682423d2c74439a0f7529e7"
 
 

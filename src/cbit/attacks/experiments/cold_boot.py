@@ -8,7 +8,6 @@ from uuid import UUID
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from cbit.attacks.experiments.correspondent import Owner
 from cbit.attacks.key_schedule import expand
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.hands import Hands
@@ -20,8 +19,9 @@ from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import Entropy
+from cbit.crypto.key import Key
 from cbit.guest.builtin.interface import LONGEST, MESSAGE_KEY, ROUND_KEYS, SEALED, Request
-from cbit.guest.builtin.sealed import seal
+from cbit.guest.builtin.sealed import KEY_BYTES, LONG_KEY_BYTES, seal
 from cbit.owner.secret import table_of
 from cbit.spec.address import MIB
 
@@ -39,17 +39,21 @@ def _prime(entropy: Entropy, bits: int) -> int:
 
 
 def at_work(stand: Stand) -> Scene:
-    """Start the built-in guest with an RSA key among its secrets; stop it while it opens a long letter."""
-    owner, p, q = Owner.of(stand), _prime(stand.entropy, BITS // 2), _prime(stand.entropy, BITS // 2)
-    entries = [(MESSAGE_KEY, owner.key.material()), (RSA_KEY, _file(p, q))]
-    guest, key = stand.built_in(table_of(entries)), owner.key.material()
-    guest.vm.load(SEALED, seal(owner.key, bytes(LONGEST), entropy=stand.entropy))
-    asked, schedule = guest.put(Request.OPEN), expand(key)
-    while asked.status is None and guest.peek(ROUND_KEYS, len(schedule)) != schedule:
-        guest.small.turn(_A_MOMENT)
+    """Start two built-in guests with keys of two sizes and an RSA key; stop both while they open a letter."""
+    p, q = _prime(stand.entropy, BITS // 2), _prime(stand.entropy, BITS // 2)
+    keys: list[bytes] = []
+    works = True
+    for size, more in ((KEY_BYTES, []), (LONG_KEY_BYTES, [(RSA_KEY, _file(p, q))])):
+        key = Key(stand.entropy.draw(size))
+        guest = stand.built_in(table_of([(MESSAGE_KEY, key.material()), *more]))
+        guest.vm.load(SEALED, seal(key, bytes(LONGEST), entropy=stand.entropy))
+        asked, schedule = guest.put(Request.OPEN), expand(key.material())
+        while asked.status is None and guest.peek(ROUND_KEYS, len(schedule)) != schedule:
+            guest.small.turn(_A_MOMENT)
+        keys.append(key.material())
+        works = works and asked.status is None
     facts = Facts({"modulus": (p * q).to_bytes(BITS // 8, "big"), "decay": float(stand.parameters["decay"])})
-    secrets = key, min(p, q).to_bytes(BITS // 16, "big")
-    return Scene(secrets, facts, guest, planted=asked.status is None)
+    return Scene((*keys, min(p, q).to_bytes(BITS // 16, "big")), facts, guest, planted=works)
 
 
 def _file(p: int, q: int) -> bytes:

@@ -31,9 +31,9 @@ class Owner:
     key: Key
 
     @classmethod
-    def of(cls, stand: Stand) -> Self:
+    def of(cls, stand: Stand, *, key_bytes: int = KEY_BYTES) -> Self:
         """Draw both."""
-        return cls(stand.entropy.draw(_PASSPHRASE_SIZE), Key(stand.entropy.draw(KEY_BYTES)))
+        return cls(stand.entropy.draw(_PASSPHRASE_SIZE), Key(stand.entropy.draw(key_bytes)))
 
     @property
     def secrets(self) -> tuple[bytes, ...]:

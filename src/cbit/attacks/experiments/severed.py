@@ -88,7 +88,6 @@ def severed(hands: Hands, facts: Facts, log: Log) -> bytes:
        another one.  What is touched for the first alone is the first.
     2. Map the guest address of that page onto each page of the victim's memory in turn, and request it again.
        The ciphertext stays where it lies, so the tweak is right; the key is the victim's, so it decrypts.
-
     3. Begin with the pages that the victim touches while it opens a letter: its key is on one of them.
 
     The victim's own code reads the page and sends it out.

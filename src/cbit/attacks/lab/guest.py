@@ -66,13 +66,11 @@ class Program:
 
     Attributes:
         source: GNU assembler, Intel syntax; origin at `CODE`.
-        secret_at: where its owner's secret goes.
         data: further contents of the image, by guest physical address; all below the shared page.
         size: bytes of guest memory.
     """
 
     source: str
-    secret_at: int = SECRET
     data: tuple[tuple[int, bytes], ...] = ()
     size: int = SIZE
 
@@ -281,7 +279,7 @@ def boot(
     vm.add_memory(Gpa(0), program.size)
     pieces = [(TABLES, image)] if pieces is None else pieces
     tenant = replace(tenant, image=image)
-    sev = install(vm, pieces, secret, program.secret_at, tenant=tenant, entropy=entropy)
+    sev = install(vm, pieces, secret, SECRET, tenant=tenant, entropy=entropy)
     c = 1 << C_BIT if sev_mode else 0
     cpu = VirtualCpu(vm, asid=vm.asid, sev=sev_mode, cr3=TABLES | c, rip=CODE)
     return Guest(vm, cpu, sev, program, image)

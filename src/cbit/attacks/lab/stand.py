@@ -167,7 +167,7 @@ class Stand:
 
         Args:
             program: what it runs.
-            secret: what its owner gives it, at `Program.secret_at`.
+            secret: what its owner gives it, at `SECRET` of the lab's guests.
             policy: what its owner asks for.
             pieces: how the host loads it, if not as its owner means it.
         """

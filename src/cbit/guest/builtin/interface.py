@@ -40,7 +40,7 @@ TRANSFER: Final = 64  #: bytes that the device copies at a time
 WINDOW: Final = Gpa(0x100000)  #: of the adversary's helper: what it reads and hands out
 HELPER: Final = Gpa(0x1000)  #: where the helper's code goes, and where it starts
 
-#: The secret that opens sealed messages: 16 bytes, an entry of the owner's secret table.
+#: The secret that opens sealed messages: 16 or 32 bytes, an entry of the owner's secret table.
 MESSAGE_KEY: Final = UUID("5e06fa71-8a6f-4c33-9d3e-2b40c8a17e95")
 
 _RESET_CR0: Final = 0x6000_0010

@@ -1,6 +1,6 @@
 """Sealed messages: what an owner writes for the one guest that has the key, through anybody's hands.
 
-    length of the text (32 bits) | nonce (12 bytes) | ciphertext | tag (16 bytes)          AES-128-GCM
+    length of the text (32 bits) | nonce (12 bytes) | ciphertext | tag (16 bytes)          AES-GCM
 
 Source: NIST SP 800-38D.
 """
@@ -16,6 +16,7 @@ from cbit.crypto.key import Key
 from cbit.guest.builtin.interface import LONGEST
 
 KEY_BYTES: Final = 16
+LONG_KEY_BYTES: Final = 32
 _NONCE: Final = 12
 
 
@@ -27,7 +28,7 @@ def seal(key: Key, text: bytes, *, entropy: Entropy) -> bytes:
     """
     if len(text) > LONGEST:
         raise ValueError(f"a message of {len(text)} bytes: {LONGEST} at most")
-    if len(key.material()) != KEY_BYTES:
-        raise ValueError(f"a message key has {KEY_BYTES} bytes")
+    if len(key.material()) not in (KEY_BYTES, LONG_KEY_BYTES):
+        raise ValueError(f"a message key has {KEY_BYTES} bytes, or {LONG_KEY_BYTES}")
     nonce = entropy.draw(_NONCE)
     return len(text).to_bytes(4, "little") + nonce + AESGCM(key.material()).encrypt(nonce, text, None)

@@ -1,4 +1,4 @@
-/* AES-128-GCM with the processor's AES instructions: FIPS 197, NIST SP 800-38D.  Nonces of 96 bits, no further data.
+/* AES-GCM with keys of 128 or 256 bits and the processor's AES instructions: FIPS 197, NIST SP 800-38D.  Nonces of 96 bits, no further data.
 
    No table is looked up and no branch depends on a secret. */
 
@@ -9,6 +9,7 @@
         .endm
 
 expand_key:                                     /* xmm0: key; rdi: where 11 round keys go */
+        mov     dword ptr [LAST_KEY], 16 * 10
         movdqa  [rdi], xmm0
         EXPAND  0x01, 1
         EXPAND  0x02, 2
@@ -20,6 +21,42 @@ expand_key:                                     /* xmm0: key; rdi: where 11 roun
         EXPAND  0x80, 8
         EXPAND  0x1B, 9
         EXPAND  0x36, 10
+        ret
+
+        .macro  EXPAND_LONG constant, round
+        aeskeygenassist xmm1, xmm3, \constant
+        call    expand_step
+        movdqa  [rdi + 16 * \round], xmm0
+        .endm
+
+        .macro  EXPAND_HALF round
+        aeskeygenassist xmm1, xmm0, 0
+        pshufd  xmm1, xmm1, 0xAA                /* no rotation, no constant */
+        movdqa  xmm4, xmm0
+        movdqa  xmm0, xmm3
+        call    expand_step
+        movdqa  xmm3, xmm0
+        movdqa  xmm0, xmm4
+        movdqa  [rdi + 16 * \round], xmm3
+        .endm
+
+expand_long_key:                                /* xmm0, xmm3: key; rdi: where 15 round keys go; destroys xmm4 */
+        mov     dword ptr [LAST_KEY], 16 * 14
+        movdqa  [rdi], xmm0
+        movdqa  [rdi + 16], xmm3
+        EXPAND_LONG 0x01, 2
+        EXPAND_HALF 3
+        EXPAND_LONG 0x02, 4
+        EXPAND_HALF 5
+        EXPAND_LONG 0x04, 6
+        EXPAND_HALF 7
+        EXPAND_LONG 0x08, 8
+        EXPAND_HALF 9
+        EXPAND_LONG 0x10, 10
+        EXPAND_HALF 11
+        EXPAND_LONG 0x20, 12
+        EXPAND_HALF 13
+        EXPAND_LONG 0x40, 14
         ret
 
 expand_step:                                    /* each word is the sum of the words before it */
@@ -40,7 +77,13 @@ encrypt_block:                                  /* xmm0; destroys rax */
         .irp    round, 1, 2, 3, 4, 5, 6, 7, 8, 9
         aesenc  xmm0, [rax + 16 * \round]
         .endr
-        aesenclast xmm0, [rax + 160]
+        cmp     dword ptr [LAST_KEY], 16 * 10   /* how long a key is, is no secret */
+        je      1f
+        .irp    round, 10, 11, 12, 13
+        aesenc  xmm0, [rax + 16 * \round]
+        .endr
+1:      add     eax, [LAST_KEY]
+        aesenclast xmm0, [rax]
         ret
 
 counter_block:                                  /* xmm0 = E(nonce, r13d); r12: nonce; destroys rax, rdx */

@@ -8,7 +8,7 @@
        compute.S   counts primes; publishes the result through a mapping with C=0
        device.S    lets a device copy memory
        open.S      finds its key among the injected secrets, opens a sealed message
-       aes_gcm.S   AES-128-GCM
+       aes_gcm.S   AES-GCM
        console.S   text on the serial port
 
    There is no interrupt table: whatever goes wrong shuts the guest down, which the hypervisor sees as an exit.

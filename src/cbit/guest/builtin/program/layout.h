@@ -32,6 +32,7 @@
 /* In DATA. */
 #define C_BIT_MASK   (DATA + 0x00)       /* 64 bits: the C-bit of page-table entries, 0 without SEV */
 #define NONCE        (DATA + 0x08)       /* 64 bits: drawn at the start, known to nobody else */
+#define LAST_KEY     (DATA + 0x10)       /* 32 bits: where the last round key is, from ROUND_KEYS on */
 #define DIGITS       (DATA + 0x40)       /* numbers are written here */
 #define NAME         (DATA + 0x80)       /* what the processor calls itself: 48 characters */
 

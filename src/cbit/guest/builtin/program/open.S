@@ -15,14 +15,20 @@ open:                                           /* the message is in SEALED; pri
         movq    xmm1, rcx
         punpcklqdq xmm0, xmm1
         mov     edi, ROUND_KEYS
+        cmp     dword ptr [rsi + 16], 20 + 32
+        je      1f
         call    expand_key
+        jmp     2f
+1:      movdqu  xmm3, [rsi + 20 + 16]
+        call    expand_long_key
+2:
         mov     ebx, [MESSAGE]
         mov     esi, MESSAGE + 4                /* nonce, text, tag */
         call    gcm_open
         pushf
         xor     eax, eax                        /* leave no key behind */
         mov     edi, ROUND_KEYS
-        mov     ecx, 176 / 4
+        mov     ecx, 15 * 16 / 4
         rep     stosd
         popf
         jc      not_mine
@@ -46,7 +52,7 @@ not_mine:
         SAY("This message is not sealed with my key, or somebody changed it.\n")
         jmp     refused
 
-find_key:                                       /* returns carry, or the key in rax (bytes 0 ... 7), rcx (8 ... 15) */
+find_key:                                       /* returns carry, or rsi: its entry; rax, rcx: its first 16 bytes */
         mov     esi, SECRET
         lea     rdi, [rip + table_guid]
         call    same_guid
@@ -69,9 +75,11 @@ find_key:                                       /* returns carry, or the key in 
         ja      8f
         add     esi, ecx
         jmp     1b
-2:      cmp     ecx, 20 + 16                    /* an AES-128 key, and nothing else */
+2:      cmp     ecx, 20 + 16                    /* an AES key of 128 bits, or of 256, and nothing else */
+        je      3f
+        cmp     ecx, 20 + 32
         jne     8f
-        lea     eax, [rsi + 20 + 16]
+3:      lea     eax, [rsi + rcx]
         cmp     eax, ebx
         ja      8f
         mov     rax, [rsi + 20]
