@@ -127,6 +127,48 @@ def test_ubuntus_modules_are_in_a_package_of_their_own(distribution: Path, tmp_p
     assert "linux-modules-6.8-ubuntu_6.8-1_amd64" == files.modules.parents[2].name
 
 
+def test_debians_kernel_comes_in_four_packages_since_14(distribution: Path, tmp_path: Path) -> None:
+    for package in ("image", "modules", "binary", "base"):
+        (distribution / f"linux-{package}-6.1").write_text("7.2-1")
+    contents = """#!/bin/sh
+package=$(cat "$2")
+folder=$3/usr/lib/modules/7.2
+mkdir -p "$folder" "$3/usr/bin"
+case "$package" in
+linux-modules-*) mkdir "$folder/kernel"; touch "$folder/kernel/loop.ko.xz" ;;
+linux-binary-*) echo kernel > "$folder/vmlinuz" ;;
+linux-base-*) echo kernel/fs/ext4.ko > "$folder/modules.builtin" ;;
+busybox-*) echo busybox > "$3/usr/bin/busybox" ;;
+esac
+"""
+    (distribution.parent / "tools" / "dpkg-deb").write_text(contents)
+    files = fetch_linux(cache=tmp_path / "cache")
+    assert "kernel\n" == files.kernel.read_text()
+    assert {"kernel", "modules.builtin"} == {path.name for path in files.modules.iterdir()}
+    assert "kernel/fs/ext4.ko\n" == (files.modules / "modules.builtin").read_text()
+    assert "linux-modules-6.1_7.2-1_amd64" == files.modules.parents[3].name
+    assert files == fetch_linux(cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [("binary", "has no boot/vmlinuz"), ("base", "has no lib/modules/.*/modules.builtin")],
+)
+def test_a_part_that_is_missing_is_named(distribution: Path, tmp_path: Path, absent: str, words: str) -> None:
+    for package in {"image", "modules", "binary", "base"} - {absent}:
+        (distribution / f"linux-{package}-6.1").write_text("7.2-1")
+    contents = """#!/bin/sh
+mkdir -p "$3/usr/lib/modules/7.2" "$3/bin"; touch "$3/bin/busybox"
+case "$(cat "$2")" in
+linux-binary-*) touch "$3/usr/lib/modules/7.2/vmlinuz" ;;
+linux-base-*) touch "$3/usr/lib/modules/7.2/modules.builtin" ;;
+esac
+"""
+    (distribution.parent / "tools" / "dpkg-deb").write_text(contents)
+    with pytest.raises(NoPackage, match=f"linux-image-6.1_7.2-1_amd64 {words}.*--kernel VMLINUZ"):
+        fetch_linux(cache=tmp_path / "cache")
+
+
 @pytest.mark.usefixtures("distribution")
 def test_a_linux_is_kernel_modules_and_busybox(tmp_path: Path) -> None:
     files = fetch_linux(cache=tmp_path / "cache")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +13,12 @@ from cbit.guest.linux.files import LinuxFiles
 
 #: Kernels for virtual machines, Debian's and Ubuntu's: meta-packages that follow the newest version.
 KERNELS: Final = ("linux-image-cloud-amd64", "linux-image-virtual")
-_IMAGE, _MODULES = "linux-image-", "linux-modules-"  # Ubuntu's modules are in a package of their own
+_IMAGE: Final = "linux-image-"
+#: Packages of the same version that may hold the rest: Ubuntu's modules; since 14 all of Debian's.
+_OTHERS: Final = ("linux-modules-", "linux-binary-", "linux-base-")
+_KERNEL: Final = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+_MODULES: Final = ("lib/modules/*", "usr/lib/modules/*")
+_BUILTIN: Final = "modules.builtin"
 BUSYBOX: Final = "busybox-static"
 _INSTEAD: Final = (
     "name the files yourself: --kernel VMLINUZ --modules /lib/modules/RELEASE --busybox FILE (a static one)"
@@ -39,19 +47,32 @@ def fetch_linux(*, cache: Path | None = None) -> LinuxFiles:
     """
     try:
         name = _kernel_package()
-        package = fetch(name, cache=cache)
-        modules = package
-        if not any(package.glob("**/modules.builtin")):
-            modules = fetch(name.replace(_IMAGE, _MODULES, 1), cache=cache)
+        parts = [fetch(name, cache=cache)]
+        wanted = (_KERNEL, tuple(f"{folder}/{_BUILTIN}" for folder in _MODULES))
+        for other in _OTHERS:
+            if all(_found(parts, *patterns) for patterns in wanted):
+                break
+            with suppress(NoPackage):  # the last word is what is missing in the end
+                parts.append(fetch(name.replace(_IMAGE, other, 1), cache=cache))
         busybox = fetch(BUSYBOX, cache=cache)
         return LinuxFiles(
-            kernel=_only(package, "boot/vmlinuz-*"),
-            modules=_only(modules, "lib/modules/*", "usr/lib/modules/*"),
-            busybox=_only(busybox, "bin/busybox", "usr/bin/busybox"),
-            origin=f"{package.name} and {busybox.name}, fetched with apt-get download, not installed",
+            kernel=_only(parts, *_KERNEL),
+            modules=_modules(parts),
+            busybox=_only([busybox], "bin/busybox", "usr/bin/busybox"),
+            origin=f"{parts[0].name} and {busybox.name}, fetched with apt-get download, not installed",
         )
     except NoPackage as error:
         raise NoPackage(f"{error}; {_INSTEAD}") from error
+
+
+def _modules(parts: Sequence[Path]) -> Path:
+    """Return the folder of modules, with the list of those that are built in, wherever that was."""
+    builtin = _only(parts, *(f"{folder}/{_BUILTIN}" for folder in _MODULES))
+    with_modules = _found(parts, *(f"{folder}/kernel" for folder in _MODULES))
+    folder = with_modules[0].parent if with_modules else builtin.parent
+    if not (folder / _BUILTIN).is_file():
+        shutil.copyfile(builtin, folder / _BUILTIN)
+    return folder
 
 
 def _kernel_package() -> str:
@@ -65,8 +86,11 @@ def _kernel_package() -> str:
     raise first or NoPackage("there is no meta-package of a kernel to look for")
 
 
-def _only(folder: Path, *patterns: str) -> Path:
-    for pattern in patterns:
-        if found := sorted(folder.glob(pattern)):
-            return found[0]
-    raise NoPackage(f"{folder.name} has no {patterns[0]}")
+def _found(parts: Sequence[Path], *patterns: str) -> list[Path]:
+    return [path for part in parts for pattern in patterns for path in sorted(part.glob(pattern))]
+
+
+def _only(parts: Sequence[Path], *patterns: str) -> Path:
+    if found := _found(parts, *patterns):
+        return found[0]
+    raise NoPackage(f"{parts[0].name} has no {patterns[0]}")
