@@ -26,6 +26,13 @@ def test_the_bus_knows_whole_lines_only(world: World, spa: int, length: int) -> 
         world.bus.write(Spa(spa), bytes(length))
 
 
+@pytest.mark.parametrize("part", [(1, LINE), (0, 1), (16, LINE + 16), (LINE, 2 * LINE - 1)])
+def test_parts_are_whole_lines_too_and_otherwise_none_is_written(world: World, part: tuple[int, int]) -> None:
+    with pytest.raises(AddressError, match="not whole lines"):
+        world.bus.write_parts(Spa(PAGE), memoryview(b"x" * PAGE), [(0, LINE), part])
+    assert bytes(PAGE) == world.bus.read(Spa(PAGE), PAGE)
+
+
 def test_the_end_of_dram_is_the_end_of_the_bus(world: World) -> None:
     world.bus.write(Spa(MIB - LINE), bytes(LINE))
     with pytest.raises(AddressError, match="not inside DRAM"):

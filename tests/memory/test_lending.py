@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from cbit.memory.errors import AddressError
+from cbit.memory.lending import cluster
 from cbit.memory.pool import Slot
 from cbit.spec.address import LINE, PAGE, Spa
 from cbit.spec.key_id import UNENCRYPTED, KeyId
@@ -270,14 +271,23 @@ def test_a_neighbour_that_somebody_else_has_is_left_to_them() -> None:
     assert mine == first.borrow(Spa(AT + PAGE))
 
 
-def test_a_small_cache_brings_nothing_along_and_memory_that_is_not_there_is_refused() -> None:
-    world = World(size=1 << 20, capacity=32 * PAGE)
-    engine = Engine(world)
-    for number in range(32):
+@pytest.mark.parametrize(("pages", "along"), [(16, 1), (31, 1), (32, 8), (63, 8), (64, 16), (1024, 16)])
+def test_a_full_cache_brings_along_what_it_holds_four_times(pages: int, along: int) -> None:
+    world = World(size=16 << 20, capacity=pages * PAGE)
+    engine, at = Engine(world), Spa(8 << 20)
+    for number in range(pages):
         engine.borrow(Spa(number * PAGE))
-    assert [None] * 4 == world.cache.lend_along(Spa(40 * PAGE), 4, ALICE, engine, write=False)
+    assert along == cluster(pages * PAGE)
+    assert [None] * 2 * along == world.cache.lend_along(at, 2 * along, ALICE, engine, write=False)
+    lent = world.cache.lend_along(at, along, ALICE, engine, write=False)
+    assert along == len(set(lent) - {None})
+    assert len(world.cache.snapshot()) <= pages
+
+
+def test_memory_that_is_not_there_is_not_lent_along() -> None:
+    world = World(size=1 << 20)
     with pytest.raises(AddressError):
-        world.cache.lend_along(Spa((1 << 20) - PAGE), 2, ALICE, engine, write=False)
+        world.cache.lend_along(Spa((1 << 20) - PAGE), 2, ALICE, Engine(world), write=False)
 
 
 def test_nothing_of_the_plaintext_stays_behind_on_the_way_in() -> None:
@@ -285,4 +295,4 @@ def test_nothing_of_the_plaintext_stays_behind_on_the_way_in() -> None:
     world.cache.write(AT, b"passing through", ALICE)
     world.cache.wbinvd()
     world.cache.lend_along(AT, 2, ALICE, Engine(world), write=False)
-    assert not any(world.cache._passage)
+    assert not any(world.cache._pool._passage)

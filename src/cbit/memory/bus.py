@@ -5,7 +5,7 @@ Paper: memory-encryption.md §1 rule 3 (DRAM traffic is in 64-byte units).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Final
@@ -58,6 +58,17 @@ class Bus:
         self._whole_lines(spa, len(data))[:] = data
         if self._taps:
             self._tell(BusOp.WRITE, spa, data)
+
+    def write_parts(self, spa: Spa, data: memoryview, parts: Sequence[tuple[int, int]]) -> None:
+        """Write parts of a range, (start, stop) in it, each a burst of its own (errors as `lines`)."""
+        cells = self._whole_lines(spa, len(data))
+        if any((start | stop) % LINE for start, stop in parts):
+            raise AddressError(spa, f"parts of the {len(data)} bytes from here are not whole lines")
+        for start, stop in parts:
+            cells[start:stop] = data[start:stop]
+        if self._taps:
+            for start, stop in parts:
+                self._tell(BusOp.WRITE, Spa(spa + start), data[start:stop])
 
     def write_by(self, spa: Spa, length: int, engine: Callable[[memoryview], object]) -> None:
         """Write consecutive lines that ``engine`` itself puts onto the wire, uncopied (errors as `lines`).

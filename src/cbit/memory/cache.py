@@ -22,45 +22,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from operator import attrgetter
 from typing import Final
 
 from cbit.memory.controller import MemoryController
-from cbit.memory.dram import anonymous
-from cbit.memory.lending import Borrower
+from cbit.memory.copies import Copy, CopyInfo, take_back
+from cbit.memory.lending import Borrower, cluster
 from cbit.memory.physical import Data
-from cbit.memory.pool import Pool, Slot
+from cbit.memory.pool import ROW, Pool, Slot
 from cbit.memory.stretches import ALL_LINES, neighbours, runs, split, stretches
 from cbit.spec.address import KIB, LINE, MIB, PAGE, Spa
 from cbit.spec.key_id import KeyId, guest
 from cbit.trace import SILENT, Trace
 
 STREAM: Final = 64 * KIB  #: transfers from this length on are not cached
-MAX_STRETCH: Final = STREAM // PAGE  #: copies that are written back together
+MAX_STRETCH: Final = ROW // PAGE  #: copies that are written back together
 CANDIDATES: Final = 8  #: of so many for each that leaves, those stay that a borrower has used meanwhile
 BATCH: Final = 32  #: of lent copies one in so many leaves at once: each recall costs an engine its TLB
-
-
-@dataclass(frozen=True, slots=True)
-class CopyInfo:
-    """What the cache knows of one copy; never its contents."""
-
-    page: Spa
-    key_id: KeyId
-    dirty_lines: int
-
-
-@dataclass(slots=True)
-class _Copy:
-    page: int
-    key_id: KeyId
-    slot: Slot
-    dirty: int  # one bit a line
-    used: int  # when, in accesses
-    borrower: Borrower | None = None
-    lent_for_writing: bool = False
 
 
 class Cache:
@@ -91,10 +70,9 @@ class Cache:
         self._controller = controller
         self._pool = Pool(capacity)
         self._trace = trace
-        self._copies: OrderedDict[tuple[int, KeyId], _Copy] = OrderedDict()  # least recently used first
-        self._by_page: dict[int, dict[KeyId, _Copy]] = {}
+        self._copies: OrderedDict[tuple[int, KeyId], Copy] = OrderedDict()  # least recently used first
+        self._by_page: dict[int, dict[KeyId, Copy]] = {}
         self._now = 0
-        self._passage = memoryview(anonymous(STREAM, dumpable=False))  # on the way in; wiped behind each use
         self.coherent: Final = coherent
         self.fills = 0
         self.evictions = 0
@@ -114,7 +92,7 @@ class Cache:
 
     def snapshot(self) -> tuple[CopyInfo, ...]:
         """List the copies, least recently used first."""
-        return tuple(CopyInfo(Spa(c.page), c.key_id, _dirty(c).bit_count()) for c in self._copies.values())
+        return tuple(copy.info for copy in self._copies.values())
 
     def check(self, spa: int, length: int, key_id: KeyId) -> None:
         """Refuse a request that cannot be served, before anything moves (errors as `read`)."""
@@ -172,7 +150,7 @@ class Cache:
             self._only_tag(page, key_id)  # engines may share clean copies of several tags
         self._put(copy, start, data)
 
-    def _put(self, copy: _Copy, start: int, data: Data) -> None:
+    def _put(self, copy: Copy, start: int, data: Data) -> None:
         self._pool.put(copy.slot, start, data)
         if copy.borrower is not None:
             copy.borrower.overwritten(copy.slot)
@@ -238,7 +216,7 @@ class Cache:
             self._clean_others(page, key_id)
         copy = self._hold(page, key_id, alone=False)
         if copy.borrower is not borrower:
-            self._recall([copy])
+            take_back((copy,))
             copy.borrower = borrower
         copy.lent_for_writing |= write
         return copy.slot
@@ -250,13 +228,15 @@ class Cache:
         self._controller.check(page, count * PAGE, key_id)
         pages = range(page, page + count * PAGE, PAGE)
         absent = [at for at in pages if at not in self._by_page]
-        if len(absent) > self._pool.free and self.capacity < PAGE * BATCH * 2:
+        if len(absent) > self._pool.free and count > cluster(self.capacity):
             return [None] * count  # too small a cache to bring in what nobody asked for
         while len(absent) > self._pool.free:
             self._make_room(len(absent) - self._pool.free)
             absent = [at for at in pages if at not in self._by_page]  # some may just have left
+        if len(absent) == count:  # the usual case
+            return list(self._bring_in(page, count, key_id, borrower, write=write))
         for at, length in stretches(absent):
-            self._bring_in(at, length, key_id)
+            self._bring_in(at, length, key_id, borrower, write=write)
         slots: list[Slot | None] = []
         for at in pages:
             copy = self._copies.get((at, key_id))
@@ -269,28 +249,26 @@ class Cache:
                 slots.append(copy.slot)
         return slots
 
-    def _bring_in(self, page: int, count: int, key_id: KeyId) -> None:
-        """Decrypt neighbouring pages in one pass of the engine."""
+    def _bring_in(
+        self, page: int, count: int, key_id: KeyId, borrower: Borrower, *, write: bool
+    ) -> list[Slot]:
+        """Decrypt neighbouring pages in one pass of the engine, and lend them."""
         slots = self._pool.take_row(count)
-        if slots == [*range(slots[0], slots[0] + count * PAGE, PAGE)]:
-            self._controller.read_into(Spa(page), self._pool.row(slots[0], count), key_id)
-        else:
-            room = self._passage[: count * PAGE]
-            self._controller.read_into(Spa(page), room, key_id)
-            for index, slot in enumerate(slots):
-                self._pool.put(slot, 0, room[index * PAGE : (index + 1) * PAGE])
-            room[:] = bytes(len(room))
+        self._pool.fill(slots, lambda room: self._controller.read_into(Spa(page), room, key_id))
         self.fills += count
+        now, copies, by_page = self._now, self._copies, self._by_page
         for at, slot in zip(range(page, page + count * PAGE, PAGE), slots, strict=True):
-            self._now += 1
-            self._copies[at, key_id] = copy = _Copy(at, key_id, slot, 0, self._now)
-            self._by_page[at] = {key_id: copy}
+            now += 1
+            copies[at, key_id] = copy = Copy(at, key_id, slot, 0, now, borrower, write)
+            by_page[at] = {key_id: copy}
+        self._now = now
+        return slots
 
     def recall_from(self, borrower: Borrower, slots: Sequence[Slot] | None = None) -> None:
         """Take back what was lent to somebody (`SlotLender.recall_from`)."""
         wanted = None if slots is None else set(slots)
         copies = [c for c in self._copies.values() if c.borrower is borrower]
-        self._recall([c for c in copies if wanted is None or c.slot in wanted])
+        take_back(c for c in copies if wanted is None or c.slot in wanted)
 
     # ---- cache maintenance
 
@@ -352,7 +330,7 @@ class Cache:
 
     # ---- copies
 
-    def _hold(self, page: int, key_id: KeyId, *, fill: bool = True, alone: bool = True) -> _Copy:
+    def _hold(self, page: int, key_id: KeyId, *, fill: bool = True, alone: bool = True) -> Copy:
         """Return the tag's copy of a page, brought in if need be, now the most recently used.
 
         Args:
@@ -370,7 +348,7 @@ class Cache:
         if self._pool.full:
             self._make_room()
         self._now += 1
-        copy = _Copy(page, key_id, self._pool.take(), dirty=0, used=self._now)
+        copy = Copy(page, key_id, self._pool.take(), dirty=0, used=self._now)
         if fill:
             self.fills += 1
             self._controller.read_into(Spa(page), self._pool.page(copy.slot), key_id)
@@ -378,7 +356,7 @@ class Cache:
         self._by_page.setdefault(page, {})[key_id] = copy
         return copy
 
-    def _use(self, copy: _Copy) -> _Copy:
+    def _use(self, copy: Copy) -> Copy:
         """Note that a copy was used now."""
         self._now += 1
         copy.used = self._now
@@ -390,29 +368,21 @@ class Cache:
         lent = next(iter(self._copies.values())).borrower is not None
         count = max(least, len(self._copies) // BATCH) if lent else least
         self.evictions += count
-        self._leave_all(self._least_used(count), write_back=True)
+        if count == 1:
+            self._leave_alone(*self._least_used(1))
+        else:
+            self._leave_all(self._least_used(count), write_back=True)
 
-    def _least_used(self, count: int) -> list[_Copy]:
+    def _least_used(self, count: int) -> list[Copy]:
         """Find the least recently used copies; a borrower, whose accesses nobody sees, is asked."""
-        found: list[_Copy] = []
-        used: list[_Copy] = []
+        found: list[Copy] = []
+        used: list[Copy] = []
         for copy in islice(self._copies.values(), CANDIDATES * count):
             in_use = copy.borrower is not None and copy.borrower.was_used(copy.slot)
             (used if in_use else found).append(copy)
             if len(found) == count:
                 break
         return found + [self._use(copy) for copy in used][: count - len(found)]
-
-    def _recall(self, copies: Iterable[_Copy]) -> None:
-        """Take lent copies back, with what was stored to them."""
-        lent = [copy for copy in copies if copy.borrower is not None]
-        for _, group in groupby(lent, key=lambda copy: id(copy.borrower)):
-            mine = list(group)
-            borrower = mine[0].borrower
-            assert borrower is not None  # what is lent has a borrower
-            for copy, lines in zip(mine, borrower.recall([copy.slot for copy in mine]), strict=True):
-                copy.dirty |= lines
-                copy.borrower, copy.lent_for_writing = None, False
 
     def _clean_others(self, page: int, key_id: KeyId) -> None:
         """Write back what other tags' copies of a page have; they stay, for reading (§6.2)."""
@@ -428,9 +398,13 @@ class Cache:
         """Let the copies of other tags leave, as coherent hardware does before an access (§6.2)."""
         tags = self._by_page.get(page)
         if tags is not None and (len(tags) > 1 or key_id not in tags):
-            self._leave_all([copy for copy in tags.values() if copy.key_id != key_id], write_back=True)
+            others = [copy for copy in tags.values() if copy.key_id != key_id]
+            if len(others) == 1:
+                self._leave_alone(*others)
+            else:
+                self._leave_all(others, write_back=True)
 
-    def _copies_in(self, spa: int, length: int, key_id: KeyId) -> list[_Copy]:
+    def _copies_in(self, spa: int, length: int, key_id: KeyId) -> list[Copy]:
         """List a tag's copies of a range, in order, once coherence is as the hardware promises."""
         pages = self._cached_pages(spa, length)
         if self.coherent:
@@ -438,10 +412,10 @@ class Cache:
                 self._only_tag(page, key_id)
         return [self._copies[page, key_id] for page in pages if (page, key_id) in self._copies]
 
-    def _leave_all(self, copies: Iterable[_Copy], *, write_back: bool) -> int:
+    def _leave_all(self, copies: Iterable[Copy], *, write_back: bool) -> int:
         """Let copies leave, least recently used first, wiped; return how many were dirty."""
         oldest_first = sorted(copies, key=attrgetter("used"))
-        self._recall(oldest_first)
+        take_back(oldest_first)
         dirty = [copy for copy in oldest_first if copy.dirty]
         if write_back:
             for together in neighbours(dirty, most=MAX_STRETCH):
@@ -451,39 +425,44 @@ class Cache:
         self._pool.give_back([copy.slot for copy in oldest_first])
         return len(dirty)
 
-    def _leave_alone(self, copy: _Copy) -> int:
+    def _leave_alone(self, copy: Copy) -> int:
         """Let one copy leave, written back: as `_leave_all`, with less ado."""
         if copy.borrower is not None:
-            self._recall([copy])
+            take_back((copy,))
         if copy.dirty:
-            self._write_back([copy])
+            self._write_back((copy,))
         self._forget(copy)
-        self._pool.give_back([copy.slot])
+        self._pool.give_back((copy.slot,))
         return int(copy.dirty != 0)
 
-    def _forget(self, copy: _Copy) -> None:
+    def _forget(self, copy: Copy) -> None:
         del self._copies[copy.page, copy.key_id]
         siblings = self._by_page[copy.page]
         del siblings[copy.key_id]
         if not siblings:
             del self._by_page[copy.page]
 
-    def _write_back(self, copies: Sequence[_Copy]) -> None:
+    def _write_back(self, copies: Sequence[Copy]) -> None:
         """Write dirty lines of neighbouring copies (`neighbours`) in one pass of the engine."""
         first, count = copies[0], len(copies)
         parts = runs(first.dirty)
         for index in range(1, count):
             at = index * PAGE
             parts += [(at + start, at + stop) for start, stop in runs(copies[index].dirty)]
-        data = self._pool.row(first.slot, count)
-        # The tag's key, not that of whoever needs the room (§6.1 rule 1).
+        spa, key_id = Spa(first.page), first.key_id  # not that of whoever needs the room (§6.1 rule 1)
         if len(parts) == 1:
             ((start, stop),) = parts
-            self._controller.write(Spa(first.page + start), data[start:stop], first.key_id)
-        elif all(copy.dirty == ALL_LINES for copy in copies):
-            self._controller.write(Spa(first.page), data, first.key_id)
-        else:
-            self._controller.write_parts(Spa(first.page), data, parts, first.key_id)
+            self._controller.write(Spa(spa + start), self._pool.page(first.slot)[start:stop], key_id)
+            return
+        controller, whole = self._controller, all(copy.dirty == ALL_LINES for copy in copies)
+        self._pool.look(
+            [copy.slot for copy in copies],
+            lambda data: (
+                controller.write(spa, data, key_id)
+                if whole
+                else controller.write_parts(spa, data, parts, key_id)
+            ),
+        )
 
     def _cached_pages(self, spa: int, length: int) -> list[int]:
         """List the pages of a range that have a copy under any tag, in order."""
@@ -491,8 +470,3 @@ class Cache:
         if len(pages) <= len(self._by_page):
             return [page for page in pages if page in self._by_page]
         return sorted(page for page in self._by_page if page in pages)
-
-
-def _dirty(copy: _Copy) -> int:
-    """Dirty lines, those among them that a borrower stored to."""
-    return copy.dirty | (copy.borrower.stored(copy.slot) if copy.borrower is not None else 0)

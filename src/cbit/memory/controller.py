@@ -188,9 +188,9 @@ class MemoryController:
         self.check(spa, len(data), key_id)
         cipher = self._engine(key_id)
         wire = data if cipher is None else memoryview(cipher.encrypt(spa, data))
-        for start, stop in parts:
-            self.counts.count((stop - start) // LINE, encrypted=cipher is not None, write=True)
-            self._bus.write(Spa(spa + start), wire[start:stop])
+        lines = sum(stop - start for start, stop in parts) // LINE
+        self.counts.count(lines, encrypted=cipher is not None, write=True)
+        self._bus.write_parts(spa, wire, parts)
 
     def _merge(self, spa: Spa, part: Data, key_id: KeyId) -> None:
         if not part:

@@ -13,11 +13,21 @@ Paper: memory-encryption.md §1 rule 1 (caches hold plaintext), §6.1 (tags).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from cbit.memory.pool import Slot
-from cbit.spec.address import Spa
+from cbit.spec.address import PAGE, Spa
 from cbit.spec.key_id import KeyId
+
+CLUSTER: Final = 16  #: pages that are brought in together at most, aligned
+_ROOM_FOR: Final = 4  # that many clusters a cache shall hold
+_LEAST: Final = 32  # pages of a cache in which neighbours do more good than harm
+
+
+def cluster(capacity: int) -> int:
+    """Say how many neighbouring pages come together into a cache of so many bytes: a power of two."""
+    pages = capacity // PAGE
+    return min(CLUSTER, 1 << (pages // _ROOM_FOR).bit_length() - 1) if pages >= _LEAST else 1
 
 
 class Borrower(Protocol):

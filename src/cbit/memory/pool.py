@@ -7,7 +7,7 @@ Paper: memory-encryption.md §1 rule 1 (caches hold plaintext).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NewType, NoReturn
 
 from cbit.memory.dram import anonymous
@@ -16,9 +16,11 @@ from cbit.memory.stretches import stretches
 from cbit.spec.address import KIB, PAGE
 
 Slot = NewType("Slot", int)  #: offset of a slot in the pool
+ROW: Final = 64 * KIB  #: bytes of slots that `Pool.fill` and `Pool.look` take at once
 
 _WIPED: Final = memoryview(bytes(64 * KIB))
 _PAGE_WIPED: Final = bytes(PAGE)
+_FEW: Final = 16  # slots that are wiped faster one by one than it takes to see which are neighbours
 
 
 class Pool:
@@ -35,6 +37,7 @@ class Pool:
         self.capacity: Final = capacity
         self._area = anonymous(capacity, dumpable=False)
         self._window = memoryview(self._area)
+        self._passage = memoryview(anonymous(ROW, dumpable=False))  # wiped behind each use
         # Taken from the end, so lowest first: few copies touch few pages of the mapping.
         self._free = [Slot(at) for at in range(capacity - PAGE, -1, -PAGE)]
 
@@ -69,15 +72,15 @@ class Pool:
 
     def give_back(self, slots: Sequence[Slot]) -> None:
         """Wipe slots and make them free; the lowest is the next to be taken."""
-        if len(slots) == 1:
-            self._area[slots[0] : slots[0] + PAGE] = _PAGE_WIPED
-            self._free.append(slots[0])
-            return
-        for first, length in stretches(sorted(slots)):
-            end = first + length * PAGE
-            for at in range(first, end, len(_WIPED)):
-                stop = min(at + len(_WIPED), end)
-                self._area[at:stop] = _WIPED[: stop - at]
+        if len(slots) <= _FEW:
+            for slot in slots:
+                self._area[slot : slot + PAGE] = _PAGE_WIPED
+        else:
+            for first, length in stretches(sorted(slots)):
+                end = first + length * PAGE
+                for at in range(first, end, len(_WIPED)):
+                    stop = min(at + len(_WIPED), end)
+                    self._area[at:stop] = _WIPED[: stop - at]
         self._free += slots
         if len(slots) > 1:
             self._free.sort(reverse=True)  # neighbours find each other again
@@ -94,6 +97,33 @@ class Pool:
         """Return the slot itself, for the engine to fill or to write back."""
         return self._window[slot : slot + PAGE]
 
-    def row(self, slot: Slot, count: int) -> memoryview:
-        """Return neighbouring slots themselves, as `page` does."""
-        return self._window[slot : slot + count * PAGE]
+    def fill(self, slots: Sequence[Slot], source: Callable[[memoryview], object]) -> None:
+        """Fill slots, up to `ROW`, in one pass: where they lie, or, if they are no row, by way of a passage.
+
+        Args:
+            slots: in the order of what comes.
+            source: writes as many bytes as it is given room for.
+        """
+        if _is_row(slots):
+            source(self._window[slots[0] : slots[-1] + PAGE])
+            return
+        room = self._passage[: len(slots) * PAGE]
+        source(room)
+        for index, slot in enumerate(slots):
+            self._window[slot : slot + PAGE] = room[index * PAGE : (index + 1) * PAGE]
+        room[:] = _WIPED[: len(room)]
+
+    def look(self, slots: Sequence[Slot], reader: Callable[[memoryview], object]) -> None:
+        """Show slots, up to `ROW`, as one piece of memory (as `fill`)."""
+        if _is_row(slots):
+            reader(self._window[slots[0] : slots[-1] + PAGE])
+            return
+        room = self._passage[: len(slots) * PAGE]
+        for index, slot in enumerate(slots):
+            room[index * PAGE : (index + 1) * PAGE] = self._window[slot : slot + PAGE]
+        reader(room)
+        room[:] = _WIPED[: len(room)]
+
+
+def _is_row(slots: Sequence[Slot]) -> bool:
+    return len(slots) == 1 or slots == [*range(slots[0], slots[0] + len(slots) * PAGE, PAGE)]

@@ -12,29 +12,21 @@ ALL_LINES: Final = (1 << PAGE // LINE) - 1
 
 
 class Lies(Protocol):
-    """Something that has a place in DRAM, one in the pool, and a tag."""
+    """Something that has a place in DRAM, and a tag."""
 
     page: int
     key_id: KeyId
-
-    @property
-    def slot(self) -> int:
-        """Its place in the pool."""
-        ...
 
 
 Lying = TypeVar("Lying", bound=Lies)
 
 
 def neighbours(copies: Iterable[Lying], *, most: int) -> Iterator[list[Lying]]:
-    """Cut copies where the next is not the neighbour of the one before, in DRAM and in the pool alike."""
+    """Cut copies where the next is not the neighbour of the one before, in DRAM and by its tag."""
     stretch: list[Lying] = []
     for copy in copies:
         if stretch and not (
-            len(stretch) < most
-            and copy.page == stretch[-1].page + PAGE
-            and copy.slot == stretch[-1].slot + PAGE
-            and copy.key_id == stretch[-1].key_id
+            len(stretch) < most and copy.page == stretch[-1].page + PAGE and copy.key_id == stretch[-1].key_id
         ):
             yield stretch
             stretch = []
@@ -67,14 +59,11 @@ def runs(dirty: int) -> list[tuple[int, int]]:
     if dirty == ALL_LINES:
         return [(0, PAGE)]
     found, line = [], 0
-    while dirty >> line:
-        line += _lowest(dirty >> line)
-        count = _lowest(~(dirty >> line))
-        found.append((line * LINE, (line + count) * LINE))
-        line += count
+    while dirty:
+        clean = (dirty & -dirty).bit_length() - 1  # the number of the lowest 1
+        dirty >>= clean
+        count = (~dirty & (dirty + 1)).bit_length() - 1  # the number of the lowest 0
+        dirty >>= count
+        line += clean + count
+        found.append(((line - count) * LINE, line * LINE))
     return found
-
-
-def _lowest(bits: int) -> int:
-    """Number of the lowest bit that is 1."""
-    return (bits & -bits).bit_length() - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbit.cpu.engine import engine
+from cbit.memory.lending import CLUSTER
 from cbit.spec.address import PAGE, Spa
 from cbit.spec.key_id import UNENCRYPTED
 from cpu.engine.worlds import (
@@ -48,7 +49,7 @@ def zeroed(g: Guest) -> Guest:
 
 
 @pytest.mark.parametrize("flags", [P | W | U, P | W | U | A | D], ids=["page by page", "in pieces"])
-@pytest.mark.parametrize("pages", [24, 64, 96, 1024])
+@pytest.mark.parametrize("pages", [24, 32, 64, 96, 1024])
 @pytest.mark.parametrize("sev", [True, False])
 def test_a_working_set_beyond_the_cache_is_computed_all_the_same(
     pages: int, flags: int, *, sev: bool
@@ -58,6 +59,18 @@ def test_a_working_set_beyond_the_cache_is_computed_all_the_same(
     assert TOTAL == g.register(RBX)
     assert (g.machine.cache.evictions > 0) == (pages < PAGES)
     assert len(g.machine.cache.snapshot()) <= pages
+
+
+def test_an_instruction_that_needs_more_clusters_than_the_cache_holds_goes_on() -> None:
+    """Source and target lie across the border of two clusters each; code and tables are in others."""
+    g = Guest(Machine(capacity=32 * PAGE))
+    size = CLUSTER * PAGE
+    source, target = START + size - 4, START + 4 * size - 4
+    g.write(source, b"4 and 4!")
+    g.program(f"mov rsi, {source}; mov rdi, {target}; movsq; hlt")
+    g.machine.cache.wbinvd()
+    assert HLT == g.run(blocks=100).code  # and not a physical interrupt, for a clock that stands
+    assert b"4 and 4!" == g.read(target, 8)
 
 
 def fills_of_a_walk(*, asked: bool) -> int:

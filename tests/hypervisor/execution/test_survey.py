@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cbit.cpu.engine.shadow import CLUSTER
 from cbit.hypervisor import survey as survey_module
 from cbit.hypervisor.execution.monitor import run
 from cbit.hypervisor.host import Host, Protection
 from cbit.hypervisor.survey import survey
+from cbit.memory.lending import CLUSTER
 from cbit.spec.address import PAGE
 from hypervisor.execution.worlds import CODE_AT, SIZE, a_room
 

@@ -23,7 +23,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from cbit.cpu.control import AddressRules, Controls, Cr0, Cr4
+from cbit.cpu.control import AddressRules, Controls
 from cbit.cpu.encryption_rules import HostSituation, Use, host_key
 from cbit.cpu.engine.block_loan import BlockLoan, HeldBlock
 from cbit.cpu.engine.checks import C_BIT, Checks, HostSide
@@ -68,7 +68,6 @@ _GP, _PF, _UD_VECTOR = 13, 14, 6
 _SPARE_TABLES: Final = 64
 _LOOKED_AT: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
 _INTERCEPTED: Final = int(OURS)
-_PG, _PAE = int(Cr0.PG), int(Cr4.PAE)
 _NEVER: Final = (1 << 64) - 1
 _EXIT: Final = struct.Struct("<3Q")
 
@@ -351,16 +350,14 @@ class Engine:
         return Answer.LEAVE
 
     def _nested_fault(self, turn: Turn) -> Answer:
-        (address,) = struct.unpack_from("<Q", self._processor.vmcb, At.EXIT_INFO_2)
+        state = self._processor.state
         try:
-            info = self._processor.state.exit_info_1
-            self._shadow.fault(turn.space, address, info, has_c_bit=self._has_c_bit())
+            self._shadow.fault(
+                turn.space, state.exit_info_2, state.exit_info_1, has_c_bit=bool(state.has_c_bit)
+            )
         except NestedPageFault as fault:
             return self._leave_with(fault)
         return Answer.RESTART
-
-    def _has_c_bit(self) -> bool:
-        return bool(self._processor.control(0) & _PG and self._processor.control(4) & _PAE)
 
     def _cache_instruction(self, turn: Turn) -> Answer:
         found = self._instruction(turn)

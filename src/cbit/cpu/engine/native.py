@@ -96,6 +96,8 @@ class EngineState(ctypes.Structure):
         ("left", _U64 * 4),
         ("exit_code", _U64),
         ("exit_info_1", _U64),
+        ("exit_info_2", _U64),
+        ("has_c_bit", _U64),
         ("access", _U64),
         ("root", _U64),
         ("root_without_c_bit", _U64),
@@ -163,6 +165,7 @@ class Native:
         remember: digest the lines of some slots.
         changed: put one bit for each line that differs from its digest in the place of each slot.
         drop_code: drop the code translated from some slots.
+        let_go: drop all translations, and all that was made of some slots; then as `changed`.
     """
 
     def __init__(self) -> None:
@@ -181,6 +184,7 @@ class Native:
         self.remember: Final = self._function("cbit_remember", None, _P, _P, _U64, _P, _P)
         self.changed: Final = self._function("cbit_changed", None, _P, _P, _U64, _P, _P)
         self.drop_code: Final = self._function("cbit_drop_code", None, engine, _P, _U64, _U64)
+        self.let_go: Final = self._function("cbit_let_go", None, engine, _P, _U64, _U64, _P, _P)
 
     def address(self, name: str) -> int:
         """Address of one of the stubs' functions."""

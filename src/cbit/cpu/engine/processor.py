@@ -14,7 +14,7 @@ NX.  (QEMU dereferences a NULL pointer where a page table lies in a nested page 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -299,6 +299,24 @@ class Processor:
         """Drop code translated from slots whose contents change behind the guest's back."""
         array = (_U64 * len(slots))(*slots)
         self._native.drop_code(self.state, array, len(slots), self._pool_ram)
+
+    def let_go(
+        self, slots: Sequence[int], *, watched: Container[int], digests: int, seed: object
+    ) -> list[int]:
+        """Drop every finished translation, and whatever was made of some slots.
+
+        Args:
+            slots: in any order.
+            watched: those whose lines were remembered.
+            digests: address of what was remembered.
+            seed: what it was made with.
+
+        Returns:
+            For each slot one bit a line: changed since; 0 for those not watched.
+        """
+        array = (_U64 * len(slots))(*(slot | (slot in watched) for slot in slots))
+        self._native.let_go(self.state, array, len(slots), self._pool_ram, digests, seed)
+        return list(array)
 
     def slot_at(self, slot: int) -> int:
         """Address of a slot in this process."""

@@ -30,7 +30,7 @@ from cbit.cpu.paging import Kind
 from cbit.cpu.tlb import TlbControl, VmMode
 from cbit.crypto.entropy import Entropy
 from cbit.memory.dram import anonymous
-from cbit.memory.lending import SlotLender
+from cbit.memory.lending import SlotLender, cluster
 from cbit.memory.pool import Slot
 from cbit.spec.address import LINE, PAGE, Spa
 from cbit.spec.key_id import UNENCRYPTED, KeyId
@@ -41,7 +41,6 @@ _C: Final = 1 << VIEW_BITS
 # Plain numbers: flags of an enumeration cost more than what they decide.
 _TABLE, _FETCH, _STORE = int(PageFaultCode.TABLE), int(PageFaultCode.ID), int(PageFaultCode.W)
 _WRITABLE: Final = 1 << 1
-CLUSTER: Final = 16  #: pages that are brought in together, aligned
 
 
 @dataclass(slots=True)
@@ -120,6 +119,7 @@ class Shadow:
         self._writable: set[Slot] = set()
         self._digests = memoryview(anonymous(len(lender.window) // PAGE * _DIGESTS, dumpable=False))
         self._digests_at = address_of(self._digests)
+        self._cluster = cluster(len(lender.window))
         self._used = memoryview(anonymous(len(lender.window) // PAGE))  # by number of a slot
         processor.state.used = address_of(self._used)
         self._seed = (ctypes.c_uint64 * 9).from_buffer_copy(entropy.draw(_SEED_BYTES))
@@ -206,7 +206,7 @@ class Shadow:
         # Two meanings of one leaf: shared data and private code; allowed loads and forbidden fetches.
         two_keys = space.sev and not view and not space.vte
         alone = two_keys or leaf.no_execute or leaf.size != PAGE
-        near = None if alone else space.known.alike(space.nested, gpa, CLUSTER)
+        near = None if alone else space.known.alike(space.nested, gpa, self._cluster)
         if near is not None:
             self._map_near(space, word, near, gpa=gpa, frame=frame, key=key, store=write)
             return
@@ -236,31 +236,39 @@ class Shadow:
             key: its key.
             store: the access is a store, which the tables allow.
         """
-        mine = gpa // PAGE % CLUSTER
+        mine = gpa // PAGE % self._cluster
         first = word - mine
-        words = self._tables.words[first : first + CLUSTER].tolist()
+        words = self._tables.words[first : first + self._cluster].tolist()
         wanted = [n for n in near if n == mine or not words[n] or (store and not words[n] & _WRITABLE)]
         start, stop = wanted[0], wanted[-1] + 1
         lent = self._lender.lend_along(
             Spa(frame + (start - mine) * PAGE), stop - start, key, self, write=store
         )
+        if lent[mine - start] is None:  # somebody else has it, or the cache is small: it comes alone
+            wanted, start, lent = [mine], mine, [self._lender.lend(frame, key, self, write=store)]
+        rights, encrypted, page = (
+            POOL | (OPEN if store else READ_ONLY),
+            key != UNENCRYPTED,
+            gpa // PAGE - mine,
+        )
         slots = {n: slot for n in wanted if (slot := lent[n - start]) is not None}
-        if mine not in slots:
-            slots[mine] = self._lender.lend(frame, key, self, write=store)
+        self._map_all(space, {first + n: slot for n, slot in slots.items()}, rights)
+        space.used.update(dict.fromkeys(map(page.__add__, slots), encrypted))
         if store:
             self._watch(slots.values())
-        encrypted, rights = key != UNENCRYPTED, POOL | (OPEN if store else READ_ONLY)
-        page, used = gpa // PAGE - mine, space.used
-        table, leaves, words_of, owner = self._tables.words, space.leaves, self._words_of, id(space)
-        for n, slot in slots.items():
-            word = first + n
-            if word not in leaves and slot not in words_of:  # as `_map`, for what is most often there
+
+    def _map_all(self, space: Space, slots: dict[int, Slot], rights: int) -> None:
+        """Let words of the tables map slots: at once if these words map nothing, and nothing these slots."""
+        words_of, leaves = self._words_of, space.leaves
+        if words_of.keys().isdisjoint(slots.values()) and leaves.keys().isdisjoint(slots):
+            table, owner = self._tables.words, id(space)
+            for word, slot in slots.items():
                 table[word] = slot | rights
-                leaves[word] = slot
                 words_of[slot] = ((owner, word),)
-            else:
-                self._map(space, word, slot, slot | rights)
-            used[page + n] = encrypted
+            leaves.update(slots)
+            return
+        for word, slot in slots.items():
+            self._map(space, word, slot, slot | rights)
 
     def _word(self, space: Space, address: int) -> int:
         try:
@@ -352,16 +360,15 @@ class Shadow:
 
     def recall(self, slots: Sequence[Slot]) -> list[int]:
         """Let go of slots (`Borrower`)."""
-        self._processor.flush_tlb()  # first: it takes back leaves that exist for one fill
         self.counters.recalled += len(slots)
+        stored = self._processor.let_go(
+            slots, watched=self._writable, digests=self._digests_at, seed=self._seed
+        )
         table, words_of, by_id = self._tables.words, self._words_of, self._by_id
         for slot in slots:
             for owner, word in words_of.pop(slot, ()):
                 table[word] = 0
                 del by_id[owner].leaves[word]
-            self._used[slot // PAGE] = 0
-        self._processor.drop_code(slots)
-        stored = self._stored(slots)
         self._writable.difference_update(slots)
         return stored
 

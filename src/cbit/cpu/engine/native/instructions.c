@@ -69,7 +69,7 @@ static uint64_t describe_io(struct engine *e, uint64_t *length)
 /* Leave the guest if the hypervisor wants to see this port; `log_size` 0, 1, 2 for 8, 16, 32 bits. */
 static void check_io(void *env, uint32_t port, int log_size, uint32_t direction, uintptr_t from)
 {
-    enum { PROTECTED = 1, IOPL_SHIFT = 12, IOPL = 3, VM86 = 1 << 17, VMCB_EXIT_INFO_2 = 0x80, EXIT_IOIO = 0x7B };
+    enum { PROTECTED = 1, IOPL_SHIFT = 12, IOPL = 3, VM86 = 1 << 17, EXIT_IOIO = 0x7B };
     struct engine *e = current;
     if (!e || !in_guest(e))
         return;

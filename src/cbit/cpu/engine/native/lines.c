@@ -46,3 +46,24 @@ void cbit_drop_code(struct engine *e, const uint64_t *slots, uint64_t count, uin
     for (uint64_t index = 0; index < count; index++)
         call.tb_invalidate_phys_range(e->uc, ram + slots[index], ram + slots[index] + PAGE);
 }
+
+/* Let go of slots: no translation, no code, no use is left of them.  First the leaves that exist for one fill go, so
+ * that the caller finds the tables as they are otherwise.  A slot that is remembered has bit 0 set; the answer, in the
+ * place of each, is as that of cbit_changed, and 0 for one that is not. */
+void cbit_let_go(struct engine *e, uint64_t *slots, uint64_t count, uint64_t ram, const uint64_t *digests,
+                 const uint64_t *seed)
+{
+    const struct area *pool = &e->area[POOL_AREA];
+    cbit_undo_shots(e);
+    call.tlb_flush(e->cs);
+    for (uint64_t index = 0; index < count; index++) {
+        uint64_t watched = slots[index] & 1, *slot = &slots[index];
+        *slot &= ~1ull;
+        cbit_drop_code(e, slot, 1, ram);
+        e->used[*slot / PAGE] = 0;
+        if (watched)
+            cbit_changed(pool->memory, slot, 1, digests, seed);
+        else
+            *slot = 0;
+    }
+}

@@ -108,6 +108,12 @@ void cbit_leave(struct engine *e, uint32_t code, uint64_t info)
     call.uc_emu_stop(e->uc);
 }
 
+static int has_c_bit(const struct engine *e)
+{
+    enum { PG = 1u << 31, PAE = 1 << 5 };
+    return (ENV(uint64_t, e, cr0) & PG) && (ENV(uint64_t, e, cr4) & PAE);
+}
+
 static int asks_python(const struct engine *e, uint32_t code)
 {
     if (code == EXIT_NPF)
@@ -138,6 +144,10 @@ static void hook_interrupt(void *uc, uint32_t number, void *user)
     uint32_t code = number - EXIT_BASE;
     e->exit_code = code;
     e->flushed.length = 0;                         /* whatever it is: memory may come back, mappings may change */
+    if (code == EXIT_NPF) {
+        e->exit_info_2 = FIELD(uint64_t, e->vmcb, VMCB_EXIT_INFO_2);
+        e->has_c_bit = (uint64_t)has_c_bit(e);
+    }
     switch (asks_python(e, code) ? e->on_exit(code) : LEAVE) {
     case RESUME:
         break;
@@ -375,11 +385,9 @@ void stub_tlb_reset_dirty_by_vaddr(void)
 
 static void choose_root(void *env)
 {
-    enum { PG = 1u << 31, PAE = 1 << 5 };
     if (!current || current->env != env || !in_guest(current))
         return;
-    int has_c_bit = (FIELD(uint64_t, env, at.cr0) & PG) && (FIELD(uint64_t, env, at.cr4) & PAE);
-    uint64_t root = has_c_bit ? current->root : current->root_without_c_bit;
+    uint64_t root = has_c_bit(current) ? current->root : current->root_without_c_bit;
     if (root != FIELD(uint64_t, env, at.nested_cr3)) {
         FIELD(uint64_t, env, at.nested_cr3) = root;
         call.tlb_flush(current->cs);

@@ -19,7 +19,7 @@ enum { VMCB_CONTROL = 0x060, VMCB_CONTROL_END = 0x090, VMCB_EVENT_END = 0x0B0, V
 enum { VMCB_INTERCEPTS = 0x00C, VMCB_PERMISSION_MAPS = 0x040, VMCB_TLB_CONTROL = 0x05C, VMCB_NESTED = 0x090,
        VMCB_NESTED_CR3 = 0x0B0, VMCB_EFER = 0x4D0, VMCB_CR4 = 0x548 };
 enum { CLEAN_PERMISSION_MAPS = 1 << 1 };
-enum { VMCB_CR3 = 0x550, VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
+enum { VMCB_EXIT_INFO_2 = 0x080, VMCB_CR3 = 0x550, VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
 enum { VIRTUAL_INTERRUPT = 0x100 };                /* in CPUState.interrupt_request */
 enum { HF_CPL = 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
        HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22 };
@@ -102,6 +102,8 @@ struct engine {
     uint64_t left_space, left[4];        /* who left last, with which EFER, CR4, CR3, CR0 */
     uint64_t exit_code;                  /* of the last exit; Python may change both before LEAVE */
     uint64_t exit_info_1;                /* all 64 bits */
+    uint64_t exit_info_2;                /* of a nested fault: the guest physical address */
+    uint64_t has_c_bit;                  /* and whether the guest's paging mode has C-bits */
     uint64_t access;                     /* of the last TLB fill */
     uint64_t root, root_without_c_bit;   /* shadow tables for paging modes with and without a C-bit */
     uint64_t c_bit;                      /* what a page-table walk adds to CR3; 0 without SEV */
@@ -148,6 +150,7 @@ static inline int in_guest(const struct engine *e)
     return (ENV(uint32_t, e, hflags) & HF_GUEST) != 0;
 }
 
+void cbit_undo_shots(struct engine *e);
 void hook_block(void *uc, uint64_t address, uint32_t size, void *user);
 int let_general_registers_through(struct engine *e);
 void stub_cpu_vmexit(void *env, uint32_t code, uint64_t info, uintptr_t from);
