@@ -9,16 +9,18 @@ import pytest
 from cbit.attacks.experiments import ALL, named
 from cbit.attacks.experiments.code_injection import LOOP, ROUTINE
 from cbit.attacks.experiments.correspondent import with_letters
+from cbit.attacks.experiments.faked_cpuid import FAKED
 from cbit.attacks.experiments.launch_permutation import POP_RAX, SWITCH_STACK, _Layout
 from cbit.attacks.experiments.registers import LOAD, STORE
 from cbit.attacks.lab.built_in import KERNEL
-from cbit.attacks.lab.guest import Crashed, Program
+from cbit.attacks.lab.guest import CPUID, HLT, NPF, Crashed, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.outcome import Mode
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand, Workshop
-from cbit.attacks.lab.tools import Thwarted
+from cbit.attacks.lab.tools import Registers, Runner, Tables, Thwarted, gpa_of
 from cbit.attacks.power import Power
+from cbit.cpu.engine.control_block import Exit
 from cbit.crypto.entropy import SeededEntropy
 from cbit.guest.builtin.image import image
 from cbit.guest.builtin.interface import IMAGE, SHOWN, Request
@@ -89,6 +91,29 @@ def test_blocks_change_places_and_the_digest_does_not() -> None:
         layout.begin_block(target, bytes.fromhex("0102030405060708"))
     with pytest.raises(Thwarted, match="is nowhere"):
         layout.anywhere(bytes.fromhex("0102030405060708"))
+
+
+def test_told_a_wrong_c_bit_it_ends_before_it_says_a_word(stand: Stand) -> None:
+    guest = stand.built_in(bytes(BLOCK))
+    runner, registers, tables = Runner(guest.cpu, guest.emulate), Registers(guest.cpu), Tables(guest)
+    strange: set[int] = set()
+
+    def lie(exit: Exit) -> bool:
+        if exit.code == CPUID and registers["rax"] == 0x8000_001F:
+            guest.emulate(exit)
+            registers["rbx"] = registers["rbx"] & ~63 | FAKED
+            return True
+        gpa = gpa_of(exit.info_2) & -PAGE
+        if exit.code != NPF or not gpa >> FAKED:
+            return False
+        strange.add(gpa)
+        tables.map(gpa, guest.spa(gpa & ~(1 << FAKED)))
+        return True
+
+    with pytest.raises(Crashed, match="SHUTDOWN"):
+        runner.until(HLT, handle=lie)
+    assert strange, "it used the bit"
+    assert [] == guest.small.console.lines
 
 
 def test_each_attack_says_what_its_victim_is() -> None:
