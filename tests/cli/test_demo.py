@@ -470,10 +470,11 @@ def test_our_own_image_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> No
     assert "generated" in found.origin
 
 
-def test_a_package_tool_that_fails_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_tool_that_fails_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(command: list[str], **options: object) -> None:
         raise subprocess.CalledProcessError(100, command)
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing was fetched before
     monkeypatch.setattr(firmware, "PLACES", ())
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(subprocess, "run", fail)
