@@ -278,7 +278,7 @@ def test_the_supplied_kvm_is_not_enough_for_qemu(
     words = ["exec", "--state", machine, "--kvm", "supplied", "--", *program]
     ended = cbit(*words, "-accel", "kvm", "-nodefaults", "-display", "none", "-S")
     assert 0 != ended.returncode
-    assert "kvm does not support KVM_CAP_SET_TSS_ADDR" in ended.stderr
+    assert "kvm does not support KVM_CAP_" in ended.stderr  # which one it asks for first is its affair
 
 
 def a_kernel() -> bytes:
