@@ -50,6 +50,19 @@ def test_the_cache_is_inside_the_virtual_environment() -> None:
     assert cache_folder().is_relative_to(sys.prefix)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_virtual_environment_of_somebody_else_leaves_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "venv"
+    theirs.mkdir(mode=0o500)
+    monkeypatch.setattr(sys, "prefix", str(theirs))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "ours"))
+    assert tmp_path / "ours" / "cbit" == cache_folder()
+    theirs.chmod(0o700)
+    assert theirs / "var" / "cbit" == cache_folder()
+
+
 def test_a_missing_compiler_is_named_with_what_to_install(tmp_path: Path, source: Path) -> None:
     with pytest.raises(NoCompiler, match=r"no C compiler: no-such-cc is not there.*package gcc"):
         compiled([source], FLAGS, name="answer", folder=tmp_path / "cache", compiler="no-such-cc")

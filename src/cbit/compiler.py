@@ -20,9 +20,10 @@ class NoCompiler(CbitError):
 
 
 def cache_folder() -> Path:
-    """Where compiled sources are kept: the virtual environment, or the user's cache outside one."""
-    if sys.prefix != sys.base_prefix:
-        return Path(sys.prefix) / "var" / "cbit"
+    """Where compiled sources are kept: the virtual environment, if it is ours, or else the user's cache."""
+    inside = Path(sys.prefix) / "var" / "cbit"
+    if sys.prefix != sys.base_prefix and _is_writable(inside):
+        return inside
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cbit"
 
 
@@ -63,6 +64,12 @@ def compiled(
 def has_compiler() -> bool:
     """Whether there is a C compiler."""
     return shutil.which(_command(None)[0]) is not None
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made there, and the folder itself if it is not there yet."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def _command(compiler: str | None) -> list[str]:
