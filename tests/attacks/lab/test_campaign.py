@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -78,6 +80,21 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: str) -> None
 def test_a_case_that_cannot_be_run_is_named(executor: Here | Processes) -> None:
     with pytest.raises(BrokenCase, match=r"replay against sev: .*no parameter 'x'"):
         list(executor.run([Case("replay", Mode.SEV, parameters={"x": 1})]))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"x": 1}], ids=["that runs", "that breaks"])
+@pytest.mark.parametrize("executor", [Here(), Processes(2)])
+def test_a_case_leaves_no_folder_behind(
+    executor: Here | Processes, parameters: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    used: list[list[str]] = []
+    with contextlib.suppress(BrokenCase):
+        for _ in executor.run([Case("replay", Mode.SEV, parameters=parameters)] * 2):
+            used.append(os.listdir(tmp_path))
+    assert all(used)
+    assert bool(parameters) is (used == [])
+    assert [] == os.listdir(tmp_path)
 
 
 def test_there_is_one_worker_at_least() -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import selectors
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -77,8 +79,13 @@ class Processes:
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
         """Yield each result as it comes (errors as `Executor.run`)."""
+        # Workers are ended in the middle of what they do: who gave them their folder removes it.
+        with tempfile.TemporaryDirectory(prefix="cbit-attack-") as scratch:
+            yield from self._run(cases, scratch)
+
+    def _run(self, cases: Sequence[Case], scratch: str) -> Iterator[tuple[Case, Told]]:
         waiting = list(cases)
-        workers = [_Worker(self._linux) for _ in range(min(self._count, len(waiting)))]
+        workers = [_Worker(self._linux, scratch) for _ in range(min(self._count, len(waiting)))]
         try:
             with selectors.DefaultSelector() as selector:
                 for worker in workers:
@@ -111,10 +118,15 @@ def linux_from(word: str) -> LinuxFiles | str:
 
 
 class _Worker:
-    def __init__(self, linux: str) -> None:
+    def __init__(self, linux: str, scratch: str) -> None:
         command = [sys.executable, "-m", "cbit.attacks.lab.executors", linux]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | {"TMPDIR": scratch},
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
