@@ -75,7 +75,8 @@ static void debug(const char *name, uint32_t id, void *from, void *to, uint32_t 
 }
 
 static void secret(const char *name, void *header, uint32_t header_len, void *packet, uint32_t length, void *where) {
-    struct kvm_sev_launch_secret it = {(uintptr_t)header, header_len, (uintptr_t)where, length, (uintptr_t)packet, length};
+    struct kvm_sev_launch_secret it = {.hdr_uaddr = (uintptr_t)header, .hdr_len = header_len,  /* later headers name the padding */
+        .guest_uaddr = (uintptr_t)where, .guest_len = length, .trans_uaddr = (uintptr_t)packet, .trans_len = length};
     op(name, KVM_SEV_LAUNCH_SECRET, &it);
 }
 
