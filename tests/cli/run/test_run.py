@@ -110,6 +110,30 @@ def test_a_panic_is_none_the_less_a_panic_for_the_reset_behind_it(run: Run, then
     assert "cbit run: Kernel panic - not syncing: no init" in ran.err
 
 
+DEADLOCKED = "Kernel panic - not syncing: System is deadlocked on memory"
+BOUNCES = "[    0.0] software IO TLB: SWIOTLB bounce buffer size adjusted to 64MB\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "panic", "explained"),
+    [
+        (BOUNCES, DEADLOCKED, True),
+        (BOUNCES, "Kernel panic - not syncing: Out of memory: compulsory panic_on_oom", True),
+        ("", DEADLOCKED, False),  # nobody says what took the memory
+        (BOUNCES, "Kernel panic - not syncing: no init", False),  # not for want of memory
+    ],
+)
+def test_a_panic_for_want_of_memory_names_the_bounce_buffers_that_took_it(
+    run: Run, before: str, panic: str, explained: bool
+) -> None:
+    kernel = kernels.small(kernels.says(f"{before}[    0.1] {panic}\r\n") + kernels.RESET)
+    ran = run(kernel, "--timeout", "100")
+    assert (1, "panic") == (ran.code, ran.report["end"])
+    assert ran.report["why"].startswith(panic)
+    assert explained == ("64 MiB of its memory went to bounce buffers" in ran.report["why"])
+    assert explained == ("--append swiotlb=8192" in ran.err)
+
+
 def test_one_seed_gives_the_same_bytes_and_blocks(run: Run) -> None:
     random = b"\x0f\xc7\xf0\x66\xba\xf8\x03\xee"  # rdrand eax; mov dx, 0x3F8; out dx, al
     kernel = kernels.small(8 * random + BYE)

@@ -167,3 +167,16 @@ def test_one_seed_gives_the_same_boot(linux: Linux, machine: Path, tmp_path: Pat
     for name in ("console", "executed_blocks", "exits", "fills", "evictions", "guest_seconds", "launch"):
         assert one[name] == other[name], name
     assert one["executed_blocks"] > 10_000_000
+
+
+@pytest.mark.parametrize(("append", "ends"), [("", "panic"), ("swiotlb=8192", "seen")])
+def test_a_small_encrypted_guest_lacks_what_its_bounce_buffers_take_until_it_takes_fewer(
+    linux: Linux, tmp_path: Path, append: str, ends: str
+) -> None:
+    report = tmp_path / "report.json"
+    words = [*linux.words, "--mode", "sev", "--append", append, "--memory", "128M", "--until", "/ #"]
+    command = [sys.executable, "-m", "cbit", "run", *words, "--timeout", "240", "--report", str(report)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    account = json.loads(report.read_text())
+    assert (int(ends == "panic"), ends) == (done.returncode, account["end"]), done.stderr[-500:]
+    assert (ends == "panic") == ("64 MiB of its memory went to bounce buffers" in account["why"])

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 KEY_FILE = "disk.key"
 SEARCH = 7  #: number of the last act
-SMALLEST = 160 << 20  #: bytes of guest memory: 64 MiB of them become bounce buffers
+SMALLEST = (
+    160 << 20
+)  #: bytes of guest memory: under SEV 64 MiB of them become bounce buffers, by Linux's own rule
 
 
 def run(args: argparse.Namespace) -> Outcome:
