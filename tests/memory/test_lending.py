@@ -290,6 +290,26 @@ def test_memory_that_is_not_there_is_not_lent_along() -> None:
         world.cache.lend_along(Spa((1 << 20) - PAGE), 2, ALICE, Engine(world), write=False)
 
 
+@pytest.mark.parametrize(
+    ("order", "recalls"), [(range(40), 4), (range(39, -1, -1), 40), (range(0, 40, 2), 20)]
+)
+def test_where_page_after_page_changes_its_tag_those_that_follow_leave_together(
+    order: range, recalls: int
+) -> None:
+    world = World(size=1 << 20, capacity=128 * PAGE, coherent=True)
+    first, second = Engine(world), Engine(world)
+    pages = [Spa(AT + number * PAGE) for number in range(40)]
+    for page in pages:
+        first.store(first.borrow(page), 64, page.to_bytes(8, "little"))
+    for number in order:
+        second.borrow(pages[number], UNENCRYPTED)
+    assert recalls == len([word for word, _ in first.heard if word == "recall"])
+    left = {copy.page for copy in world.cache.snapshot() if copy.key_id == ALICE}
+    assert left == {page for number, page in enumerate(pages) if number not in order}
+    world.cache.wbinvd()
+    assert pages == [int.from_bytes(world.cache.read(Spa(page + 64), 8, ALICE), "little") for page in pages]
+
+
 def test_nothing_of_the_plaintext_stays_behind_on_the_way_in() -> None:
     world = World()
     world.cache.write(AT, b"passing through", ALICE)

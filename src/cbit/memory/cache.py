@@ -21,14 +21,14 @@ Paper: memory-encryption.md §6.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import Final
 
 from cbit.memory.controller import MemoryController
 from cbit.memory.copies import Copy, CopyInfo, take_back
-from cbit.memory.lending import Borrower, cluster
+from cbit.memory.lending import CLUSTER, Borrower, cluster
 from cbit.memory.physical import Data
 from cbit.memory.pool import ROW, Pool, Slot
 from cbit.memory.stretches import ALL_LINES, neighbours, runs, split, stretches
@@ -73,6 +73,7 @@ class Cache:
         self._copies: OrderedDict[tuple[int, KeyId], Copy] = OrderedDict()  # least recently used first
         self._by_page: dict[int, dict[KeyId, Copy]] = {}
         self._now = 0
+        self._taken_over = -1  # the last page whose copies left for an access under another tag
         self.coherent: Final = coherent
         self.fills = 0
         self.evictions = 0
@@ -397,12 +398,24 @@ class Cache:
     def _only_tag(self, page: int, key_id: KeyId) -> None:
         """Let the copies of other tags leave, as coherent hardware does before an access (§6.2)."""
         tags = self._by_page.get(page)
-        if tags is not None and (len(tags) > 1 or key_id not in tags):
-            others = [copy for copy in tags.values() if copy.key_id != key_id]
-            if len(others) == 1:
-                self._leave_alone(*others)
-            else:
-                self._leave_all(others, write_back=True)
+        if tags is None or (len(tags) == 1 and key_id in tags):
+            return
+        others = [copy for copy in tags.values() if copy.key_id != key_id]
+        if page == self._taken_over + PAGE:  # page after page: a kernel clears or shares a region
+            others += self._ahead(page, others[0].key_id)
+        self._taken_over = others[-1].page
+        if len(others) == 1:
+            self._leave_alone(*others)
+        else:
+            self._leave_all(others, write_back=True)
+
+    def _ahead(self, page: int, key_id: KeyId) -> Iterator[Copy]:
+        """Find the copies of the pages that follow, all of them lent: a recall of each would be dear."""
+        for at in range(page + PAGE, page + CLUSTER * PAGE, PAGE):
+            tags = self._by_page.get(at)
+            if tags is None or len(tags) > 1 or key_id not in tags or tags[key_id].borrower is None:
+                return
+            yield tags[key_id]
 
     def _copies_in(self, spa: int, length: int, key_id: KeyId) -> list[Copy]:
         """List a tag's copies of a range, in order, once coherence is as the hardware promises."""

@@ -104,6 +104,10 @@ class DirectLaunch:
         Raises:
             Unmeasurable: as ``image``.
         """
+        return self._expectation
+
+    @cached_property
+    def _expectation(self) -> Expectation:
         inputs = tuple(step.input for step in self.steps())
         return Expectation(self.mode, self.image.digest(), inputs, self.secret_area)
 
