@@ -101,9 +101,11 @@ def _at(address: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]
 def _plain_xts_tweaks(out: int, first: bytes, pages: int, /) -> None:
     for page in range(pages):
         t = int.from_bytes(first[BLOCK * page : BLOCK * (page + 1)], "little")
-        for at in range(PAGE * page, PAGE * (page + 1), BLOCK):
-            ctypes.memmove(out + at, t.to_bytes(BLOCK, "little"), BLOCK)
+        tweaks = []
+        for _ in range(PAGE // BLOCK):
+            tweaks.append(t.to_bytes(BLOCK, "little"))
             t = t << 1 ^ (t >> 127) * _POLYNOMIAL
+        ctypes.memmove(out + PAGE * page, b"".join(tweaks), PAGE)
 
 
 #: Without a compiler.

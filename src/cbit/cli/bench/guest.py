@@ -41,9 +41,8 @@ from cbit.testing.worlds import a_host, a_machine, a_root, a_state
 
 DRAM: Final = 32 * MIB
 LARGE: Final = 16 * MIB  #: a cache that holds everything that the guests touch
-SMALL: Final = (
-    256 * KIB
-)  #: half of what one of them works on; the least that brings in as many as a large one
+#: Half of what one of them works on; the least that brings in as many neighbours as a large one.
+SMALL: Final = 256 * KIB
 TINY: Final = 128 * KIB  #: the least that brings in neighbours at all, half as many
 NUMBER: Final = 256 * KIB  #: what a guest works on, in bytes too
 WORKS: Final = 3  # in a cache that holds them, one alone is shorter than a busy computer's pauses
