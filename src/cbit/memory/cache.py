@@ -457,25 +457,22 @@ class Cache:
 
     def _write_back(self, copies: Sequence[Copy]) -> None:
         """Write dirty lines of neighbouring copies (`neighbours`) in one pass of the engine."""
-        first, count = copies[0], len(copies)
-        parts = runs(first.dirty)
-        for index in range(1, count):
-            at = index * PAGE
-            parts += [(at + start, at + stop) for start, stop in runs(copies[index].dirty)]
+        controller, first = self._controller, copies[0]
+        slots = [copy.slot for copy in copies]
         spa, key_id = Spa(first.page), first.key_id  # not that of whoever needs the room (§6.1 rule 1)
-        if len(parts) == 1:
-            ((start, stop),) = parts
-            self._controller.write(Spa(spa + start), self._pool.page(first.slot)[start:stop], key_id)
+        if all(copy.dirty == ALL_LINES for copy in copies):
+            self._pool.look(slots, lambda data: controller.write(spa, data, key_id))
             return
-        controller, whole = self._controller, all(copy.dirty == ALL_LINES for copy in copies)
-        self._pool.look(
-            [copy.slot for copy in copies],
-            lambda data: (
-                controller.write(spa, data, key_id)
-                if whole
-                else controller.write_parts(spa, data, parts, key_id)
-            ),
-        )
+        parts = [
+            (at + start, at + stop)
+            for at, copy in zip(range(0, PAGE * len(copies), PAGE), copies, strict=True)
+            for start, stop in runs(copy.dirty)
+        ]
+        if len(parts) > 1:
+            self._pool.look(slots, lambda data: controller.write_parts(spa, data, parts, key_id))
+            return
+        ((start, stop),) = parts
+        controller.write(Spa(spa + start), self._pool.page(first.slot)[start:stop], key_id)
 
     def _cached_pages(self, spa: int, length: int) -> list[int]:
         """List the pages of a range that have a copy under any tag, in order."""

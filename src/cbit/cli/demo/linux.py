@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 KEY_FILE = "disk.key"
 SEARCH = 7  #: number of the last act
-SMALLEST = (
-    160 << 20
-)  #: bytes of guest memory: under SEV 64 MiB of them become bounce buffers, by Linux's own rule
+#: Bytes of guest memory: under SEV 64 MiB of them become bounce buffers, by Linux's own rule.
+SMALLEST = 160 << 20
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -246,14 +246,11 @@ class Shadow:
         )
         if lent[mine - start] is None:  # somebody else has it, or the cache is small: it comes alone
             wanted, start, lent = [mine], mine, [self._lender.lend(frame, key, self, write=store)]
-        rights, encrypted, page = (
-            POOL | (OPEN if store else READ_ONLY),
-            key != UNENCRYPTED,
-            gpa // PAGE - mine,
-        )
         slots = {n: slot for n in wanted if (slot := lent[n - start]) is not None}
+        rights = POOL | (OPEN if store else READ_ONLY)
         self._map_all(space, {first + n: slot for n, slot in slots.items()}, rights)
-        space.used.update(dict.fromkeys(map(page.__add__, slots), encrypted))
+        page = gpa // PAGE - mine
+        space.used.update(dict.fromkeys((page + n for n in slots), key != UNENCRYPTED))
         if store:
             self._watch(slots.values())
 
