@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,21 +16,49 @@ import pytest
 
 from cbit.cpu.engine import layout as module
 from cbit.cpu.engine.errors import LayoutError
-from cbit.cpu.engine.layout import Layout, find_all, layout, one
+from cbit.cpu.engine.layout import Layout, Scratch, find_all, layout, one
 from cbit.cpu.engine.library import SUPPORTED, library, peek
 
 
 def test_everything_is_found_and_lies_in_the_cpu_object() -> None:
     layout.cache_clear()
     found = layout()
-    offsets = [getattr(found, field.name) for field in fields(Layout) if field.name != "size"]
-    assert all(0 <= offset < found.size for offset in offsets)
+    size = found.env + Scratch(library()).env_size
+    assert all(0 <= getattr(found, field.name) < size for field in fields(Layout))
 
 
 def test_a_second_derivation_gives_the_same() -> None:
     first = layout()
     layout.cache_clear()
     assert first == layout()
+
+
+def test_an_engine_in_a_larger_block_of_the_heap_is_laid_out_the_same_and_knows_its_own_size() -> None:
+    """Malloc gives a free block away whole where the rest would be too small: here, 16 bytes of it."""
+    first, expected = Scratch(library()), layout()
+    with free_blocks(first.place.env - first.place.cs + first.env_size + 16):
+        larger = Scratch(library())
+        layout.cache_clear()
+        assert expected == layout()
+    assert first.env_size + 16 == larger.env_size
+
+
+@contextmanager
+def free_blocks(size: int) -> Iterator[None]:
+    """Let the heap have free blocks of one size, kept apart by others so that they do not join."""
+    heap = ctypes.CDLL(None)
+    heap.malloc.restype, heap.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    heap.free.restype, heap.free.argtypes = None, [ctypes.c_void_p]
+    apart = [heap.malloc(1200) for _ in range(3000)]  # what was free of this size is not any more
+    blocks = []
+    for _ in range(64):
+        blocks.append(heap.malloc(size))
+        apart.append(heap.malloc(1200))
+    for block in blocks:
+        heap.free(block)
+    yield
+    for block in apart:
+        heap.free(block)
 
 
 @pytest.mark.parametrize(("candidates", "count"), [([], 0), ([8, 16], 2)])

@@ -42,7 +42,6 @@ class Layout:
     uc_no_exit_request: int
     cs_env: int  # the pointer to the register file
     env: int  # the register file itself, from CPUState
-    size: int  # of the CPU object, from CPUState
     cs_exception_index: int
     cs_interrupt_request: int
     cs_exit_word: int  # negative: the next block is to stop
@@ -148,6 +147,24 @@ def _register_files(handle: int, marks: bytes) -> Iterator[Place]:
                 yield Place(handle, cs, env, at * 8, index * 8)
 
 
+def env_size(place: Place) -> int:
+    """Return how many bytes of this engine's CPU object are the register file.
+
+    The object is one malloc block, and what lies behind it is somebody else's. Two engines of one library
+    may differ: malloc gives away a remainder that is too small to be a block of its own.
+
+    Raises:
+        LayoutError: the block cannot be a CPU object.
+    """
+    usable = ctypes.CDLL(None).malloc_usable_size
+    usable.argtypes, usable.restype = [_POINTER], ctypes.c_size_t
+    size = int(usable(place.cs))
+    env_at = place.env - place.cs
+    if not env_at + 0x1000 < size < 0x40000:
+        raise LayoutError("CPU object", f"{size:#x} bytes with the register file at {env_at:#x}")
+    return size - env_at
+
+
 class Scratch:
     """An engine to ask questions of."""
 
@@ -158,16 +175,7 @@ class Scratch:
         self.uc.mem_map(0, 0x40000)
         self.place = locate(self.uc, package.x86_const)
         self.env_at = self.place.env - self.place.cs
-        self.size = self._object_size()
-
-    def _object_size(self) -> int:
-        """The CPU object is one malloc block: the heap behind it holds copies of our patterns."""
-        usable = ctypes.CDLL(None).malloc_usable_size
-        usable.argtypes, usable.restype = [_POINTER], ctypes.c_size_t
-        size = int(usable(self.place.cs))
-        if not self.env_at + 0x1000 < size < 0x40000:
-            raise LayoutError("CPU object", f"{size:#x} bytes with the register file at {self.env_at:#x}")
-        return size
+        self.env_size = env_size(self.place)
 
     def call(self, name: str, *arguments: int) -> None:
         """Call an internal function on the register file; 32-bit arguments but for one that is longer."""
@@ -180,7 +188,7 @@ class Scratch:
 
     def env(self) -> bytes:
         """Copy the register file."""
-        return peek(self.place.env, self.size - self.env_at)
+        return peek(self.place.env, self.env_size)
 
     def changes(self, act: Callable[[], object]) -> tuple[bytes, bytes]:
         """Copy the register file before and after an act."""
@@ -212,7 +220,6 @@ def layout() -> Layout:
         "uc_cpu": scratch.place.uc_cpu,
         "cs_env": scratch.place.cs_env,
         "env": scratch.env_at,
-        "size": scratch.size,
     }
     _check_against_code(lib, scratch.env_at)
     answers |= _ask_registers(scratch)

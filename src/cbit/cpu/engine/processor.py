@@ -21,7 +21,7 @@ from typing import Any, Final
 from cbit.cpu.engine import vectors
 from cbit.cpu.engine.errors import EngineFault, LayoutError
 from cbit.cpu.engine.interpose import interpose
-from cbit.cpu.engine.layout import layout, locate
+from cbit.cpu.engine.layout import env_size, layout, locate
 from cbit.cpu.engine.library import library
 from cbit.cpu.engine.native import CHANGED, ON_CALL, ON_EXIT, Area, EngineState, native
 from cbit.memory.dram import anonymous
@@ -111,7 +111,7 @@ class Processor:
         self._ask = lib.function("cpu_x86_cpuid", None, ctypes.c_void_p, _U32, _U32, *words)
         ram_address = lib.function("qemu_ram_addr_from_host", _U64, ctypes.c_void_p, ctypes.c_void_p)
         self._pool_ram: int = ram_address(self._uc_at, self.pool_at)
-        self._pristine = ctypes.string_at(self._env_at, self._at.size - self._at.env)
+        self._pristine = ctypes.string_at(self._env_at, self._env_size)
         self._loaded: Context | None = None
 
     # --- making
@@ -121,6 +121,7 @@ class Processor:
         if (place.uc_cpu, place.cs_env, place.env - place.cs) != (at.uc_cpu, at.cs_env, at.env):
             raise LayoutError("env", "a second engine is laid out differently")
         self._uc_at, self._cs_at, self._env_at = place.uc, place.cs, place.env
+        self._env_size = env_size(place)
         # Otherwise every load and store ends in a check for a request to stop.
         ctypes.c_uint8.from_address(place.uc + at.uc_no_exit_request).value = 1
 
@@ -240,8 +241,8 @@ class Processor:
 
     def _load(self, context: Context) -> None:
         if self._loaded is not None:
-            self._loaded.environment = ctypes.string_at(self._env_at, len(self._pristine))
-        ctypes.memmove(self._env_at, context.environment, len(self._pristine))
+            self._loaded.environment = ctypes.string_at(self._env_at, self._env_size)
+        ctypes.memmove(self._env_at, context.environment, self._env_size)
         self._loaded = context
 
     @property
