@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from cbit.driver.errors import FirmwareError, MailboxTimeout
 from cbit.machine.board import Machine
 from cbit.secure_processor.mailbox import COMMAND_SHIFT, OFF, RESPONSE, Register
-from cbit.spec.address import PAGE, Spa
+from cbit.spec.address import LINE, PAGE, Spa
 from cbit.spec.command import Command, name_of
 from cbit.spec.key_id import UNENCRYPTED
 from cbit.spec.status import Status
@@ -61,7 +61,8 @@ class Ccp:
             MailboxTimeout: the secure processor does not run.
         """
         memory = self._machine.memory
-        memory.snoop_write(self._page, bytes(buffer), UNENCRYPTED)
+        # Whole lines, as an uncacheable page's write-combining buffers leave: nothing is to be merged.
+        memory.snoop_write(self._page, bytes(buffer).ljust(-(-buffer.SIZE // LINE) * LINE, b"\0"), UNENCRYPTED)
         status, why = self._ring(command)
         raw = memory.snoop_read(self._page, buffer.SIZE, UNENCRYPTED)
         return status, why, type(buffer).parse(raw, canonical=False)

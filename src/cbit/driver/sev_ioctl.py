@@ -129,7 +129,8 @@ class SevDevice:
             raise OSError(errno.ENOTTY, f"request {request:#x} is not SEV_ISSUE_CMD")
         name = "SEV_ISSUE_CMD"
         try:
-            issue = IssueCmd.parse(memory.read(argument, IssueCmd.SIZE))
+            raw = memory.read(argument, IssueCmd.SIZE)
+            issue = IssueCmd.parse(raw)
             row = ROWS.get(issue.cmd)
             if row is None:
                 raise OSError(errno.EINVAL, f"command {issue.cmd} is out of range")
@@ -140,7 +141,7 @@ class SevDevice:
                     asked.insist_on_write()
                 row.handler(self, asked)
             finally:
-                told = (argument, bytes(issue.replace(error=asked.error)))
+                told = (argument, raw[: _ERROR.offset] + asked.error.to_bytes(_ERROR.size, "little"))
                 memory.write_all(
                     [told] if asked.answer is None else [(asked.data, bytes(asked.answer)), told]
                 )
@@ -299,6 +300,7 @@ class SevDevice:
 #: The firmware reads no buffer of the commands that have none; the mailbox's page is there all the same.
 _NO_BUFFER: Final = buffers.GuestHandle(handle=0)
 _EMPTY_STATUS: Final = buffers.PlatformStatus()
+_ERROR: Final = IssueCmd.FIELDS["error"]  #: the last of its fields
 _NAMES: Final[Mapping[int, str]] = MappingProxyType({int(command): command.name for command in SevCommand})
 
 

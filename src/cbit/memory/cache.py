@@ -167,9 +167,12 @@ class Cache:
         it never hits a guest's plaintext (§5 rule 4).
         """
         self._controller.check(spa, length, key_id)
+        copies = self._copies_in(spa, length, key_id)
+        if not copies:
+            return self._controller.read(spa, length, key_id)
         pieces: list[bytes] = []
         done, end = int(spa), spa + length
-        for copy in self._copies_in(spa, length, key_id):
+        for copy in copies:
             start, stop = max(copy.page, spa), min(copy.page + PAGE, end)
             if done < start:
                 pieces.append(self._controller.read(Spa(done), start - done, key_id))
@@ -420,6 +423,8 @@ class Cache:
     def _copies_in(self, spa: int, length: int, key_id: KeyId) -> list[Copy]:
         """List a tag's copies of a range, in order, once coherence is as the hardware promises."""
         pages = self._cached_pages(spa, length)
+        if not pages:
+            return []
         if self.coherent:
             for page in pages:
                 self._only_tag(page, key_id)
@@ -476,6 +481,8 @@ class Cache:
 
     def _cached_pages(self, spa: int, length: int) -> list[int]:
         """List the pages of a range that have a copy under any tag, in order."""
+        if 0 < length <= PAGE - spa % PAGE:  # the usual case: one page
+            return [spa & -PAGE] if spa & -PAGE in self._by_page else []
         pages = range(spa & -PAGE, spa + length, PAGE) if length else range(0)
         if len(pages) <= len(self._by_page):
             return [page for page in pages if page in self._by_page]

@@ -165,7 +165,7 @@ class MemoryController:
         """Write any range through the engine; partial lines are read and merged (errors as `check`)."""
         self.check(spa, len(data), key_id)
         if not (spa | len(data)) % LINE:  # whole lines, as the cache and the secure processor's chunks are
-            self._lines_out(spa, memoryview(data).cast("B"), key_id)
+            self._lines_out(spa, memoryview(data).cast("B"), self._engine(key_id))
             return
         if spa % LINE + len(data) <= LINE:  # within one line
             self._merge(spa, data, key_id)
@@ -175,7 +175,7 @@ class MemoryController:
         body = min(-(-spa // LINE) * LINE, end)
         tail = max(end // LINE * LINE, body)
         self._merge(spa, data[: body - spa], key_id)
-        self._lines_out(Spa(body), data[body - spa : tail - spa], key_id)
+        self._lines_out(Spa(body), data[body - spa : tail - spa], self._engine(key_id))
         self._merge(Spa(tail), data[tail - spa :], key_id)
 
     def write_parts(
@@ -199,16 +199,15 @@ class MemoryController:
         wire = self._lines_in(start, LINE, encrypted=cipher is not None)
         line = bytearray(wire if cipher is None else cipher.decrypt(start, wire))
         line[spa - start : spa - start + len(part)] = part
-        self._lines_out(start, memoryview(line), key_id)
+        self._lines_out(start, line, cipher)
 
     def _lines_in(self, spa: Spa, length: int, *, encrypted: bool) -> memoryview:
         self.counts.count(length // LINE, encrypted=encrypted, write=False)
         return self._bus.lines(spa, length)
 
-    def _lines_out(self, spa: Spa, data: memoryview, key_id: KeyId) -> None:
+    def _lines_out(self, spa: Spa, data: bytearray | memoryview, cipher: MemoryCipher | None) -> None:
         if not data:
             return
-        cipher = self._engine(key_id)
         self.counts.count(len(data) // LINE, encrypted=cipher is not None, write=True)
         if cipher is None:
             self._bus.write(spa, data)

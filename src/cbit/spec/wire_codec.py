@@ -7,8 +7,9 @@ ones, which a firmware command has by the dozen.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from operator import itemgetter
 from typing import Any, Final, Protocol
 
 _ASK: Final = (None, 0)  #: no value is of this type: the field is asked
@@ -63,8 +64,10 @@ class Codec:
         "_decoded",
         "_encoded",
         "_fields",
+        "_kinds",
         "_known",
         "_limits",
+        "_row",
         "_stretches",
         "_struct",
         "gaps",
@@ -85,6 +88,9 @@ class Codec:
         self._known = tuple((f.name, _members(f.kind)) for f in numbers if issubclass(f.kind, Enum))
         # What is of exactly the declared type needs one comparison; the rest is asked of its field.
         self._limits = {f.name: (f.kind, 1 << 8 * f.size) for f in fields if issubclass(f.kind, int)}
+        # All numbers: their kinds in a row, for one comparison of all; otherwise what no row is equal to.
+        self._kinds = tuple(f.kind for f in fields) if len(numbers) == len(fields) else None
+        self._row = _row(list(self._fields))
         self._stretches: dict[tuple[str, ...], list[tuple[int, int]]] = {}
 
     def unpack(self, data: bytes, *, canonical: bool) -> dict[str, Any]:
@@ -104,7 +110,18 @@ class Codec:
         """Return the bytes of checked values, zero in every gap."""
         if self._encoded:
             values = {**values, **{field.name: field.encode(values[field.name]) for field in self._encoded}}
-        return self._struct.pack(*map(values.__getitem__, self._fields))
+        return self._struct.pack(*self._row(values))
+
+    def fits(self, values: Mapping[str, Any]) -> bool:
+        """Tell at a glance that all values of a structure fit; False says nothing: `check` has to look."""
+        row = self._row(values)
+        if (*map(type, row),) != self._kinds:
+            return False
+        try:
+            self._struct.pack(*row)
+        except struct.error:
+            return False
+        return True
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Let the field of every value that does not fit refuse it."""
@@ -127,6 +144,13 @@ class Codec:
                     found.append((field.offset, end))
             self._stretches[names] = found
         return found
+
+
+def _row(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """Return what takes the values of these names, in this order."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda values: tuple(values[name] for name in names)
 
 
 def _members(kind: type[Enum]) -> dict[int, Enum]:
