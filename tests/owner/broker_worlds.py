@@ -18,7 +18,7 @@ from cbit.owner.broker import Broker, Kind, Policy
 from cbit.owner.broker.audit import Event
 from cbit.owner.broker.evidence import Reported
 from cbit.owner.broker.packet import public_bytes, report_data
-from cbit.owner.broker.rules import Challenge, OpenedSession, SevRelease
+from cbit.owner.broker.rules import Challenge, OpenedSession, SevRelease, SnpRelease
 from cbit.owner.broker.sqlite import SqliteStore
 from cbit.spec.certificate import SevCert
 from cbit.spec.policy import ApiVersion
@@ -158,6 +158,20 @@ def a_report(challenge: Challenge, key: ec.PrivateKey, **changes: object) -> byt
     """A guest's report that covers a challenge and a key."""
     data = report_data(challenge.nonce, public_bytes(key.public_key()))
     return world().report({"report_data": data, **changes})
+
+
+def ask(
+    office: Office, challenge: Challenge | None = None, report: bytes | None = None, **changes: object
+) -> SnpRelease:
+    """What a guest gets for its report; nothing said, it is the one that is wanted."""
+    challenge = challenge or office.broker.open_challenge("db")
+    key = guest_key()
+    return office.broker.take_report(
+        challenge.launch,
+        report=a_report(challenge, key, **changes) if report is None else report,
+        certificates=leaf_pem(),
+        public_key=public_bytes(key.public_key()),
+    )
 
 
 def pem_of(key: ec.PrivateKey) -> bytes:

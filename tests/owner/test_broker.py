@@ -17,10 +17,9 @@ from cbit.owner.broker import AlreadyReleased, Refused, verify_records
 from cbit.owner.broker.audit import Record
 from cbit.owner.broker.evidence import Reported
 from cbit.owner.broker.packet import GuestPacket, public_bytes, read_public_key, report_data, unseal
-from cbit.owner.broker.rules import Challenge, SnpRelease, Unknown
+from cbit.owner.broker.rules import Unknown
 from cbit.owner.broker.sqlite import SqliteStore
 from cbit.owner.broker.store import Occupied, Policy
-from cbit.owner.errors import Untrusted
 from cbit.spec.certificate import CERT_SIZE
 from cbit.spec.errors import BadMeasurement, NotModelled, WireError
 from owner.broker_worlds import (
@@ -31,10 +30,10 @@ from owner.broker_worlds import (
     SNP_WISHES,
     Office,
     a_report,
+    ask,
     exported,
     guest_key,
     launched,
-    leaf_pem,
     opened,
     reported,
     sev_policy,
@@ -56,19 +55,6 @@ def last(office: Office) -> Record:
     found = verify_records(office.store.records())
     assert found is not None
     return found
-
-
-def ask(
-    office: Office, challenge: Challenge | None = None, report: bytes | None = None, **changes: object
-) -> SnpRelease:
-    challenge = challenge or office.broker.open_challenge("db")
-    key = guest_key()
-    return office.broker.take_report(
-        challenge.launch,
-        report=a_report(challenge, key, **changes) if report is None else report,
-        certificates=leaf_pem(),
-        public_key=public_bytes(key.public_key()),
-    )
 
 
 # ---- SEV
@@ -425,65 +411,6 @@ def test_a_file_that_is_no_brokers_is_refused(tmp_path: Path, content: bytes) ->
 def test_a_receipt_that_says_nothing_of_its_platform_will_do(office: Office) -> None:
     session = office.broker.open_session("web", exported())
     assert office.broker.take_receipt(session.launch, replace(reported(session), chain=b""))
-
-
-# ---- the log
-
-
-def a_log(office: Office) -> list[Record]:
-    office.broker.take_receipt(
-        (session := office.broker.open_session("web", exported())).launch, reported(session)
-    )
-    ask(office)
-    with pytest.raises(AlreadyReleased):
-        ask(office)
-    return list(office.store.records())
-
-
-def test_the_log_is_one_text_and_comes_back(office: Office) -> None:
-    records = a_log(office)
-    assert records == [Record.from_line(record.line, what="line") for record in records]
-    assert records[-1] == verify_records(records)
-    for record in records:
-        assert record == verify_records(records, head=record.hash) or record != records[-1]
-
-
-def test_a_log_that_was_changed_is_found_out(office: Office) -> None:
-    records = a_log(office)
-    head = records[-1].hash
-    twins: dict[str, list[list[Record]]] = {}
-    for number, record in enumerate(records[:-1]):
-        changed = replace(record, event=replace(record.event, policy="x"))
-        twins.setdefault("one of them was changed", []).append(
-            [*records[:number], changed, *records[number + 1 :]]
-        )
-        twins.setdefault("stands where", []).append([*records[:number], *records[number + 1 :]])
-    twins["does not contain"] = [records[:-1], [*records[:-1], replace(records[-1], event=CREATED)], []]
-    for reason, logs in twins.items():
-        for log in logs:
-            with pytest.raises(Untrusted, match=reason):
-                verify_records(log, head=head)
-
-
-def test_a_log_that_releases_twice_is_found_out() -> None:
-    first = Record(number=0, previous=bytes(32).hex(), event=replace(CREATED, what="release", launch="a"))
-    second = Record(number=1, previous=first.hash, event=first.event)
-    with pytest.raises(Untrusted, match="releases again what 0 released"):
-        verify_records([first, second])
-
-
-@pytest.mark.parametrize("line", ["", "{}", "[]", '{"number": 0}', "\xff"])
-def test_a_line_that_is_no_record_is_refused(line: str) -> None:
-    with pytest.raises(WireError):
-        Record.from_line(line, what="line 1")
-
-
-def test_a_record_has_one_form() -> None:
-    line = Record(number=0, previous=bytes(32).hex(), event=CREATED).line
-    assert Record.from_line(line, what="line")
-    for twin in (line.replace(",", ", "), line.replace('"created"', '"cr\\u0065ated"'), line.strip()):
-        with pytest.raises(WireError, match="one form"):
-            Record.from_line(twin, what="line")
 
 
 def test_a_bad_packet_of_the_broker_is_refused_in_the_guest() -> None:

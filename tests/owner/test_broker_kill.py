@@ -12,16 +12,21 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cbit.crypto.key import Key
 from cbit.owner.broker import AlreadyReleased, Refused, verify_records
 from cbit.owner.broker.packet import public_bytes
 from cbit.owner.broker.rules import Challenge
 from cbit.owner.broker.sqlite import SqliteStore
 from owner.broker_worlds import (
     CREATED,
+    SEV_WISHES,
+    SNP_WISHES,
+    Clock,
     Office,
     a_report,
     exported,
@@ -29,6 +34,7 @@ from owner.broker_worlds import (
     leaf_pem,
     reported,
     sev_policy,
+    snp_policy,
 )
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ends processes with SIGKILL: POSIX only")
@@ -143,6 +149,91 @@ def test_a_kill_between_any_two_steps_of_a_release(
                 act(office)
         assert launch in check(tmp_path)
     assert {True, False} == outcomes, "some kills come before the release is on disk, and one after"
+
+
+# ---- another process at work between the judgement and the release
+
+
+def removed(office: Office) -> None:
+    for name in ("web", "db"):
+        office.broker.remove_policy(name)
+
+
+def changed(office: Office) -> None:
+    removed(office)
+    office.broker.add_policy(sev_policy(wishes=SEV_WISHES + "build = 1\n"))
+    office.broker.add_policy(snp_policy(wishes="vmpl = 0\n" + SNP_WISHES))
+
+
+def another_secret(office: Office) -> None:
+    removed(office)
+    for policy in (sev_policy(), snp_policy()):
+        office.broker.add_policy(replace(policy, secret=Key(b"new")))
+
+
+def expired(office: Office) -> None:
+    office.clock.pass_(hours=1)
+
+
+def the_same_again(office: Office) -> None:
+    removed(office)
+    for policy in (sev_policy(), snp_policy()):
+        office.broker.add_policy(policy)
+
+
+class Meddler:
+    """Lets another process do something at one place of a change."""
+
+    def __init__(self, folder: Path, clock: Clock, act: Callable[[Office], None]) -> None:
+        self.folder, self.clock, self.act = folder, clock, act
+
+    def __call__(self, place: str) -> None:
+        if place == "release: before":
+            other = Office(self.folder, clock=self.clock)
+            with closing(other.store):
+                self.act(other)
+
+
+@pytest.mark.parametrize("make", [sev, snp])
+@pytest.mark.parametrize(
+    ("meddle", "reason"),
+    [
+        (removed, "changed or removed"),
+        (changed, "changed or removed"),
+        (another_secret, "secret of policy '.*' was replaced"),
+        (expired, "to bring its evidence before"),
+    ],
+)
+def test_nothing_is_released_that_was_withdrawn_since_it_was_judged(
+    make: Callable[[Path], tuple[str, Act]], meddle: Callable[[Office], None], reason: str, tmp_path: Path
+) -> None:
+    with closing(Office(tmp_path).with_policies().store):
+        pass
+    launch, act = make(tmp_path)
+    clock = Clock()
+    office = Office(tmp_path, step=Meddler(tmp_path, clock, meddle), clock=clock)
+    with closing(office.store):
+        with pytest.raises(Refused, match=reason):
+            act(office)
+        kept = office.store.launch(launch)
+        assert kept is not None
+        assert kept.released is None
+        last = list(office.store.records())[-1]
+        assert ("refusal", launch) == (last.event.what, last.event.launch)
+    assert {} == check(tmp_path)
+
+
+@pytest.mark.parametrize("make", [sev, snp])
+def test_a_policy_that_came_back_as_it_was_releases(
+    make: Callable[[Path], tuple[str, Act]], tmp_path: Path
+) -> None:
+    with closing(Office(tmp_path).with_policies().store):
+        pass
+    launch, act = make(tmp_path)
+    office = Office(tmp_path, step=Meddler(tmp_path, Clock(), the_same_again))
+    with closing(office.store):
+        act(office)
+    assert {launch} == set(check(tmp_path))
 
 
 def open_session(office: Office) -> object:

@@ -10,7 +10,7 @@ No record holds a secret or a key: hashes, names, reasons.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final, Self
 
@@ -112,12 +112,12 @@ def verify_records(records: Iterable[Record], *, head: str | None = None) -> Rec
         The last record; None for an empty log.
 
     Raises:
-        Untrusted: a record is missing, out of place or changed, a launch was released twice, or the kept hash
-            is not in the log.
+        Untrusted: a record is missing, out of place or changed, a launch was released twice or under a policy
+            that did not stand, or the kept hash is not in the log.
     """
     reasons = []
     previous, expected, last, met = FIRST, 0, None, head in {None, FIRST}
-    released: dict[str, int] = {}
+    story = _Story()
     for record in records:
         if record.number != expected:
             reasons.append(f"record {record.number} stands where {expected} belongs")
@@ -125,11 +125,7 @@ def verify_records(records: Iterable[Record], *, head: str | None = None) -> Rec
             reasons.append(
                 f"record {record.number} does not follow the one before it: one of them was changed"
             )
-        if record.event.what == "release":
-            for name in (record.event.launch, record.event.details.get("identity", "")):
-                if name and name in released:
-                    reasons.append(f"record {record.number} releases again what {released[name]} released")
-                released.setdefault(name, record.number)
+        reasons += story.contradictions(record)
         previous, expected, last = record.hash, record.number + 1, record
         met = met or previous == head
     if not met:
@@ -137,3 +133,40 @@ def verify_records(records: Iterable[Record], *, head: str | None = None) -> Rec
     if reasons:
         raise Untrusted(reasons)
     return last
+
+
+class _Story:
+    """What a log has told so far: with it, what a broker cannot have done is found out."""
+
+    def __init__(self) -> None:
+        self._policies: dict[str, tuple[int, str]] = {}  # since which record, and its digest; "" when removed
+        self._launches: dict[str, str] = {}  # digest of the policy that each began under
+        self._released: dict[str, int] = {}
+
+    def contradictions(self, record: Record) -> Iterator[str]:
+        """Take the next record, and name what does not go with those before it."""
+        event, details = record.event, record.event.details
+        match event.what:
+            case "policy added" | "policy removed":
+                self._policies[event.policy] = (record.number, details.get("digest", ""))
+            case "session" | "challenge":
+                self._launches[event.launch] = details.get("policy digest", "")
+            case "release":
+                yield from self._release(record)
+
+    def _release(self, record: Record) -> Iterator[str]:
+        event, what = record.event, f"record {record.number} releases"
+        for name in (event.launch, event.details.get("identity", "")):
+            if name and name in self._released:
+                yield f"{what} again what {self._released[name]} released"
+            self._released.setdefault(name, record.number)
+        since, digest = self._policies.get(event.policy, (-1, ""))
+        began = self._launches.get(event.launch)
+        if began is None:
+            yield f"{what} to a launch that no record opened"
+        elif since < 0:
+            yield f"{what} under policy {event.policy!r}, which no record added"
+        elif not digest:
+            yield f"{what} under policy {event.policy!r}, which record {since} removed"
+        elif digest != began:
+            yield f"{what} under policy {event.policy!r}, which is another one since record {since}"

@@ -19,7 +19,7 @@ from cbit.crypto.session import TransportKeys
 from cbit.owner.broker import evidence, packet
 from cbit.owner.broker.audit import Event, Record
 from cbit.owner.broker.evidence import Reported
-from cbit.owner.broker.store import AlreadyReleased, Kind, Launch, Policy, Store
+from cbit.owner.broker.store import AlreadyReleased, Kind, Launch, Policy, Store, Withdrawn, check_waiting
 from cbit.owner.errors import Missing, Untrusted
 from cbit.owner.receipt import SessionRecord
 from cbit.owner.secret import raw
@@ -201,7 +201,7 @@ class Broker:
             raise self._refuse(error, policy.name, launch) from None
         header, data = trusted.seal(raw(policy.secret.material()), entropy=self._entropy)
         details = {"identity": f"sev {launch.id}", "measurement": trusted.measure.hex()}
-        record = self._release(launch, details)
+        record = self._release(launch, policy, details)
         return SevRelease(header=header, data=data, measure=trusted.measure, record=record)
 
     def take_report(
@@ -240,7 +240,7 @@ class Broker:
             "chip": verified.report.chip_id.hex(),
             "root": verified.endorser.root,
         }
-        return SnpRelease(packet=sealed, record=self._release(launch, details))
+        return SnpRelease(packet=sealed, record=self._release(launch, policy, details))
 
     def _policy(self, name: str, kind: Kind) -> Policy:
         policy = self._store.policy(name)
@@ -281,18 +281,22 @@ class Broker:
             self._refuse(again, launch.policy, launch)
             raise again
         policy = self._store.policy(launch.policy)
-        if policy is None or policy.digest != launch.policy_digest:
-            why = Untrusted([f"the policy {launch.policy!r} was changed or removed since this launch began"])
-            raise self._refuse(why, launch.policy, launch)
-        if self._clock() >= launch.expires:
-            why = Untrusted([f"the launch was to bring its evidence before {launch.expires.isoformat()}"])
-            raise self._refuse(why, launch.policy, launch)
+        try:
+            check_waiting(launch, policy, self._clock())
+        except Withdrawn as error:
+            raise self._refuse(error, launch.policy, launch) from None
+        if policy is None:
+            raise AssertionError("check_waiting() insists on a policy")
         return launch, policy
 
-    def _release(self, launch: Launch, details: dict[str, str]) -> Record:
+    def _release(self, launch: Launch, policy: Policy, details: dict[str, str]) -> Record:
         event = self._event("release", launch.policy, launch=launch, details=details)
         try:
-            return self._store.release(launch, event, identity=details["identity"])
+            return self._store.release(
+                launch, event, policy=policy, identity=details["identity"], clock=self._clock
+            )
+        except Withdrawn as error:  # between the judgement and the release
+            raise self._refuse(error, launch.policy, launch) from None
         except AlreadyReleased as error:
             self._refuse(error, launch.policy, launch)
             raise

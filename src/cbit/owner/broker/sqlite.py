@@ -23,7 +23,16 @@ from typing import Any, Final, Self
 
 from cbit.crypto.key import Key
 from cbit.owner.broker.audit import FIRST, Event, Record
-from cbit.owner.broker.store import AlreadyReleased, File, Kind, Launch, Occupied, Policy
+from cbit.owner.broker.store import (
+    AlreadyReleased,
+    File,
+    Kind,
+    Launch,
+    Occupied,
+    Policy,
+    Withdrawn,
+    check_waiting,
+)
 from cbit.spec.errors import WireError
 
 APPLICATION: Final = 0x63626974  #: "cbit", in the file's header
@@ -194,12 +203,25 @@ class SqliteStore:
         rows = self._read("SELECT * FROM launches WHERE id = ?", name)
         return _launch(rows[0]) if rows else None
 
-    def release(self, launch: Launch, event: Event, *, identity: str) -> Record:
+    def release(
+        self,
+        launch: Launch,
+        event: Event,
+        *,
+        policy: Policy,
+        identity: str,
+        clock: Callable[[], datetime],
+    ) -> Record:
         """Release once (``Store.release``)."""
         with self._change("release") as db:
-            found = db.execute("SELECT released FROM launches WHERE id = ?", (launch.id,)).fetchone()
-            if found is None or found[0] is not None:
+            found = db.execute("SELECT * FROM launches WHERE id = ?", (launch.id,)).fetchone()
+            if found is None or (waiting := _launch(found)).released is not None:
                 raise AlreadyReleased(f"launch {launch.id} has had its secret, or waits no longer")
+            rows = db.execute("SELECT * FROM policies WHERE name = ?", (waiting.policy,)).fetchall()
+            kept = _policy(rows[0]) if rows else None
+            check_waiting(waiting, kept, clock())
+            if kept != policy:  # the digest does not cover the secret, and an old secret may be a stolen one
+                raise Withdrawn(f"the secret of policy {waiting.policy!r} was replaced meanwhile: ask again")
             self._step("release: open")
             record = self._append(event)
             self._step("release: recorded")

@@ -7,7 +7,7 @@ returns only when they are on disk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -22,6 +22,10 @@ File = tuple[str, bytes]  #: name and content
 
 class AlreadyReleased(CbitError):
     """This launch has had its secret; another launch may ask anew."""
+
+
+class Withdrawn(CbitError):
+    """This launch gets nothing any more: its policy was changed or removed, or its time is over."""
 
 
 class Occupied(CbitError):
@@ -95,6 +99,23 @@ class Launch:
     released: int | None = None
 
 
+def check_waiting(launch: Launch, policy: Policy | None, now: datetime) -> None:
+    """Check that a launch may still have the secret of its policy.
+
+    Args:
+        launch: which one.
+        policy: the policy of that name, as it is kept now; None if there is none.
+        now: the moment.
+
+    Raises:
+        Withdrawn: the policy is gone or another one, or the launch has expired.
+    """
+    if policy is None or policy.digest != launch.policy_digest:
+        raise Withdrawn(f"the policy {launch.policy!r} was changed or removed since this launch began")
+    if now >= launch.expires:
+        raise Withdrawn(f"the launch was to bring its evidence before {launch.expires.isoformat()}")
+
+
 class Store(Protocol):
     """The database of one owner; may be called from any thread."""
 
@@ -134,15 +155,29 @@ class Store(Protocol):
         """Return a launch."""
         ...
 
-    def release(self, launch: Launch, event: Event, *, identity: str) -> Record:
+    def release(
+        self,
+        launch: Launch,
+        event: Event,
+        *,
+        policy: Policy,
+        identity: str,
+        clock: Callable[[], datetime],
+    ) -> Record:
         """Mark a launch as released, wipe its keys, and record it: all of it or nothing.
+
+        Between the judgement and this moment somebody else may have removed the policy, or time may have run
+        out.  So the transaction looks again (``check_waiting``), at what the database holds then.
 
         Args:
             launch: which one.
             event: what is recorded.
+            policy: what it was judged under, with the secret that is about to leave.
             identity: what tells this launch from every other one, whatever it is called on the wire.
+            clock: tells the moment; asked when nobody else can write any more.
 
         Raises:
+            Withdrawn: the policy or its secret is no longer this one, or the launch has expired.
             AlreadyReleased: this launch, or another one of the same identity, has had its release, or the
                 launch is not open.
         """
