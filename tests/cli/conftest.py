@@ -26,6 +26,14 @@ def mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
     return way
 
 
+@pytest.fixture(params=MECHANISMS[:2], ids=str)
+def kvm_mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
+    """Each mechanism that gives virtual machines too."""
+    way: Way = request.param
+    insist(way, refusals)
+    return way
+
+
 @pytest.fixture
 def any_way(refusals: dict[str, str]) -> None:
     insist(MECHANISMS[1], refusals)

@@ -146,11 +146,11 @@ def test_every_command_of_dev_sev(
 
 @pytest.mark.parametrize("kvm", ["supplied", "host"])
 def test_a_whole_launch(
-    mechanism: Way, where: list[str], kvm: str, walks: Callable[[str], list[str]]
+    kvm_mechanism: Way, where: list[str], kvm: str, walks: Callable[[str], list[str]]
 ) -> None:
     if kvm == "host" and not kvm_can_be_opened():
         pytest.skip("/dev/kvm cannot be opened here")
-    words = ["exec", *where, "--mechanism", mechanism.mechanism, "--kvm", kvm, "--", *walks("kvm")]
+    words = ["exec", *where, "--mechanism", kvm_mechanism.mechanism, "--kvm", kvm, "--", *walks("kvm")]
     ended = cbit(*words)
     assert (42, kvm_walk(encrypted=kvm == "supplied")) == (ended.returncode, ended.stdout), ended.stderr
 

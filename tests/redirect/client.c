@@ -295,6 +295,41 @@ int main(int count, char **words) {
     } else if (!strcmp(what, "daemon")) {
         daemon_of_mine(words[2]);
         return 5;
+    } else if (!strcmp(what, "abandoned")) { /* outlives its launcher, who has ended when we have */
+        daemon_of_mine(words[2]);
+        printf("ready %d\n", getpid());
+        for (;;) pause();
+    } else if (!strcmp(what, "file")) { /* what a file that is served does beside its requests */
+        char byte = 0;
+        struct stat it;
+        int fd = open("/dev/sev", O_RDWR | O_CREAT | O_TRUNC, 0600), n;
+        printf("truncated: %s, %s\n", said(fd), said(echo(fd)));
+        printf("read: %s, ", said(read(fd, &byte, 1)));
+        printf("write: %s\n", said(write(fd, &byte, 1)));
+        printf("lseek: %s, ", said(lseek(fd, 0, SEEK_CUR)));
+        printf("ftruncate: %s, ", said(ftruncate(fd, 4096)));
+        fstat(fd, &it);
+        printf("size %ld\n", (long)it.st_size);
+        printf("mmap shared: %s, ", said((long)mmap(0, 4096, PROT_READ, MAP_SHARED, fd, 0)));
+        void *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+        printf("a page of itself: %s\n", said(issue_at(fd, SEV_ISSUE_CMD, ECHO, page, 0)));
+        printf("where nobody may look: %s\n", said(ioctl(fd, _IOWR('T', 1, char[16000]), 8)));
+        printf("a request of no bytes: %s, ", said(ioctl(fd, _IO('S', 0), &n)));
+        printf("one to be read only: %s\n", said(ioctl(fd, _IOR('S', 0, char[16]), &byte - 64)));
+        printf("chmod: %s, ", said(chmod("/dev/sev", 0640)));
+        fstat(fd, &it);
+        printf("mode %o\n", it.st_mode);
+        printf("chown: %s, ", said(fchown(fd, 0, 12)));
+        fstat(fd, &it);
+        printf("group %d\n", it.st_gid);
+        printf("chmod with more: %s, ", said(fchmod(fd, 06755)));
+        fstat(fd, &it);
+        printf("mode %o\n", it.st_mode);
+        fflush(stdout);
+        if (chmod("/dev/sev", 0600) || setgid(65534) || setuid(65534)) return 9;
+        printf("closed to others: %s, ", said(open("/dev/sev", O_RDWR)));
+        printf("their chmod: %s, ", said(chmod("/dev/sev", 0666)));
+        printf("but what is open is: %s\n", said(echo(fd)));
     } else if (!strcmp(what, "linger")) { /* leaves somebody behind who never ends */
         printf("ready %d\n", getpid());
         pid_t left = fork();

@@ -43,7 +43,8 @@ class Way:
         return ["--mechanism", self.mechanism, *(["--nobody"] if self.nobody else [])]
 
 
-WAYS = [Way(mechanism, nobody) for mechanism in ("namespace", "opens") for nobody in (False, True)]
+WAYS = [Way(mechanism, nobody) for mechanism in ("namespace", "opens", "fuse") for nobody in (False, True)]
+FUSE = WAYS[4]
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ def reasons(first: str) -> dict[str, str]:
     if first and os.geteuid() != 0:
         return {"any": "only root can become nobody"}
     program = (
-        "import json\nfrom redirect.run import become_nobody\nfrom cbit.redirect.features import probe\n"
-        f"{first}\nprint(json.dumps(dict(probe().reasons)))"
+        "import json\nfrom redirect.run import become_nobody\n"
+        "from cbit.redirect.features import probe, why_no_fuse\n"
+        f"{first}\nprint(json.dumps(dict(probe().reasons) | {{'fuse': why_no_fuse()}}))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True
@@ -121,13 +123,10 @@ def environment() -> dict[str, str]:
 def insist(way: Way, refusals: dict[str, str]) -> None:
     """Skip, and say why, where this way is not open here."""
     suffix = " as nobody" if way.nobody else ""
-    needed = [
-        "any",
-        "listener",
-        "wait_killable",
-        "memory",
-        "namespace" if way.mechanism == "namespace" else "give",
-    ]
+    needed = ["any", "listener", "wait_killable", "memory"]
+    needed.append("namespace" if way.mechanism == "namespace" else "give")
+    if way.mechanism == "fuse":
+        needed = ["any", "fuse"]
     if lacking := [why for feature in needed if (why := refusals.get(feature + suffix))]:
         pytest.skip(f"{way} is refused here: {'; '.join(lacking)}")
 
@@ -143,6 +142,14 @@ def way(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
 @pytest.fixture(params=WAYS[::2], ids=str)
 def mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
     """Each mechanism, as whoever runs the tests."""
+    chosen: Way = request.param
+    insist(chosen, refusals)
+    return chosen
+
+
+@pytest.fixture(params=[WAYS[0], WAYS[2]], ids=str)
+def kvm_mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
+    """Each mechanism that gives virtual machines too, as whoever runs the tests."""
     chosen: Way = request.param
     insist(chosen, refusals)
     return chosen

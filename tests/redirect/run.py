@@ -17,9 +17,9 @@ from typing import Any
 
 from cbit.cpu.cpuid import Registers
 from cbit.redirect.errors import RedirectError
-from cbit.redirect.files import KVM_VM, SEV, SEV_GUEST, Kvm, sev_files
+from cbit.redirect.files import KVM_VM, SEV, SEV_GUEST, Kvm, Mechanism, sev_files
 from cbit.redirect.kvm import SuppliedKvm
-from cbit.redirect.launcher import Mechanism, start
+from cbit.redirect.launcher import start
 from cbit.redirect.tracer import Tracer
 from cbit.trace import Event, Trace
 from redirect.echo import Behind, Echo

@@ -13,8 +13,8 @@ import pytest
 
 from cbit.redirect.errors import NamespaceRefused, NotStarted, RedirectError, Unsupported
 from cbit.redirect.features import GIVE, LISTENER, MEMORY, NAMESPACE, SYNC_WAKE_UP, KernelFeatures, probe
-from cbit.redirect.files import sev_files
-from cbit.redirect.launcher import Ending, Mechanism, choose, start
+from cbit.redirect.files import Mechanism, sev_files
+from cbit.redirect.launcher import Ending, choose, start
 from cbit.redirect.linux import require_linux
 from redirect.conftest import command, environment
 

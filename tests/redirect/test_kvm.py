@@ -105,8 +105,8 @@ os.kill(os.getpid(), 9)
 )
 
 
-def test_the_books_are_the_kernels(mechanism: Way, report_at: Path) -> None:
-    ran = run(mechanism, report_at, sys.executable, "-c", BOOKS, extra=("--supplied-kvm",))
+def test_the_books_are_the_kernels(kvm_mechanism: Way, report_at: Path) -> None:
+    ran = run(kvm_mechanism, report_at, sys.executable, "-c", BOOKS, extra=("--supplied-kvm",))
     assert SAID == ran.out, ran.err
     assert "KVM_RUN: this KVM launches guests and runs none; cbit run does" in ran.report["reasons"]
     assert "KVM_CREATE_VM: type 0x4 is none of [0, 2, 3]" in ran.report["reasons"]
@@ -122,8 +122,8 @@ def test_the_books_are_the_kernels(mechanism: Way, report_at: Path) -> None:
     ] == (ran.report["behind"])
 
 
-def test_a_machine_ends_with_its_last_descriptor(mechanism: Way, report_at: Path) -> None:
-    ran = run(mechanism, report_at, sys.executable, "-u", "-c", LIVES, extra=("--supplied-kvm",))
+def test_a_machine_ends_with_its_last_descriptor(kvm_mechanism: Way, report_at: Path) -> None:
+    ran = run(kvm_mechanism, report_at, sys.executable, "-u", "-c", LIVES, extra=("--supplied-kvm",))
     assert "101 102\n101\n101\n102\n103\n" == ran.out, ran.err
     assert ["1: close"] == [line for line in ran.report["behind"] if "close" in line][:1]
     assert {"1: close", "2: close", "3: close"} == {line for line in ran.report["behind"] if "close" in line}
@@ -131,15 +131,15 @@ def test_a_machine_ends_with_its_last_descriptor(mechanism: Way, report_at: Path
     assert ran.report["descriptors"][0] == ran.report["descriptors"][1]
 
 
-def test_a_thousand_machines_leave_nothing_behind(mechanism: Way, report_at: Path) -> None:
+def test_a_thousand_machines_leave_nothing_behind(kvm_mechanism: Way, report_at: Path) -> None:
     script = PRELUDE + "for _ in range(1000):\n    vm = ask(kvm, 0xAE01)\n    cpu = ask(vm, 0xAE41, 0)\n"
     script += "    os.close(cpu)\n    os.close(vm)\n"
-    ran = run(mechanism, report_at, sys.executable, "-c", script, extra=("--supplied-kvm",))
+    ran = run(kvm_mechanism, report_at, sys.executable, "-c", script, extra=("--supplied-kvm",))
     assert 0 == ran.code, ran.err
     assert 1000 == sum("close" in line for line in ran.report["behind"])
     assert ran.report["descriptors"][0] == ran.report["descriptors"][1]
 
 
-def test_the_file_is_a_character_device(mechanism: Way, report_at: Path) -> None:
-    ran = run(mechanism, report_at, "test", "-c", "/dev/kvm", extra=("--supplied-kvm",))
+def test_the_file_is_a_character_device(kvm_mechanism: Way, report_at: Path) -> None:
+    ran = run(kvm_mechanism, report_at, "test", "-c", "/dev/kvm", extra=("--supplied-kvm",))
     assert 0 == ran.code

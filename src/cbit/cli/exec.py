@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cbit.driver.client_pages import MemoryRule
     from cbit.machine.state_folder import StateFolder
     from cbit.redirect.clients import AnyDevice
-    from cbit.redirect.files import Files, Kvm
+    from cbit.redirect.files import Files, Kvm, Mechanism
     from cbit.redirect.launcher import Ending, Target
     from cbit.trace import Event, Trace
 
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EXAMPLE
     parser.usage = (
-        "cbit exec [--state DIR | --socket PATH] [--mechanism namespace|opens] [--cpuid]\n"
+        "cbit exec [--state DIR | --socket PATH] [--mechanism namespace|opens|fuse] [--cpuid]\n"
         "                 -- PROGRAM [ARGUMENT …]"
     )
     parser.add_argument(
@@ -54,7 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mechanism",
         metavar="M",
-        help="namespace (a private mount namespace) or opens (answered calls); default: what is allowed here",
+        help="namespace (a private mount namespace), opens (answered calls) or fuse (a served file: no call "
+        "is watched, no virtual machines); default: namespace where it is allowed, else opens",
     )
     parser.add_argument(
         "--socket", type=Path, metavar="PATH", help="the machine that cbit serve serves there"
@@ -164,15 +165,30 @@ class _Cpuid:
         return self._answer(leaf, subleaf)
 
 
+def _mechanism(args: argparse.Namespace) -> Mechanism | None:
+    from cbit.redirect.files import Mechanism
+
+    if args.mechanism not in (None, *Mechanism):
+        raise ValueError(f"--mechanism {args.mechanism}: it is one of {', '.join(Mechanism)}")
+    return None if args.mechanism is None else Mechanism(args.mechanism)
+
+
 def _mode(args: argparse.Namespace) -> tuple[Kvm, MemoryRule]:
     """Say whose virtual machines the program gets, and what their pages hold."""
     from cbit.driver.client_pages import MemoryRule
-    from cbit.redirect.files import KVM, Kvm
+    from cbit.redirect.files import KVM, Kvm, Mechanism
 
     if args.kvm not in (None, *Kvm):
         raise ValueError(f"--kvm {args.kvm}: it is one of {', '.join(Kvm)}")
     if args.guest_memory not in (None, *MemoryRule):
         raise ValueError(f"--guest-memory {args.guest_memory}: it is one of {', '.join(MemoryRule)}")
+    if _mechanism(args) is Mechanism.FUSE:
+        if args.kvm not in (None, Kvm.NONE):
+            raise ValueError(
+                f"--kvm {args.kvm}: through FUSE no requests of virtual machines can be answered, for their "
+                f"descriptors are the kernel's; --mechanism {Mechanism.NAMESPACE} or {Mechanism.OPENS} does"
+            )
+        return Kvm.NONE, MemoryRule(args.guest_memory or "encrypted")
     kvm = Kvm(args.kvm or ("host" if os.access(KVM, os.R_OK | os.W_OK) else "supplied"))
     return kvm, MemoryRule(args.guest_memory or ("plain" if kvm is Kvm.HOST else "encrypted"))
 
@@ -211,13 +227,11 @@ def _machine(
 @contextmanager
 def _started(args: argparse.Namespace, files: Files, cpuid: _Cpuid | None) -> Iterator[Target]:
     """Fork the program; with --json its standard output becomes standard error, for ours is one object."""
-    from cbit.redirect.launcher import Mechanism, start
+    from cbit.redirect.launcher import start
 
-    if args.mechanism not in (None, *Mechanism):
-        raise ValueError(f"--mechanism {args.mechanism}: it is one of {', '.join(Mechanism)}")
-    mechanism = None if args.mechanism is None else Mechanism(args.mechanism)
     with _program_on_stderr(wanted=args.json):
-        target = start(args.program, files, mechanism=mechanism, tracer=cpuid.tracer if cpuid else None)
+        tracer = cpuid.tracer if cpuid else None
+        target = start(args.program, files, mechanism=_mechanism(args), tracer=tracer)
     with target:
         yield target
 

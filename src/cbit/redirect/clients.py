@@ -71,7 +71,7 @@ class Clients:
                 if error.errno != errno.ESRCH:
                     raise
         # New to us, or the number has passed to a thread of another process.
-        session = self._session(_process_of(thread))
+        session = self._session(process_of(thread))
         self._remember(session, thread)
         self._process = session.client.pid
         return session, self._descriptors.name(session.client.pid, thread, number)
@@ -152,8 +152,8 @@ class Clients:
         self._process_of[thread] = session.client.pid
 
 
-def _process_of(thread: int) -> int:
-    """Return the number of the process that a thread belongs to."""
+def process_of(thread: int) -> int:
+    """Return the number of the process that a thread belongs to; raises ESRCH."""
     with contextlib.suppress(FileNotFoundError), open(f"/proc/{thread}/status", "rb") as status:
         for line in status:
             if line.startswith(b"Tgid:"):

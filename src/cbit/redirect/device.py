@@ -6,11 +6,14 @@ after another, from the thread that serves; a device needs no lock.
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from cbit.redirect.process_memory import Buffer, Write
+from cbit.trace import Trace
 
 Handle = TypeVar("Handle")
 
@@ -83,7 +86,7 @@ class Device(Protocol[Handle]):
         the file, and a forked child has its own: the driver behind /dev/sev keeps nothing by open file
         either.  A foreign descriptor (a virtual machine of KVM) has one handle for each descriptor number of
         each process, also when another machine gets the number later: a request that begins anew is to be
-        taken as that.
+        taken as that.  Through FUSE there is one handle for each time that the file is opened.
 
         Args:
             client: the process.
@@ -111,3 +114,10 @@ class Device(Protocol[Handle]):
     def close(self, handle: Handle) -> None:
         """End: the process has ended, also by a kill in the middle of a command."""
         ...
+
+
+def report_fault(trace: Trace, error: BaseException) -> None:
+    """Say that a device failed, which is a fault of ours: its caller gets EIO, the others notice nothing."""
+    trace.emit("redirect", "fault of the emulator", repr(error))
+    print("cbit: a device failed; its caller gets EIO:", file=sys.stderr)
+    traceback.print_exception(error)

@@ -19,7 +19,8 @@ from cbit.redirect import namespace, opens, seccomp, signals
 from cbit.redirect.bpf import Rule, assemble
 from cbit.redirect.errors import NamespaceRefused
 from cbit.redirect.features import explain_install
-from cbit.redirect.files import Files
+from cbit.redirect.files import Files, Mechanism
+from cbit.redirect.fuse_server import MODE
 from cbit.redirect.linux import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, Call, prctl
 
 GO: Final = b"go"
@@ -63,21 +64,22 @@ def walk_through(
     what: Program,
     files: Files,
     *,
-    in_namespace: bool,
+    mechanism: Mechanism,
     parent: int,
     blocked: set[int | signal.Signals],
 ) -> None:
     """Become the program; never returns.  What goes wrong is said through the door."""
     try:
-        listener = _prepare(files, in_namespace=in_namespace, parent=parent)
+        descriptors = _prepare(files, mechanism, parent)
     except NamespaceRefused as error:
         _say(door, namespace=str(error))
         os._exit(125)
     except OSError as error:
         _say(door, failed=explain_install(error))
         os._exit(125)
-    socket.send_fds(door, [b"{}"], [listener])
-    os.close(listener)
+    socket.send_fds(door, [b"{}"], descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
     if door.recv(len(GO)) != GO:
         os._exit(125)
     signals.as_a_program_expects(blocked)
@@ -85,17 +87,24 @@ def walk_through(
     os._exit(127)
 
 
-def _prepare(files: Files, *, in_namespace: bool, parent: int) -> int:
+def _prepare(files: Files, mechanism: Mechanism, parent: int) -> list[int]:
+    """Put the files in this process's way; return what they are served through."""
     # A launcher that holds keys is undumpable, and its fork with it: the parent could not serve that.
     prctl(PR_SET_DUMPABLE, 1)
-    if in_namespace:
+    channels: list[int] = []
+    if mechanism is not Mechanism.OPENS:
         namespace.enter()
+    if mechanism is Mechanism.NAMESPACE:
         namespace.place(files)
+    if mechanism is Mechanism.FUSE:
+        channels = namespace.place_served(files, mode=MODE)
     # Without its launcher every redirected call would fail for ever, strangely; so it goes with it.
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(125)
-    return seccomp.install(filter_program(files, in_namespace=in_namespace))
+    if mechanism is Mechanism.FUSE:
+        return channels
+    return [seccomp.install(filter_program(files, in_namespace=mechanism is Mechanism.NAMESPACE))]
 
 
 def _execute(what: Program) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cbit.redirect import namespace, seccomp
+from cbit.redirect import fuse, namespace, seccomp
 from cbit.redirect.bpf import NOTIFY, Rule, assemble
 from cbit.redirect.errors import NamespaceRefused, Unsupported
 from cbit.redirect.linux import Call, require_linux, syscall
@@ -32,6 +32,7 @@ SYNC_WAKE_UP: Final = "sync_wake_up"
 MEMORY: Final = "memory"
 PROC: Final = "proc"
 NAMESPACE: Final = "namespace"
+FUSE: Final = "fuse"
 
 #: Without these no program is run against the machine.
 _NEEDED: Final = (LISTENER, WAIT_KILLABLE, MEMORY, PROC)
@@ -64,12 +65,35 @@ def probe() -> KernelFeatures:
         Unsupported: not Linux on x86-64.
     """
     require_linux()
+    return KernelFeatures(_tried(_reasons))
+
+
+def why_no_fuse() -> str:
+    """Try to serve a file through FUSE in a mount namespace; say why it is refused, "" if it is not.
+
+    Nothing is left behind, but the kernel may load its module for FUSE.
+
+    Raises:
+        Unsupported: not Linux on x86-64.
+    """
+    require_linux()
+    return "; ".join(_tried(_fuse_reasons).values())
+
+
+def require_fuse() -> None:
+    """Raise ``Unsupported``, with the reason, if no program can be served through FUSE."""
+    if why := why_no_fuse():
+        raise Unsupported(f"this computer cannot serve a program through FUSE: {why}")
+
+
+def _tried(attempts: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Let a child process try things on itself; return what it found."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.write(write_end, json.dumps(_reasons()).encode())
+            os.write(write_end, json.dumps(attempts()).encode())
             status = 0
         except BaseException:  # a forked copy must not run on as its parent
             traceback.print_exc()
@@ -81,7 +105,8 @@ def probe() -> KernelFeatures:
     os.waitpid(child, 0)
     if not text:
         raise Unsupported("the process that tries out the kernel's features did not report")
-    return KernelFeatures(json.loads(text))
+    found: dict[str, str] = json.loads(text)
+    return found
 
 
 def _reasons() -> dict[str, str]:
@@ -154,15 +179,42 @@ def _on_a_listener() -> dict[str, str]:
         reasons[SYNC_WAKE_UP] = (
             "the kernel has no synchronous wake-up (Linux 6.6): requests take four times as long"
         )
-    if why := _memory(listener):
+    if why := _memory():
         reasons[MEMORY] = why
     return reasons
 
 
-def _memory(listener: seccomp.Listener) -> str:
+def _fuse_reasons() -> dict[str, str]:
+    reasons = {NAMESPACE: _namespace()}
+    if not reasons[NAMESPACE]:
+        reasons = {PROC: _proc(), FUSE: _fuse(), MEMORY: _memory()}
+    return {feature: why for feature, why in reasons.items() if why}
+
+
+def _fuse() -> str:
+    try:
+        channel = fuse.open_channel()
+    except OSError as error:
+        return f"{fuse.DEVICE} cannot be opened: {_name(error)}"
+    try:
+        fuse.mount_file(channel, os.devnull, mode=0)
+    except OSError as error:
+        return f"the kernel, or a sandbox, refuses to mount through FUSE: {_name(error)}"
+    return ""
+
+
+class _Nobody:
+    """Waits for nothing: of a process that reads its own memory there is no call."""
+
+    def is_current(self, id_: int) -> bool:
+        """Tell that the caller is there."""
+        return True
+
+
+def _memory() -> str:
     word = ctypes.create_string_buffer(b"seen")
     try:
-        seen = ProcessMemory(listener).small(os.getpid(), ctypes.addressof(word), 4)
+        seen = ProcessMemory(_Nobody()).small(os.getpid(), ctypes.addressof(word), 4)
     except OSError as error:
         return f"the memory of a program cannot be read (process_vm_readv): {_name(error)}"
     return "" if seen == b"seen" else "the memory of a program reads wrongly (process_vm_readv)"

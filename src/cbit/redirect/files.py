@@ -155,6 +155,14 @@ def gaps(path: str, there: str) -> Iterator[str]:
         directory = posixpath.dirname(directory)
 
 
+class Mechanism(StrEnum):
+    """How the files come to exist for a program, and how its requests reach us."""
+
+    NAMESPACE = "namespace"  #: a private mount namespace; a listener on its system calls
+    OPENS = "opens"  #: a listener, for its opens too
+    FUSE = "fuse"  #: a private mount namespace; the files are ours, and no system call is watched
+
+
 class Kvm(StrEnum):
     """Whose virtual machines a program gets."""
 

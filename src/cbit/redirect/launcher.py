@@ -16,20 +16,21 @@ import ctypes
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self
 
 from cbit.redirect import door as child
 from cbit.redirect.clients import AnyDevice
 from cbit.redirect.errors import NamespaceRefused, NotStarted, RedirectError, Unsupported
-from cbit.redirect.features import GIVE, NAMESPACE, KernelFeatures, probe
-from cbit.redirect.files import Files
+from cbit.redirect.features import GIVE, NAMESPACE, KernelFeatures, probe, require_fuse
+from cbit.redirect.files import Files, Mechanism
+from cbit.redirect.fuse_server import FuseServer
 from cbit.redirect.linux import PR_GET_CHILD_SUBREAPER, PR_SET_CHILD_SUBREAPER, prctl
 from cbit.redirect.seccomp import Listener
 from cbit.redirect.server import PART, Server
@@ -40,13 +41,6 @@ from cbit.trace import SILENT, Trace
 _MESSAGE: Final = 65536
 #: After the program itself has ended these end the launcher, whatever its daemons do.
 _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
-
-
-class Mechanism(StrEnum):
-    """How the files come to exist for the program."""
-
-    NAMESPACE = "namespace"
-    OPENS = "opens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +96,8 @@ def start(
     Args:
         argv: the program and its arguments; without a slash it is searched for in PATH.
         files: what it finds.
-        mechanism: None to choose: a mount namespace where one is allowed, else answering opens.
+        mechanism: None to choose: a mount namespace where one is allowed, else answering opens.  FUSE only
+            serves device files (``Files.devices``), so it is never chosen.
         environment: its environment; None for this process's.
         tracer: answers its CPUID instructions.
         trace: told which mechanism was chosen and why, and of every command.
@@ -116,9 +111,11 @@ def start(
         raise RedirectError(
             "a program is started by the main thread: it dies with the thread that started it"
         )
+    what = child.program(argv, os.environ if environment is None else environment)
+    if mechanism is Mechanism.FUSE:
+        return _start_over_fuse(what, files, trace, tracer)
     features = probe()
     features.require()
-    what = child.program(argv, os.environ if environment is None else environment)
     chosen, why = choose(features, mechanism)
     try:
         target = Target(what, files, chosen, trace, tracer)
@@ -132,6 +129,16 @@ def start(
     return target
 
 
+def _start_over_fuse(what: child.Program, files: Files, trace: Trace, tracer: Tracer | None) -> Target:
+    if files.foreign or files.given or files.observed:
+        raise Unsupported("through FUSE device files are served, and no descriptors of virtual machines")
+    require_fuse()
+    target = Target(what, files, Mechanism.FUSE, trace, tracer)
+    target.why = "asked for"
+    trace.emit(PART, f"mechanism {Mechanism.FUSE}", target.why)
+    return target
+
+
 class Target:
     """A program that waits to be served; changes as it runs.
 
@@ -139,7 +146,8 @@ class Target:
         pid: the number of its process.
         mechanism: how the files come to exist for it.
         why: why that mechanism.
-        wakes_synchronously: False on kernels where every command takes four times as long.
+        wakes_synchronously: False where every command takes four times as long: on old kernels, and through
+            FUSE unless both sides have the same processor.
     """
 
     def __init__(
@@ -159,6 +167,7 @@ class Target:
         self._reaper_before = _is_reaper()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._signals = SignalQueue()
+        self._descriptors: list[int] = []
         self._door, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         self.pid = os.fork()
@@ -169,7 +178,7 @@ class Target:
                     inside,
                     what,
                     files,
-                    in_namespace=mechanism is Mechanism.NAMESPACE,
+                    mechanism=mechanism,
                     parent=parent,
                     blocked=self._signals.before,
                 )
@@ -177,13 +186,14 @@ class Target:
                 os._exit(125)
         inside.close()
         try:
-            self._listener = self._meet()
+            self._descriptors = self._meet()
             if tracer is not None:
                 tracer.seize(self.pid)
         except BaseException:
             self._end()
             raise
-        self.wakes_synchronously = self._listener.wake_synchronously()
+        self._listener = None if mechanism is Mechanism.FUSE else Listener(self._descriptors.pop())
+        self.wakes_synchronously = self._listener is not None and self._listener.wake_synchronously()
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +205,8 @@ class Target:
 
     def close(self) -> None:
         """Kill the program if it has not ended, and give everything back."""
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         self._end()
 
     def serve(self, devices: Mapping[str, AnyDevice]) -> Ending:
@@ -207,7 +218,7 @@ class Target:
         Raises:
             NotStarted: there is no such program, or it cannot be executed.
         """
-        server = Server(self._listener, self._files, devices, trace=self._trace)
+        server = self._server(devices)
         try:
             server.watch(self._door.fileno(), lambda: self._at_the_door(server))
             server.watch(self._signals.fileno(), self._take_signals)
@@ -215,24 +226,28 @@ class Target:
             server.run(lambda: self._over)
         finally:
             server.close()
-        while self._status is None:
-            self._wait(self.pid, 0)
+        code = os.waitstatus_to_exitcode(self._wait_for_end())
         if self._not_started:
             raise self._not_started
-        code = os.waitstatus_to_exitcode(self._status)
         return Ending(code, None) if code >= 0 else Ending(None, -code)
 
-    def _meet(self) -> Listener:
-        """Receive the listener, or what went wrong instead."""
-        message, descriptors, _, _ = socket.recv_fds(self._door, _MESSAGE, 1)
+    def _server(self, devices: Mapping[str, AnyDevice]) -> Server | FuseServer:
+        if self._listener is not None:
+            return Server(self._listener, self._files, devices, trace=self._trace)
+        channels, self._descriptors = self._descriptors, []  # they are the server's from now on
+        return FuseServer(channels, self._files, devices, trace=self._trace)
+
+    def _meet(self) -> list[int]:
+        """Receive what the program is served through; raises what went wrong instead."""
+        message, descriptors, _, _ = socket.recv_fds(self._door, _MESSAGE, len(self._files.devices) or 1)
         if descriptors:
-            return Listener(descriptors[0])
+            return descriptors
         said = json.loads(message or b"{}")
         if "namespace" in said:
             raise NamespaceRefused(said["namespace"])
         raise RedirectError(said.get("failed", "the program's process ended before it was a program"))
 
-    def _at_the_door(self, server: Server) -> None:
+    def _at_the_door(self, server: Server | FuseServer) -> None:
         """Hear whether the program was executed: its end of the door closes by itself then."""
         server.forget(self._door.fileno())
         said = self._door.recv(_MESSAGE)
@@ -269,7 +284,20 @@ class Target:
             self._status = status
         return pid != 0
 
+    def _wait_for_end(self) -> int:
+        """Wait for a program that nobody serves any more: it is about to end, or has unmounted its files."""
+        waiting = select.poll()
+        waiting.register(self._signals.fileno(), select.POLLIN)
+        while self._status is None:
+            if not self._wait(self.pid, os.WNOHANG):
+                waiting.poll()
+                self._take_signals()
+        return self._status
+
     def _end(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
         self._door.close()
         if self._status is None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):

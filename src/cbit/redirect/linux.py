@@ -87,6 +87,12 @@ def prctl(option: int, value: object = 0) -> int:
     return checked(libc().prctl(option, *words))
 
 
+def mount(source: str | None, target: str, *, flags: int, kind: str | None = None, options: str = "") -> None:
+    """Mount; raises ``OSError`` if the kernel refuses."""
+    words = [word.encode() if word else None for word in (source, target, kind)]
+    checked(libc().mount(*words, ctypes.c_ulong(flags), options.encode() or None))
+
+
 def checked(result: int) -> int:
     """Turn -1 and errno into ``OSError``."""
     if result == -1:

@@ -9,17 +9,17 @@ exist (set-user-id and setuid fail, other owners show as nobody).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from cbit.redirect import fuse
 from cbit.redirect.errors import NamespaceRefused
 from cbit.redirect.files import DeviceFile, Files, TextFile, nearest
-from cbit.redirect.linux import AT_FDCWD, PR_SET_DUMPABLE, Call, checked, libc, prctl, syscall
+from cbit.redirect.linux import AT_FDCWD, PR_SET_DUMPABLE, Call, checked, libc, mount, prctl, syscall
 
 _NEW_NAMESPACE: Final = 0x00020000
 _NEW_USER: Final = 0x10000000
@@ -54,7 +54,7 @@ def enter() -> None:
                 raise
             _enter_user_namespace()
     with _explained("making it private"):
-        _mount(None, "/", flags=_SLAVE | _RECURSIVE)
+        mount(None, "/", flags=_SLAVE | _RECURSIVE)
 
 
 def _enter_user_namespace() -> None:
@@ -67,7 +67,48 @@ def _enter_user_namespace() -> None:
 
 
 def place(files: Files) -> None:
-    """Put the files into the namespace that this process has entered.
+    """Put the files into the namespace that this process has entered, each device played by its stand-in.
+
+    Raises:
+        NamespaceRefused: with what was refused.
+    """
+    with _explained("the device that plays another"):
+        stand_ins = {device.path: os.open(device.stand_in, os.O_PATH) for device in files.devices}
+    try:
+        _place(files, lambda path: mount(f"/proc/self/fd/{stand_ins[path]}", path, flags=_BIND))
+    finally:
+        for descriptor in stand_ins.values():
+            os.close(descriptor)
+
+
+def place_served(files: Files, *, mode: int) -> list[int]:
+    """Put the files into the namespace that this process has entered, each device served through FUSE.
+
+    Args:
+        files: what is to be found.
+        mode: the permission bits of the devices.
+
+    Returns:
+        What each device is served through (``fuse.FuseFile``), in their order.
+
+    Raises:
+        NamespaceRefused: with what was refused.
+    """
+    channels: dict[str, int] = {}
+    try:
+        with _explained("serving files through FUSE"):
+            for device in files.devices:
+                channels[device.path] = fuse.open_channel()
+        _place(files, lambda path: fuse.mount_file(channels[path], path, mode=mode))
+    except BaseException:
+        for channel in channels.values():
+            os.close(channel)
+        raise
+    return list(channels.values())
+
+
+def _place(files: Files, show: Callable[[str], None]) -> None:
+    """Put every entry where it is to be found; ``show`` covers an empty file with a device.
 
     A directory that is to hold a new entry is covered by an empty one, into which everything that was there
     is bound.
@@ -79,19 +120,13 @@ def place(files: Files) -> None:
     grouped: dict[str, list[DeviceFile | TextFile]] = {}
     for entry in entries:
         grouped.setdefault(nearest(entry.path), []).append(entry)
-    with _explained("the device that plays another"):
-        stand_ins = {device.path: os.open(device.stand_in, os.O_PATH) for device in files.devices}
-    try:
-        # The deepest first: what covers a directory above takes it along.
-        for directory in sorted(grouped, reverse=True):
-            with _explained(f"covering {directory}"):
-                _cover(directory, grouped[directory], stand_ins)
-    finally:
-        for descriptor in stand_ins.values():
-            os.close(descriptor)
+    # The deepest first: what covers a directory above takes it along.
+    for directory in sorted(grouped, reverse=True):
+        with _explained(f"covering {directory}"):
+            _cover(directory, grouped[directory], show)
 
 
-def _cover(directory: str, entries: Sequence[DeviceFile | TextFile], stand_ins: dict[str, int]) -> None:
+def _cover(directory: str, entries: Sequence[DeviceFile | TextFile], show: Callable[[str], None]) -> None:
     old = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     whole = -1
     try:
@@ -101,7 +136,7 @@ def _cover(directory: str, entries: Sequence[DeviceFile | TextFile], stand_ins: 
         mode = os.fstat(old).st_mode & 0o777
         names = os.listdir(directory)
         # Not sticky: in such a directory the kernel refuses to open others' files with O_CREAT.
-        _mount("tmpfs", directory, kind="tmpfs", flags=_NO_SUID, options=f"mode={mode:o}")
+        mount("tmpfs", directory, kind="tmpfs", flags=_NO_SUID, options=f"mode={mode:o}")
         ours = {entry.path for entry in entries}
         for name in names:
             path = f"{directory}/{name}"
@@ -118,7 +153,7 @@ def _cover(directory: str, entries: Sequence[DeviceFile | TextFile], stand_ins: 
                 _create(entry.path, entry.content)
             else:
                 _create(entry.path)
-                _mount(f"/proc/self/fd/{stand_ins[entry.path]}", entry.path, flags=_BIND)
+                show(entry.path)
     finally:
         os.close(old)
         if whole >= 0:
@@ -141,7 +176,7 @@ def _carry_over(old: str, new: str) -> None:
         os.mkdir(new)
     else:
         _create(new)
-    _mount(old, new, flags=_BIND | _RECURSIVE)
+    mount(old, new, flags=_BIND | _RECURSIVE)
 
 
 def _create(path: str, content: bytes = b"") -> None:
@@ -151,13 +186,6 @@ def _create(path: str, content: bytes = b"") -> None:
         os.fchmod(descriptor, 0o444)  # whatever the umask says
     finally:
         os.close(descriptor)
-
-
-def _mount(
-    source: str | None, target: str, *, flags: int, kind: str | None = None, options: str = ""
-) -> None:
-    words = [word.encode() if word else None for word in (source, target, kind)]
-    checked(libc().mount(*words, ctypes.c_ulong(flags), options.encode() or None))
 
 
 def _write(path: str, text: str) -> None:

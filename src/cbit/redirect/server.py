@@ -9,14 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import select
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from cbit.redirect.clients import AnyDevice, Clients, Session
 from cbit.redirect.descriptors import Descriptors
-from cbit.redirect.device import Give
+from cbit.redirect.device import Give, report_fault
 from cbit.redirect.files import Files
 from cbit.redirect.given import GivenOut
 from cbit.redirect.linux import Call
@@ -152,9 +150,7 @@ class Server:
         self._clients.ended(pidfd)
 
     def _failed(self, error: BaseException) -> None:
-        self._trace.emit(PART, "fault of the emulator", repr(error))
-        print("cbit: a device failed; its caller gets EIO:", file=sys.stderr)
-        traceback.print_exception(error)
+        report_fault(self._trace, error)
 
 
 def _descriptor(word: int) -> int:

@@ -38,9 +38,9 @@ from cbit.owner.session import Session
 from cbit.owner.verify.verdict import UnverifiedPlatform
 from cbit.redirect.device import Client, Memory
 from cbit.redirect.errors import RedirectError, Unsupported
-from cbit.redirect.features import GIVE, NAMESPACE, SYNC_WAKE_UP, KernelFeatures, probe
-from cbit.redirect.files import SEV, sev_files
-from cbit.redirect.launcher import Mechanism, start
+from cbit.redirect.features import GIVE, NAMESPACE, SYNC_WAKE_UP, KernelFeatures, probe, why_no_fuse
+from cbit.redirect.files import SEV, Mechanism, sev_files
+from cbit.redirect.launcher import start
 from cbit.spec import buffers
 from cbit.spec.certificate import CERT_SIZE, SevCert
 from cbit.spec.command import Command
@@ -138,23 +138,27 @@ def figures(rounds: int) -> list[Figure | Skipped]:
             found += _under(Mechanism.NAMESPACE, client, features, rounds)
         if features.has(GIVE):
             found += _under(Mechanism.OPENS, client, features, rounds)
+        if not why_no_fuse():
+            found += _under(Mechanism.FUSE, client, features, rounds)
         return [*found, *_whole(client, features, rounds), qemu.figure(Path(folder), rounds)]
 
 
 def _under(mechanism: Mechanism, client: Path, features: KernelFeatures, rounds: int) -> list[Figure]:
     launcher = [sys.executable, "-m", __name__, mechanism, str(client)]
-    reach = "<= 1.05" if mechanism is Mechanism.NAMESPACE else ""
+    reach = "" if mechanism is Mechanism.OPENS else "<= 1.05"
     with ExitStack() as stack:
         alone = stack.enter_context(_asked([str(client)]))
         filtered = stack.enter_context(_asked([str(client), "filtered"]))
         redirected = stack.enter_context(_asked(launcher))
-        return [
+        found = [
             _command(mechanism, redirected, features, rounds),
             _crowd(mechanism, redirected, rounds),
             _unrelated(mechanism, "open()", (redirected, alone), rounds=rounds, reach=reach),
             _unrelated(mechanism, "ioctl()", (redirected, alone), rounds=rounds, reach=reach),
-            _beside_a_filter(mechanism, (redirected, filtered), rounds=rounds, reach=reach),
         ]
+        if mechanism is not Mechanism.FUSE:  # which has no filter
+            found.append(_beside_a_filter(mechanism, (redirected, filtered), rounds=rounds, reach=reach))
+        return found
 
 
 def _whole(client: Path, features: KernelFeatures, rounds: int) -> list[Figure]:

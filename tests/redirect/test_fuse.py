@@ -1,0 +1,149 @@
+"""What only a served file has: no filter, a life of its own, and the manners of a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cbit.redirect.errors import Unsupported
+from cbit.redirect.files import Kvm, Mechanism, sev_files
+from cbit.redirect.fuse_server import FuseServer
+from cbit.redirect.launcher import start
+from redirect.conftest import FUSE, WAYS, begin, command, environment, insist, line, run
+from redirect.test_launcher import confined, gone
+
+IS_ROOT = os.geteuid() == 0
+
+
+@pytest.fixture(autouse=True)
+def _served(refusals: dict[str, str]) -> None:
+    insist(FUSE, refusals)
+
+
+def test_a_program_is_under_no_filter_and_keeps_its_chances(report_at: Path) -> None:
+    words = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status"
+    alone = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True)
+    assert alone.stdout == run(FUSE, report_at, "sh", "-c", words).out
+
+
+def test_a_launcher_may_be_in_a_launcher(client: Path, report_at: Path) -> None:
+    ran = run(FUSE, report_at, *command(FUSE.words, [client, "threads", 2]))
+    assert (0, "2 threads, 200 opens each: 0 bad\n") == (ran.code, ran.out), ran.err
+    assert 0 == ran.report["commands"], "the inner device is nearer"
+
+
+def test_a_program_that_listens_to_system_calls_may_be_in_it(
+    client: Path, report_at: Path, refusals: dict[str, str]
+) -> None:
+    insist(WAYS[0], refusals)
+    ran = run(FUSE, report_at, *command(WAYS[0].words, [client, "threads", 2]))
+    assert (0, "2 threads, 200 opens each: 0 bad\n") == (ran.code, ran.out), ran.err
+
+
+FILE = """\
+truncated: ok, ok
+read: EINVAL, write: EINVAL
+lseek: ESPIPE, ftruncate: ok, size 0
+mmap shared: ENODEV, a page of itself: EFAULT
+where nobody may look: EFAULT
+a request of no bytes: ENOTTY, one to be read only: ENOTTY
+chmod: ok, mode 100640
+chown: ok, group 12
+chmod with more: ok, mode 100755
+closed to others: EACCES, their chmod: EPERM, but what is open is: ok
+"""
+
+
+def test_the_file_has_the_manners_of_a_device(client: Path, report_at: Path) -> None:
+    if not IS_ROOT:
+        pytest.skip("this takes root, to become somebody else")
+    ran = run(FUSE, report_at, client, "file")
+    assert (0, FILE) == (ran.code, ran.out), ran.err
+    assert 3 == ran.report["commands"], "what cannot be read, or is no request of its, does not reach it"
+
+
+def test_when_the_launcher_is_killed_what_is_left_gets_enotconn(client: Path, open_folder: Path) -> None:
+    done = open_folder / "abandoned"
+    with begin(FUSE, client, "abandoned", done) as running:
+        pid = int(line(running.stdout).split()[1])
+        running.kill()
+        assert gone(pid)
+        until = open_folder / "seen"
+        subprocess.run(
+            ["sh", "-c", f"until test -s {done}; do sleep 0.01; done; cat {done} > {until}"],
+            check=True,
+            timeout=60,
+        )
+    assert "ENOTCONN" == until.read_text()
+
+
+def test_a_program_that_unmounts_its_file_still_ends_as_it_ends(client: Path, report_at: Path) -> None:
+    if not IS_ROOT or shutil.which("umount") is None:
+        pytest.skip("this takes root, and umount from util-linux")
+    script = f"umount /dev/sev /dev/sev-guest && {client} see; kill -USR1 $$"
+    assert -10 == run(FUSE, report_at, "sh", "-c", script).code
+
+
+def test_its_mounts_are_gone_with_it(client: Path, report_at: Path) -> None:
+    def connections() -> set[str]:
+        folder = Path("/sys/fs/fuse/connections")
+        return {one.name for one in folder.iterdir()} if folder.is_dir() else set()
+
+    before = connections()
+    assert 0 == run(FUSE, report_at, client, "see").code
+    assert before == connections()
+
+
+def test_without_notifications_it_is_served_all_the_same(client: Path) -> None:
+    ended = confined("seccomp", command(FUSE.words, [client, "exit", 4]))
+    assert (4, "") == (ended.returncode, ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("denied", "why"),
+    [
+        ("unshare,mount", "a private mount namespace is refused: EPERM"),
+        ("process_vm_readv", "the memory of a program cannot be read (process_vm_readv): EPERM"),
+    ],
+)
+def test_what_it_needs_and_has_not_is_said(denied: str, why: str, client: Path) -> None:
+    ended = confined(denied, command(FUSE.words, [client, "exit", 4]))
+    said = f"cbit: this computer cannot serve a program through FUSE: {why}\n"
+    assert (125, said) == (ended.returncode, ended.stderr)
+
+
+@pytest.mark.parametrize("kvm", [Kvm.HOST, Kvm.SUPPLIED])
+def test_virtual_machines_are_refused(kvm: Kvm) -> None:
+    with pytest.raises(Unsupported, match="no descriptors of virtual machines"):
+        start(["true"], sev_files(kvm=kvm), mechanism=Mechanism.FUSE)
+
+
+def test_a_server_insists_on_a_device_for_each_file() -> None:
+    with pytest.raises(ValueError, match="devices are wanted"):
+        FuseServer([], sev_files(), {})
+
+
+def test_what_is_set_user_id_keeps_it(report_at: Path, open_folder: Path) -> None:
+    if not IS_ROOT or shutil.which("setpriv") is None:
+        pytest.skip("this takes root, and setpriv from util-linux")
+    flags = os.statvfs(open_folder).f_flag
+    if flags & os.ST_NOSUID:
+        pytest.skip(f"{open_folder} is mounted nosuid")
+    program = open_folder / "whoami"
+    shutil.copy("/usr/bin/id", program)
+    program.chmod(0o4755)
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    assert "0\n" == run(FUSE, report_at, *drop, program, "-u").out
+    assert "65534\n" == run(WAYS[0], report_at, *drop, program, "-u").out, "a filter takes it away"
+
+
+def test_python_sees_a_regular_file_that_cannot_be_executed(report_at: Path) -> None:
+    script = "import os, stat; s = os.stat('/dev/sev'); print(stat.filemode(s.st_mode), s.st_size)"
+    ran = run(FUSE, report_at, sys.executable, "-c", script)
+    assert "-rw-rw-rw- 0\n" == ran.out, ran.err
+    assert environment()["PYTHONPATH"]
