@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import select
+import socket
 import ssl
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,8 @@ from typing import Any
 import pytest
 
 from cbit.crypto.entropy import SeededEntropy
-from cbit.owner.broker import server as broker_server
 from cbit.owner.broker import verify_records
+from cbit.owner.broker.connections import Limits
 from cbit.owner.broker.packet import GuestPacket, public_bytes, unseal
 from cbit.owner.broker.rules import Challenge, OpenedSession, SevRelease
 from cbit.owner.broker.server import LARGEST_BODY, Server
@@ -105,11 +108,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def site(tmp_path: Path, folder: Path) -> Iterator[Site]:
-    office = Office(tmp_path).with_policies()
+@contextmanager
+def serving(path: Path, folder: Path, limits: Limits | None = None) -> Iterator[Site]:
+    office = Office(path).with_policies()
     lines: list[str] = []
-    server = Server(("localhost", 0), office.broker, context=server_context(folder), log=lines.append)
+    context = server_context(folder)
+    server = Server(("localhost", 0), office.broker, context=context, log=lines.append, limits=limits)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -119,6 +123,12 @@ def site(tmp_path: Path, folder: Path) -> Iterator[Site]:
         thread.join()
         server.server_close()
         office.store.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, folder: Path) -> Iterator[Site]:
+    with serving(tmp_path, folder) as found:
+        yield found
 
 
 def request_of(challenge: Challenge, report: bytes) -> dict[str, str]:
@@ -342,23 +352,120 @@ def test_many_launches_at_once_each_get_their_secret(site: Site) -> None:
     assert verify_records(site.office.store.records())
 
 
-def test_more_clients_than_there_is_room_for_wait_their_turn(
+def test_more_clients_than_there_is_room_for_wait_their_turn(tmp_path: Path, folder: Path) -> None:
+    with serving(tmp_path, folder, Limits(clients=2)) as site, ThreadPoolExecutor(10) as pool:
+        assert 30 == len({c.launch for c in pool.map(lambda _: site.challenge(), range(30))})
+
+
+# ---- clients that are slow on purpose
+
+BODY = "Content-Length: 200000\r\n\r\n"
+
+
+def dripper(site: Site, text: str) -> ssl.SSLSocket:
+    """A client that has begun a request and does not come to its end."""
+    connection = site.connect()
+    connection.connect()
+    found: ssl.SSLSocket = connection.sock
+    found.sendall(text.encode())
+    return found
+
+
+def drip_until_ended(client: socket.socket, what: bytes) -> int:
+    """Send a byte whenever nothing happens for a moment; how many it took until the broker had enough."""
+    for count in range(2000):
+        try:
+            if select.select([client], [], [], 0.01)[0] and not client.recv(1):
+                return count
+            client.send(what[count : count + 1] or b"x")
+        except OSError:
+            return count
+    raise AssertionError("the broker listened to the end")
+
+
+def test_slow_clients_in_every_place_keep_nobody_out(tmp_path: Path, folder: Path) -> None:
+    limits = Limits(grace_s=0.05)
+    with serving(tmp_path, folder, limits) as site, ExitStack() as stack:
+        clients = [
+            stack.enter_context(dripper(site, "POST /v1/challenges HTTP/1.1\r\n" + BODY + "{"))
+            for _ in range(limits.clients)
+        ]
+        assert len({site.challenge().launch for _ in range(3)}) == 3
+        assert drip_until_ended(clients[0], b"") < 2000, "the one that was slow for longest"
+
+
+def test_clients_that_come_at_once_keep_nobody_out_for_longer_than_their_grace(
+    tmp_path: Path, folder: Path
+) -> None:
+    with serving(tmp_path, folder, Limits(clients=2, grace_s=0.5)) as site, ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(dripper(site, ""))
+        assert site.challenge()
+
+
+def test_a_client_that_the_broker_works_for_keeps_its_place(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker_server, "MOST_CLIENTS", 2)
-    office = Office(tmp_path).with_policies()
-    server = Server(("localhost", 0), office.broker, context=server_context(folder), log=lambda _: None)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    site = Site(office, server, client_context(folder / "owner.crt"))
-    try:
-        with ThreadPoolExecutor(10) as pool:
-            assert 30 == len({c.launch for c in pool.map(lambda _: site.challenge(), range(30))})
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        office.store.close()
+    with serving(tmp_path, folder, Limits(clients=2, grace_s=0.02)) as site, ExitStack() as stack:
+        at_work, go_on = threading.Event(), threading.Event()
+        judge = site.office.broker.open_session
+
+        def slow(*args: Any) -> OpenedSession:
+            at_work.set()
+            assert go_on.wait(30)
+            return judge(*args)
+
+        monkeypatch.setattr(site.office.broker, "open_session", slow)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        session = pool.submit(site.session)
+        assert at_work.wait(30)
+        stack.enter_context(dripper(site, ""))
+        for _ in range(3):
+            assert site.challenge(), "the slow one leaves, not the one that is worked for"
+        go_on.set()
+        assert session.result(30).launch
+
+
+def test_when_the_broker_works_for_everybody_a_new_client_is_sent_away(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path, folder, Limits(clients=1, grace_s=0.02)) as site, ExitStack() as stack:
+        at_work, go_on = threading.Event(), threading.Event()
+
+        def slow(*_: Any) -> None:
+            at_work.set()
+            assert go_on.wait(30)
+            raise ValueError("enough")
+
+        monkeypatch.setattr(site.office.broker, "open_challenge", slow)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        first = pool.submit(site.post, "/v1/challenges", {"policy": "db"})
+        assert at_work.wait(30)
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            site.challenge()
+        go_on.set()
+        assert 400 == first.result(30)[0]
+        assert any(line.endswith("no room") for line in site.lines)
+
+
+@pytest.mark.parametrize(
+    "begun", ["", "POST /v1/chall", "POST /v1/challenges HTTP/1.1\r\nX-", "POST / HTTP/1.1\r\n" + BODY]
+)
+def test_a_request_has_so_long_however_its_bytes_drip_in(begun: str, tmp_path: Path, folder: Path) -> None:
+    with serving(tmp_path, folder, Limits(request_s=0.3)) as site, dripper(site, begun) as client:
+        drip_until_ended(client, b"")
+        assert site.challenge()
+
+
+def test_a_handshake_has_so_long_however_its_bytes_drip_in(tmp_path: Path, folder: Path) -> None:
+    with serving(tmp_path, folder, Limits(handshake_s=0.3)) as site:
+        hello = ssl.MemoryBIO()
+        with pytest.raises(ssl.SSLWantReadError):
+            site.context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+        whole = hello.read()
+        with socket.create_connection(("localhost", site.server.server_port)) as client:
+            assert drip_until_ended(client, whole) < len(whole)
+        assert site.challenge()
 
 
 def test_a_connection_serves_more_than_one_request(site: Site) -> None:

@@ -13,13 +13,16 @@ The server's own log has methods, paths and statuses, and nothing that came or w
 from __future__ import annotations
 
 import base64
+import io
 import json
+import socket
 import ssl
-import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
+from cbit.owner.broker.connections import Limits, Places, Timed
 from cbit.owner.broker.evidence import Reported
 from cbit.owner.broker.rules import Broker, Refused, Unknown
 from cbit.owner.broker.store import AlreadyReleased, Occupied
@@ -28,8 +31,6 @@ from cbit.spec.receipt import FORMAT, Fields, LaunchReceipt, read_object
 
 LARGEST_BODY: Final = 1 << 18
 MOST_DISCARDED: Final = 1 << 22  #: of a body that is too large
-TIMEOUT_S: Final = 20  # of a silent client
-MOST_CLIENTS: Final = 64
 
 #: What went wrong, to the status of the answer.
 STATUSES: Final = ((Unknown, 404), (AlreadyReleased, 409), (Refused, 403), (Occupied, 503))
@@ -45,6 +46,10 @@ class Server(ThreadingHTTPServer):
         broker: the rules.
         context: how TLS is spoken.
         log: takes one line for each request.
+        limits: what clients may take.
+
+    Raises:
+        OSError: the address cannot be listened at.
     """
 
     daemon_threads = True
@@ -57,37 +62,36 @@ class Server(ThreadingHTTPServer):
         *,
         context: ssl.SSLContext,
         log: Callable[[str], None],
+        limits: Limits | None = None,
     ) -> None:
         self.broker: Final = broker
         self.log: Final = log
+        self.limits: Final = limits or Limits()
+        self.places: Final = Places(self.limits)
         self._context: Final = context
-        self._room: Final = threading.BoundedSemaphore(MOST_CLIENTS)
         super().__init__(address, _Handler)
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection; its handshake is made in its own thread: a slow client holds nobody up."""
         connection, address = super().get_request()
-        connection.settimeout(TIMEOUT_S)
+        connection.settimeout(self.limits.handshake_s)  # TLS counts it for the handshake as a whole
         return (
             self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False),
             address,
         )
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, when there is room for one."""
-        self._room.acquire()
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._room.release()
-            raise
+        """Give the connection a place and a thread, or end it: nobody is kept waiting for either."""
+        if not self.places.take(request):
+            self.log(f"{client_address[0]} no room")
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        self.places.leave(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say that a connection broke; what was on it is nobody's business."""
@@ -99,12 +103,25 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "cbit-owner"
     sys_version = ""
-    timeout = TIMEOUT_S
-    disable_nagle_algorithm = True  # else head and body of an answer wait for each other
 
     def setup(self) -> None:
         self.request.do_handshake()
-        super().setup()
+        self.connection = self.request
+        # Else head and body of an answer wait for each other.
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        wire = Timed(self.connection, self._left)
+        self.rfile = io.BufferedReader(wire)
+        self.wfile = wire  # type: ignore[assignment]  # no buffer: what is written has left
+
+    def handle_one_request(self) -> None:
+        self._deadline = time.monotonic() + self.server.limits.request_s
+        super().handle_one_request()
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
 
     def do_POST(self) -> None:
         status, answer = self._answer()
@@ -140,7 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
         body = self.rfile.read(length)
         try:
-            return self._route(body)
+            with self.server.places.working(self.request):
+                return self._route(body)
         except tuple(kind for kind, _ in STATUSES) as error:
             status = next(status for kind, status in STATUSES if isinstance(error, kind))
             reasons = list(error.reasons) if isinstance(error, Refused) else [str(error)]
