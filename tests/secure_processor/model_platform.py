@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-OK, PLATFORM, GUEST_STATE, CONFIG, LENGTH = 0x00, 0x01, 0x02, 0x03, 0x04
+OK, PLATFORM, GUEST_STATE, CONFIG, LENGTH, TAKEN, CERTIFICATE = 0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06
 POLICY, INACTIVE, ADDRESS, SIGNATURE, MEASUREMENT = 0x07, 0x08, 0x09, 0x0A, 0x0B
 OWNED, ASID, WBINVD, DFFLUSH, NO_GUEST, COMMAND, ACTIVE = 0x0C, 0x0D, 0x0E, 0x0F, 0x10, 0x11, 0x12
 UNSUPPORTED, PARAM, DATA_INVALID, OLD = 0x15, 0x16, 0x18, 0x21
@@ -18,10 +18,10 @@ UNINIT, INIT, WORKING = 0, 1, 2
 
 COMPLEXES = 2
 FIRST_PLAIN, LAST = 5, 15
-AREA_SIZE = 0x8000
+AREA_SIZE, CERT_SIZE = 0x8000, 0x824
 FLASH: Final = 0
-DAMAGED: Final = (-1, -1)
-Keys = tuple[int, int]  # which identity, which PDH
+DAMAGED: Final = (-1, -1, -1)
+Keys = tuple[int, int, int]  # which identity, which PDH, which organisation owns the platform (0: nobody)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Platform:
     #: What each store holds, None for an empty one: the flash, and host memory at an address (INIT_EX).
     stores: dict[int, Keys | None] = field(default_factory=lambda: {FLASH: None})
     where: int = FLASH
-    keys: Keys = (0, 0)
+    keys: Keys = (0, 0, 0)
     rings: bool = False  # whether commands come from ring buffers
 
     def has(self, command: str) -> bool:
@@ -89,7 +89,7 @@ class Platform:
             self.stores[store] = None
             return DATA_INVALID
         if found is None:
-            found = self.stores[store] = (self._another(), self._another())
+            found = self.stores[store] = (self._another(), self._another(), 0)
         if flags:
             if tmr_paddr % (1 << 20):
                 return ADDRESS
@@ -145,8 +145,32 @@ class Platform:
         """PEK_GEN, which wants INIT; PDH_GEN, which wants the platform up."""
         if not self.up or (identity and state != INIT):
             return PLATFORM
-        self.keys = (self._another() if identity else self.keys[0], self._another())
-        self.stores[self.where] = self.keys
+        whose = (self._another(), 0) if identity else (self.keys[0], self.keys[2])
+        return self._save((whose[0], self._another(), whose[1]))
+
+    def pek_csr(self, length: int) -> int:
+        if not self.up:
+            return PLATFORM
+        return OK if length >= CERT_SIZE else LENGTH
+
+    def pek_cert_import(
+        self, organisation: int, *, state: int, lengths: tuple[int, int], identity: int, genuine: bool
+    ) -> int:
+        """Judge a PEK of ``identity`` that an organisation signed, unaltered if ``genuine``."""
+        if state != INIT:
+            return PLATFORM
+        if self.keys[2]:
+            return TAKEN
+        if lengths != (CERT_SIZE, CERT_SIZE):
+            return LENGTH
+        if not genuine:
+            return SIGNATURE
+        if identity != self.keys[0]:
+            return CERTIFICATE
+        return self._save((identity, self._another(), organisation))
+
+    def _save(self, keys: Keys) -> int:
+        self.keys = self.stores[self.where] = keys
         return OK
 
     # ---- caches

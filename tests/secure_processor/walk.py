@@ -438,7 +438,8 @@ class Walk:
     def the_platform_reports_what_the_model_says(self) -> None:
         (answer, status), model = self.look(Command.PLATFORM_STATUS, buffers.PlatformStatus()), self.model
         assert OK == answer
-        assert (model.state, 0, int(model.es), len(model.guests)) == (
+        owned = int(model.up and model.keys[2] > 0)
+        assert (model.state, owned, int(model.es), len(model.guests)) == (
             status.state,
             status.owner,
             status.config,
