@@ -62,7 +62,9 @@ class Ccp:
         """
         memory = self._machine.memory
         # Whole lines, as an uncacheable page's write-combining buffers leave: nothing is to be merged.
-        memory.snoop_write(self._page, bytes(buffer).ljust(-(-buffer.SIZE // LINE) * LINE, b"\0"), UNENCRYPTED)
+        memory.snoop_write(
+            self._page, bytes(buffer).ljust(-(-buffer.SIZE // LINE) * LINE, b"\0"), UNENCRYPTED
+        )
         status, why = self._ring(command)
         raw = memory.snoop_read(self._page, buffer.SIZE, UNENCRYPTED)
         return status, why, type(buffer).parse(raw, canonical=False)

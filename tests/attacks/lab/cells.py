@@ -11,6 +11,7 @@ QUICK: dict[str, dict[str, Number]] = {
     "block-move-xe": {"corpus_mib": 1},
     "block-move-xex": {"corpus_mib": 1},
     "code-injection": {"corpus_mib": 1},
+    "tweak-constants-xex": {"blocks": 640 << 10},
     "ciphertext-dictionary": {"bits": 64},
     "ciphertext-collision": {"bits": 64},
 }
@@ -28,6 +29,10 @@ LINUX = tuple(attack for attack in ALL if attack.linux)
 
 def main_cells() -> list[tuple[Attack, Mode]]:
     return [(attack, main_cell(attack)) for attack in SMALL]
+
+
+def defended_cells() -> list[tuple[Attack, str]]:
+    return [(attack, variant) for attack in SMALL for variant in attack.defences]
 
 
 def modelled_cells() -> list[tuple[Attack, Mode, str]]:

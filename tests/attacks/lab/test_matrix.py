@@ -9,7 +9,8 @@ import dataclasses
 
 import pytest
 
-from attacks.lab.cells import LINUX, QUICK, main_cells, modelled_cells
+from attacks.lab.cells import LINUX, QUICK, defended_cells, main_cells, modelled_cells
+from attacks.lab.figures import FIGURES, LINUX_FIGURES
 from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.attack import Attack, BadCase
 from cbit.attacks.lab.hands import PowerNotHeld
@@ -33,6 +34,19 @@ def test_an_attack_beats_what_it_is_about_with_every_power_that_it_declares(
     assert result.planted == result.found > 0
     assert result.steps
     assert {power.value for power in attack.holds} == set(result.powers)
+    assert FIGURES.get((attack.name, ""), {}) == figures_of(result)
+
+
+@pytest.mark.parametrize(("attack", "variant"), defended_cells(), ids=cell_id)
+def test_a_defence_stops_what_it_is_made_for(workshop: Workshop, attack: Attack, variant: str) -> None:
+    result = run(attack, workshop, mode=attack.defended, variant=variant, parameters=QUICK.get(attack.name))
+    assert_as_predicted(result)
+    assert Verdict.STOPPED is result.verdict
+    assert FIGURES.get((attack.name, variant), {}) == figures_of(result)
+
+
+def figures_of(result: Result) -> dict[str, float]:
+    return {figure.name: figure.ours for figure in result.figures}
 
 
 @pytest.mark.slow
@@ -101,6 +115,8 @@ def test_a_stock_linux_keeps_its_disks_key_or_loses_it_as_predicted(
         result = attempt(attack, stand, scene)
         assert_as_predicted(result)
         assert {power.value for power in attack.holds} == set(result.powers)
+        succeeds = result.verdict is Verdict.SUCCEEDED
+        assert LINUX_FIGURES[attack.name, succeeds] == figures_of(result)
 
 
 def without(attack: Attack, power: Power) -> Attack:

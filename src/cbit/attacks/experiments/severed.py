@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 from cbit.attacks.experiments.correspondent import with_letters
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import HLT, NPF
 from cbit.attacks.lab.hands import Hands
-from cbit.attacks.lab.log import Field, Log
+from cbit.attacks.lab.log import Field, Figure, Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
@@ -28,10 +30,39 @@ def server(stand: Stand) -> Scene:
     planted, targets = scene, guest
     if stand.variant == "other-guest":
         planted, targets = with_letters(stand)
-    pages = tuple(targets.spa(gpa) for gpa in targets.pages if gpa not in SHARED)
+    own = tuple(gpa for gpa in targets.pages if gpa not in SHARED)
     ours = scene.planted and planted.planted
-    facts = Facts({"targets": pages, "image": image()})
-    return Scene(planted.secrets, facts, guest, planted=ours)
+    facts = Facts({"targets": tuple(map(targets.spa, own)), "image": image()})
+    return Scene(
+        planted.secrets,
+        facts,
+        guest,
+        planted=ours,
+        measure=lambda loot: _pages_right([targets.peek(gpa, PAGE) for gpa in own], loot),
+    )
+
+
+def _pages_right(held: list[bytes], loot: bytes) -> list[Figure]:
+    """How many pages of the loot's end are what the victim holds there."""
+    served = loot[-PAGE * len(held) :]
+    pages = [served[at : at + PAGE] for at in range(0, len(served), PAGE)]
+    right = sum(map(operator.eq, held, pages))
+    return [
+        Figure(
+            "pages that come out right, of all that the victim has for itself",
+            right,
+            f"of {len(held)}",
+            published="all of it (2 GB)",
+            source="SEVered (attacks.md A6, from memory)",
+        ),
+        Figure(
+            "right bytes for each request",
+            right * PAGE // max(len(pages), 1),
+            "bytes",
+            published="the size of the resource",
+            source="SEVered (attacks.md A6)",
+        ),
+    ]
 
 
 def _touched(hands: Hands, log: Log, number: Request, *arguments: int) -> set[int]:
@@ -107,10 +138,12 @@ def severed(hands: Hands, facts: Facts, log: Log) -> bytes:
     pages = [ask(hands.tables.spa(gpa)) for gpa in suspects]
     keys_page = next((n for n, page in enumerate(pages, 1) if TABLE.bytes_le in page), 0)
     log.step(f"{len(pages)} pages that it used for a letter; number {keys_page} begins the secret table")
+    before = hands.victim.exits
     pages += [ask(spa) for spa in facts.numbers("targets")]
+    exits = hands.victim.exits - before
     hands.tables.home(served[0])
     log.step(f"{len(pages)} requests, one page of the victim's memory each", pages[-1])
-    public, whole = facts.data("image"), len(facts.numbers("targets"))
+    public = facts.data("image")
     right = sum(public[at : at + PAGE] in pages for at in range(0, len(public), PAGE))
     log.figure(
         "requests until the keys are served",
@@ -119,12 +152,5 @@ def severed(hands: Hands, facts: Facts, log: Log) -> bytes:
         source="Extracting secrets (attacks.md A7)",
     )
     log.figure("pages of the public image that come out right", right, f"of {len(public) // PAGE}")
-    log.figure(
-        "pages asked for, of all that the victim has for itself",
-        100 * (len(pages) - len(suspects)) / whole,
-        "%",
-        published="all of it (2 GB)",
-        source="SEVered (attacks.md A6, from memory)",
-    )
-    log.figure("bytes for each request", PAGE, "bytes", published="the size of the resource")
+    log.figure("exits for each page", exits / len(facts.numbers("targets")), published="no figure")
     return b"".join(pages)

@@ -73,6 +73,8 @@ class Writer:
     Attributes:
         first: where a program's first instruction goes.
         moved: how many blocks it has put in place.
+        useful: bytes of all instructions that it has put in place.
+        stretch: bytes of the victim's code that they took.
         stack: system address of the block of the stack that a program pushes to first.
     """
 
@@ -80,7 +82,7 @@ class Writer:
         self._hands, self._corpus, self._start = hands, corpus, start
         self._running = False
         self.first: Final = start + PAIR
-        self.moved = 0
+        self.moved = self.useful = self.stretch = 0
         self.stack = 0
 
     def run(
@@ -136,6 +138,8 @@ class Writer:
         for jump, pairs in _SKIP.items():
             end = at + PAIR * pairs
             if self._put(jump, at, 0) and self._put(wanted, end - BLOCK, BLOCK - 2):
+                self.useful += len(wanted)
+                self.stretch += end - at
                 return end
         raise Thwarted(f"no block of the known plaintext serves at {at:#x}")
 

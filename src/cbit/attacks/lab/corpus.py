@@ -32,6 +32,8 @@ class Corpus:
         places = range(self._spa, self._spa + len(plain), BLOCK)
         words = np.frombuffer(plain, np.uint16).reshape(-1, BLOCK // 2)
         tweaks = np.frombuffer(b"".join(self._tweak.at(place) for place in places), np.uint16)
+        starts = np.frombuffer(plain, np.uint32)[:: BLOCK // 4] ^ tweaks.view(np.uint32)[:: BLOCK // 4]
+        self._starts = starts.astype("<u4")
         # The first and the last two bytes of each block, without the tweak of any place.
         self._ends: dict[int, Words] = {
             at: words[:, at // 2] ^ tweaks.reshape(-1, BLOCK // 2)[:, at // 2] for at in (0, BLOCK - 2)
@@ -51,6 +53,16 @@ class Corpus:
         (tweak,) = np.frombuffer(self._tweak.at(target)[at : at + 2], np.uint16)
         seen: Words = self._ends[at] ^ tweak
         return seen
+
+    def chosen_bytes(self) -> int:
+        """Count the leading bytes for which a moved block has most values: more than half of all."""
+        count = 0
+        while count < 4:
+            kept = len(np.unique(self._starts & np.uint32((1 << 8 * (count + 1)) - 1)))
+            if kept <= 1 << 8 * (count + 1) - 1:
+                break
+            count += 1
+        return count
 
     def find(self, wanted: bytes, target: int, at: int = 0) -> int | None:
         """Find a block that begins, or ends, with two wanted bytes at a system address."""

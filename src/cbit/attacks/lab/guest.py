@@ -31,7 +31,7 @@ from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.vm import Vm
 from cbit.spec.address import MIB, PAGE, Gpa, Spa
 from cbit.spec.errors import CbitError
-from cbit.spec.key_id import HOST, UNENCRYPTED, guest
+from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId, guest
 
 C_BIT: Final = 39  #: of guests that execute, whatever the profile
 TABLES, GDT, STACK_TOP, SECRET, CODE, SHARED = 0x1000, 0x6000, 0x9000, 0xA000, 0x10000, 0x40000
@@ -109,6 +109,7 @@ class CpuAtExit:
         core: what executes it.
         vmcb_at: where the VMCB lies.
         context: general registers but rAX and rSP, which are in the VMCB.
+        exits: how many times it has left the guest: what figures are made of.
     """
 
     def __init__(self, host: Host, vmcb_at: Spa, context: Context) -> None:
@@ -116,6 +117,7 @@ class CpuAtExit:
         self.core = host.machine.cores[0]
         self.vmcb_at = vmcb_at
         self.context = context
+        self.exits = 0
         self._flushes = False
 
     def get(self, at: int, form: str = "Q") -> int:
@@ -130,6 +132,7 @@ class CpuAtExit:
     def run(self, *, blocks: int | None = 2_000_000) -> Exit:
         """VMRUN until #VMEXIT; a physical interrupt comes after so many blocks of code."""
         exit = self.core.execute(self.vmcb_at, self.context, blocks=blocks)
+        self.exits += 1
         if self._flushes:
             self._flushes = False
             self.set(_TLB_CONTROL, TlbControl.NOTHING, "B")
@@ -213,8 +216,16 @@ class Victim:
 
     def peek(self, gpa: int, length: int) -> bytes:
         """Read private memory with the guest's key: the power that only the lab has."""
-        key = guest(self.sev.asid) if self.sev else HOST if self.vm.c else UNENCRYPTED
-        return self.vm.host.machine.memory.read(self.spa(gpa, length), length, key)
+        return self.vm.host.machine.memory.read(self.spa(gpa, length), length, self._key)
+
+    def cached_pages(self) -> dict[int, bytes]:
+        """Copies of its pages in the caches, by guest physical address: a power of the lab's as well."""
+        cached = {copy.page for copy in self.vm.host.machine.memory.snapshot() if copy.key_id == self._key}
+        return {gpa: self.peek(gpa, PAGE) for gpa in self.pages if self.spa(gpa) in cached}
+
+    @property
+    def _key(self) -> KeyId:
+        return guest(self.sev.asid) if self.sev else HOST if self.vm.c else UNENCRYPTED
 
 
 @dataclass(slots=True)

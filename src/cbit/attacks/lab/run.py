@@ -167,7 +167,7 @@ def attempt(attack: Attack, stand: Stand, scene: Scene) -> Result:
         loot=len(loot),
         powers=tuple(sorted(power.value for power in hands.used)),
         steps=tuple(log.steps),
-        figures=tuple(log.figures),
+        figures=(*log.figures, *scene.measure(loot)),
     )
 
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cbit.attacks.lab.guest import Victim
+from cbit.attacks.lab.log import Figure
 
 #: Launches the victim from pieces of its image, each at the place that the host chose.
 Launcher = Callable[[Sequence[tuple[int, bytes]]], Victim]
+#: What the judge counts in the loot.
+Measure = Callable[[bytes], Sequence[Figure]]
 Fact = int | float | bytes | tuple[int, ...]
 
 
@@ -59,6 +62,7 @@ class Scene:
         hwcr_locked: whether the processor ignores a write that would let INVD lose dirty lines.
         tlb_flushes: whether the processor flushes the TLB for each virtual CPU by itself.
         launcher: starts the victim as the adversary wants it, if it is the adversary who launches it.
+        measure: figures of the judge's, who can compare the loot with what the victim really holds.
     """
 
     secrets: tuple[bytes, ...]
@@ -68,3 +72,4 @@ class Scene:
     hwcr_locked: bool = False
     tlb_flushes: bool = False
     launcher: Launcher | None = None
+    measure: Measure = lambda _: ()

@@ -20,7 +20,7 @@ from cbit.hypervisor.host import Host
 from cbit.hypervisor.vm import Vm
 from cbit.memory.dma import DmaPort
 from cbit.spec import buffers
-from cbit.spec.address import PAGE, Gpa, Spa
+from cbit.spec.address import LINE, PAGE, Gpa, Spa
 from cbit.spec.command import Command
 from cbit.spec.errors import CbitError
 
@@ -80,11 +80,16 @@ class Caches:
 
 
 class Dropper:
-    """INVD, as far as HWCR lets it."""
+    """INVD, as far as HWCR lets it.
+
+    Attributes:
+        lost: lines of the victim's that are not what they were before the last INVD.
+    """
 
     def __init__(self, host: Host, guest: Victim, *, locked: bool) -> None:
         self._host, self._guest, self._locked = host, guest, locked
         self._core = host.machine.cores[0]
+        self.lost = 0
 
     def allow(self) -> None:
         """Clear HWCR's INVD-to-WBINVD bit; a processor that keeps it set ignores the write."""
@@ -97,7 +102,13 @@ class Dropper:
         The hypervisor's own last store, the VMCB that #VMEXIT wrote, would be lost as well: it is put back.
         """
         vmcb = self._host.read(self._guest.cpu.vmcb_at, PAGE)
+        before = self._guest.cached_pages()
         dropped = self._core.invd()
+        self.lost = sum(
+            page[at : at + LINE] != now[at : at + LINE]
+            for page, now in ((page, self._guest.peek(gpa, PAGE)) for gpa, page in before.items())
+            for at in range(0, PAGE, LINE)
+        )
         self._host.write(self._guest.cpu.vmcb_at, vmcb)
         return dropped
 
@@ -152,6 +163,11 @@ class Runner:
 
     def __init__(self, cpu: CpuAtExit, emulate: Callable[[Exit], bool] = lambda _: False) -> None:
         self._cpu, self._emulate = cpu, emulate
+
+    @property
+    def exits(self) -> int:
+        """How many #VMEXITs there have been, of every kind."""
+        return self._cpu.exits
 
     def run(self, *, blocks: int | None = 2_000_000) -> Exit:
         """VMRUN until #VMEXIT."""
@@ -346,13 +362,14 @@ class Spoofed:
         runner: runs it.
         registers: its registers.
         stepper: stops it after each instruction.
+        mapped: guest physical addresses of the pages that its nested tables have.
     """
 
     def __init__(
         self, host: Host, victim: Victim, *, rip: int, cr3: int, map_memory: bool, flush: bool
     ) -> None:
         self._vm = Vm(host, victim.vm.protection)
-        self._victim = victim
+        self.mapped: set[int] = set()
         if map_memory:
             for gpa in victim.pages:
                 self.map(gpa, victim.spa(gpa))
@@ -367,10 +384,12 @@ class Spoofed:
 
     def map(self, gpa: int, spa: int) -> None:
         """Map a page into the adversary's own nested tables."""
+        self.mapped.add(gpa)
         self._vm.tables.map(Gpa(gpa), range(spa, spa + PAGE, PAGE), c=self._vm.c)
 
     def unmap(self, gpa: int) -> None:
         """Make a page absent."""
+        self.mapped.discard(gpa)
         self._vm.tables.unmap(Gpa(gpa))
 
 

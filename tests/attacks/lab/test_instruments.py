@@ -1,0 +1,146 @@
+"""What figures are read from: counters that count, and a judge who compares with what the victim holds."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+
+from cbit.attacks.experiments import named
+from cbit.attacks.experiments.crossline import _looks_like_an_entry, _noise, _of_noise
+from cbit.attacks.experiments.severed import _pages_right
+from cbit.attacks.lab.corpus import Corpus
+from cbit.attacks.lab.guest import CPUID, HLT, PAGE_FAULT, Program
+from cbit.attacks.lab.hands import Hands
+from cbit.attacks.lab.outcome import Mode, Verdict
+from cbit.attacks.lab.run import run
+from cbit.attacks.lab.scene import Facts, Scene
+from cbit.attacks.lab.stand import Setup, Stand, Workshop
+from cbit.attacks.lab.tools import Memory, Runner, Spoofed
+from cbit.attacks.power import Power
+from cbit.cpu.engine.control_block import Exit
+from cbit.crypto.entropy import SeededEntropy
+from cbit.spec.address import LINE, MIB, PAGE
+
+PLACE = 0x30000
+
+
+@pytest.fixture
+def stand(workshop: Workshop) -> Stand:
+    return Stand(workshop, Setup(), mode=Mode.SEV, variant="", seed=1, parameters={})
+
+
+def hands_on(stand: Stand, program: str, *powers: Power) -> Hands:
+    guest = stand.guest(Program(program))
+    return Hands(stand.host, Scene((), Facts({}), guest), frozenset(powers), own_sev=True)
+
+
+def test_every_exit_is_counted_whatever_it_is_for(stand: Stand) -> None:
+    hands = hands_on(stand, "again: cpuid; hlt; jmp again", Power.TAKE_EXITS)
+    runner = hands.victim
+    assert 0 == runner.exits
+    assert CPUID == runner.run().code
+    runner.skip(2)
+    assert HLT == runner.run().code
+    assert 2 == runner.exits == hands.victim.exits
+
+
+def test_an_oracle_that_leaves_twice_for_each_load_has_another_figure(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = Runner.until
+
+    def clumsy(runner: Runner, code: int, **more: Any) -> Exit:
+        exit = until(runner, code, **more)
+        if code == PAGE_FAULT:
+            exit = until(runner, code, **more)  # the return behind the load faults once more
+        return exit
+
+    monkeypatch.setattr(Runner, "until", clumsy)
+    result = run(named("register-oracle"), workshop, mode=Mode.SEV)
+    assert Verdict.SUCCEEDED is result.verdict
+    assert {"exits for each 8 bytes": 1.0} == {figure.name: figure.ours for figure in result.figures}
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_lines_that_invd_loses_are_counted_by_what_the_victim_finds(stand: Stand, lines: int) -> None:
+    stores = "".join(f"mov qword ptr [{PLACE + LINE * n:#x}], 1\n" for n in range(lines))
+    hands = hands_on(stand, f"hlt\n{stores}hlt", Power.TAKE_EXITS, Power.DROP_CACHES, Power.FLUSH_CACHES)
+    dropper = hands.dropper
+    dropper.allow()
+    hands.victim.until(HLT)
+    hands.caches.write_back()
+    hands.victim.skip(1)
+    hands.victim.until(HLT)
+    dropper.invd()
+    assert lines == dropper.lost
+
+
+def test_a_line_that_was_written_back_is_not_lost(stand: Stand) -> None:
+    hands = hands_on(stand, f"mov qword ptr [{PLACE:#x}], 1; hlt", Power.TAKE_EXITS, Power.DROP_CACHES)
+    hands.victim.until(HLT)
+    dropper = hands.dropper  # nobody has cleared HWCR's bit
+    dropper.invd()
+    assert 0 == dropper.lost
+
+
+def test_pages_in_a_machine_of_the_adversarys_are_counted(stand: Stand) -> None:
+    guest = stand.guest(Program("hlt"))
+    whole, none = (
+        Spoofed(stand.host, guest, rip=0, cr3=0, map_memory=has, flush=True) for has in (True, False)
+    )
+    assert set(guest.pages) == whole.mapped
+    assert set() == none.mapped
+    none.map(PAGE, guest.spa(0))
+    assert {PAGE} == none.mapped
+    none.unmap(PAGE)
+    assert set() == none.mapped
+
+
+@pytest.mark.parametrize(("size", "bytes_chosen"), [(16 * 64, 0), (PAGE * 2, 1), (MIB // 4, 1), (MIB, 2)])
+def test_more_known_plaintext_gives_more_chosen_bytes(stand: Stand, size: int, bytes_chosen: int) -> None:
+    memory = Memory(stand.host, None)
+    start = memory.room(size)
+
+    class Here(Memory):
+        def spa(self, gpa: int, length: int = 1) -> int:  # type: ignore[override]
+            return start
+
+    corpus = Corpus(Here(stand.host, None), 0, SeededEntropy("known").draw(size), xe=False)
+    assert bytes_chosen == corpus.chosen_bytes()
+
+
+def test_half_of_the_noise_looks_like_entries_and_the_rest_nearly() -> None:
+    entropy = SeededEntropy("noise")
+    words = [struct.unpack("<Q", _noise(entropy, index))[0] for index in range(512)]
+    assert all(map(_looks_like_an_entry, words[::2]))
+    assert not any(map(_looks_like_an_entry, words[1::2]))
+    assert all(_looks_like_an_entry(word | 1) for word in words[3::8])
+    assert all(_looks_like_an_entry(word & ~(1 << 7)) for word in words[5::8])
+    assert all((word >> 40 & 0xFFF).bit_count() == 1 for word in words[7::8])
+
+
+def test_the_judge_tells_what_should_not_have_leaked() -> None:
+    entry, other = 0x1234_5007, 0x9ABC_D006
+    noise = struct.pack("<2Q", entry, other)
+
+    def figures(*leaked: int) -> list[float]:
+        return [figure.ours for figure in _of_noise(noise, struct.pack(f"<{len(leaked)}Q", *leaked))]
+
+    assert [0, 0] == figures()
+    assert [1, 0] == figures(entry & -PAGE)
+    assert [1, 1] == figures(other & -PAGE, entry & -PAGE)
+    assert [0, 0] == figures(entry)  # an exit tells addresses and no flags
+
+
+def test_the_judge_counts_a_page_where_it_belongs_and_nowhere_else() -> None:
+    one, two = b"1" * PAGE, b"2" * PAGE
+
+    def right(loot: bytes) -> tuple[float, ...]:
+        return tuple(figure.ours for figure in _pages_right([one, two], loot))
+
+    assert (2, PAGE) == right(b"x" * PAGE + one + two)
+    assert (0, 0) == right(two + one)
+    assert (1, PAGE // 2) == right(one + one)
+    assert (0, 0) == right(b"")
