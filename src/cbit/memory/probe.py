@@ -8,9 +8,13 @@ Paper: memory-encryption.md §1 rule 1, §9.3; attacks.md A1 (cold boot), A2 (bu
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 
@@ -77,9 +81,10 @@ class Probe:
         """Write all cells to a file, byte for byte; runs of zeros become holes of a sparse file.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written, and what was there before is as it was; also for what is
+                there and is no regular file, since to open a pipe is to wait for whoever reads it.
         """
-        with path.open("wb") as image:
+        with _replacing(path) as image:
             for start, cells in self._touched():
                 image.seek(start)
                 image.write(cells)
@@ -107,3 +112,26 @@ class Probe:
             cells = self._dram.cells(Spa(start), min(_CHUNK, self.size - start))
             if np.frombuffer(cells, dtype=np.uint64).any():
                 yield start, cells
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file, which becomes ``path`` when the block ends well, and nothing when it does not."""
+    there = Path(os.path.realpath(path))  # what a link leads to is replaced, and not the link
+    if there.exists() and not there.is_file():
+        raise OSError(errno.EEXIST, "is there already, and is no regular file", str(path))
+    beside = there.with_name(f".cbit-{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with open(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, there)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+    except OSError as error:  # by the name that the caller knows
+        raise OSError(error.errno, error.strerror, str(path)) from None
