@@ -78,9 +78,15 @@ def test_frozen_memory_is_a_file_and_the_machine_is_off(
         (b'{"do": "freeze"}', "file is missing"),
         (b'{"do": "freeze", "file": "x"}', "x is relative"),
         (b'{"do": "freeze", "file": "/nowhere/x"}', "/nowhere/x: No such file"),
-        (b'{"do": "freeze", "file": "/dev/null", "decay": 2}', "decay 2.0 is not between 0 and 1"),
+        (b'{"do": "freeze", "file": "/nowhere/x", "decay": 2}', "decay is 2: share"),
+        (b'{"do": "power-cycle", "decay": -1}', "decay is -1: share"),
+        (b'{"do": "power-cycle", "decay": 1.0000001}', "decay is 1.0000001: share"),
+        (b'{"do": "power-cycle", "decay": NaN}', "decay is nan: share"),
+        (b'{"do": "power-cycle", "decay": Infinity}', "decay is inf: share"),
+        (b'{"do": "power-cycle", "decay": 1' + 400 * b"0" + b"}", "decay is 1000000000"),
         (b'{"do": "attach", "files": ["/dev/nothing"]}', "does not serve /dev/nothing"),
         (b'{"do": "attach", "files": 3}', "files is a list"),
+        (b'{"do": "attach", "files": ["/dev/sev"], "extra": 1}', "attach has no field 'extra'"),
     ],
 )
 def test_a_bad_request_is_refused_and_nothing_moves(served: Served, line: bytes, reason: str) -> None:
@@ -89,6 +95,16 @@ def test_a_bad_request_is_refused_and_nothing_moves(served: Served, line: bytes,
     assert not answer["ok"]
     assert reason in answer["reasons"][0]
     assert before == served.status()
+
+
+@pytest.mark.parametrize("decay", ["2", "55", "-0.1", "NaN", "Infinity"])
+def test_a_machine_that_is_off_is_as_strict(served: Served, tmp_path: Path, decay: str) -> None:
+    assert served.ask("freeze", file=str(tmp_path / "dram"))["ok"]
+    answer = served.say(b'{"do": "power-cycle", "decay": %s}' % decay.encode())
+    assert not answer["ok"]
+    assert answer["reasons"][0].startswith(f"decay is {float(decay):g}".lower())
+    assert not served.status()["on"]
+    assert served.ask("power-cycle", decay=1)["ok"], "all of them"
 
 
 def test_the_command_line_asks_the_same(served: Served, tmp_path: Path) -> None:

@@ -149,6 +149,16 @@ def test_unencrypted_memory_survives_a_reset(tmp_path: Path) -> None:
     assert Host(on).read(AT, PAGE) == TEXT
 
 
+@pytest.mark.parametrize("decay", [-1.0, 1.5, float("nan"), float("inf")])
+def test_a_decay_that_is_no_share_cuts_no_power(tmp_path: Path, decay: float) -> None:
+    on = machine(tmp_path)
+    before = (on.booted, on.host_key_fingerprint)
+    with pytest.raises(ValueError, match=f"decay {decay} is not between 0 and 1"):
+        on.power_off(decay=decay)
+    assert on.is_on
+    assert before == (on.booted, on.host_key_fingerprint)
+
+
 @pytest.mark.parametrize(("decay", "low", "high"), [(0.0, 0, 0), (0.01, 50, 330), (1.0, 12288, 20480)])
 def test_cells_fade_without_power(tmp_path: Path, decay: float, low: int, high: int) -> None:
     on = machine(tmp_path)

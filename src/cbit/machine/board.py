@@ -25,7 +25,7 @@ from cbit.memory.bus import Bus
 from cbit.memory.cache import Cache
 from cbit.memory.controller import MemoryController
 from cbit.memory.dma import DmaPort
-from cbit.memory.dram import Dram
+from cbit.memory.dram import Dram, insist_on_share
 from cbit.memory.fabric import FabricPort
 from cbit.memory.iommu import Iommu
 from cbit.memory.probe import Probe
@@ -168,7 +168,11 @@ class Machine:
 
         Args:
             decay: share of the charged cells that lose their bit before power returns or the module is read.
+
+        Raises:
+            ValueError: ``decay`` is not a probability; the machine runs on.
         """
+        insist_on_share(decay)
         self._lose_state()
         self.dram.lose_power(self._options.entropy, decay=decay)
 

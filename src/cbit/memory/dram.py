@@ -73,8 +73,7 @@ class Dram:
         Raises:
             ValueError: ``decay`` is not a probability.
         """
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay {decay} is not between 0 and 1")
+        insist_on_share(decay)
         if decay == 0.0:
             return 0
         random = np.random.Generator(np.random.SFC64(int.from_bytes(entropy.draw(32), "little")))
@@ -101,6 +100,16 @@ def anonymous(size: int, *, dumpable: bool = True) -> mmap.mmap:
     if not dumpable and hasattr(mmap, "MADV_DONTDUMP"):
         area.madvise(mmap.MADV_DONTDUMP)
     return area
+
+
+def insist_on_share(decay: float) -> None:
+    """Refuse what no share of the cells can be, before anything is lost.
+
+    Raises:
+        ValueError: ``decay`` is not a probability.
+    """
+    if not 0.0 <= decay <= 1.0:  # nor NaN, of which neither holds
+        raise ValueError(f"decay {decay} is not between 0 and 1")
 
 
 def _random_bits(random: np.random.Generator, bits: int, probability: float) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,8 @@ One table is the parser, the command line and what the reference page is held to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -45,11 +46,13 @@ class Field:
         kind: its type in JSON, as Python has it.
         default: what it is when it is left out; None if it has to be there.
         text: what it means.
+        bounds: of a number, the least and the greatest; whatever is none, NaN too, lies between none.
     """
 
     kind: type
     default: Any
     text: str
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def _shutdown(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]
     return {}
 
 
-_DECAY: Final = Field(float, 0.0, "share of the charged cells that lose their bit, 0 to 1")
+_DECAY: Final = Field(float, 0.0, "share of the charged cells that lose their bit, 0 to 1", (0.0, 1.0))
 
 REQUESTS: Final[Mapping[str, Request]] = MappingProxyType(
     {
@@ -133,16 +136,26 @@ def carry_out(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]
     """Check a request's fields and do what it says.
 
     Raises:
-        BadRequest: no such request, or a field that is unknown, missing, or of another type.
+        BadRequest: no such request, or a field that is unknown, missing, of another type, or out of bounds;
+            nothing has been done.
         CbitError, OSError, ValueError: what was asked cannot be done.
     """
     request = REQUESTS.get(given["do"])
     if request is None:
         raise BadRequest(f"do: {given['do']!r} is none of {', '.join(REQUESTS)}")
-    if unknown := set(given) - {"do", *request.fields}:
-        raise BadRequest(f"{given['do']} has no field {', '.join(sorted(map(repr, unknown)))}")
+    refuse_unknown(given, request.fields)
     values = {name: _value(name, one, given) for name, one in request.fields.items()}
     return request.run(daemon, values)
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse a request with a field that it has not: whoever misspells one is told so.
+
+    Raises:
+        BadRequest: which.
+    """
+    if unknown := set(given) - {"do", *known}:
+        raise BadRequest(f"{given['do']} has no field {', '.join(sorted(map(repr, unknown)))}")
 
 
 def _value(name: str, wanted: Field, given: Mapping[str, Any]) -> object:
@@ -151,11 +164,13 @@ def _value(name: str, wanted: Field, given: Mapping[str, Any]) -> object:
             raise BadRequest(f"{name} is missing: {wanted.text}")
         return wanted.default
     value = given[name]
-    if wanted.kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted.kind:  # a bool is an int, and is none here
-        raise BadRequest(f"{name} is {value!r}: {wanted.text}")
-    return value
+    kinds = (int, float) if wanted.kind is float else (wanted.kind,)
+    fits = type(value) in kinds  # a bool is an int, and is none here
+    if fits and wanted.bounds is not None:
+        fits = wanted.bounds[0] <= value <= wanted.bounds[1]
+    if not fits:
+        raise BadRequest(f"{name} is {reprlib.repr(value)}: {wanted.text}")
+    return wanted.kind(value)
 
 
 def refused(error: Exception) -> dict[str, object]:

@@ -23,7 +23,7 @@ from typing import Final
 from cbit.driver.client_pages import MemoryRule
 from cbit.redirect.attached import Attached, Reasons
 from cbit.redirect.backend import Backend
-from cbit.redirect.control import BadRequest, carry_out, parse, refused
+from cbit.redirect.control import BadRequest, carry_out, parse, refuse_unknown, refused
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.frames import Broken, Channel
 from cbit.spec.errors import CbitError
@@ -248,6 +248,7 @@ class Daemon:
             return {"ok": False, "reasons": [f"fault of the emulator: {error!r}"]}
 
     def _attach(self, number: int, channel: Channel, given: dict[str, object]) -> dict[str, object]:
+        refuse_unknown(given, ("files", "guest_memory"))
         files, rule = given.get("files"), given.get("guest_memory", MemoryRule.ENCRYPTED)
         if rule not in tuple(MemoryRule):
             raise BadRequest(f"guest_memory is {rule!r}: {' or '.join(MemoryRule)}")
