@@ -11,6 +11,7 @@ import pytest
 from cbit.cli.owner.report_fields import sev_fields, shown_sev, shown_snp, snp_fields
 from cbit.owner.verify.report import read_report
 from cbit.spec.attestation_report import AttestationReport
+from cbit.spec.certificate import CERT_SIZE
 from cbit.spec.snp_report import VCEK_GUID, Product, SigningKey, SnpReport, build_cert_table
 from cli.owner.day import Cli
 from owner.snp_worlds import ARC, REAL, World, as_pem, crl, integer, real_chain, real_paths, real_report
@@ -196,7 +197,6 @@ def test_a_leaf_that_cannot_be_read_leaves_the_report_unjudged_and_refused(cli: 
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ((), "AMD's key server has it: https://kdsintf.amd.com/vcek/v1/PRODUCT/d49554ec"),
         (("--chain", "x"), "--chain is for SEV reports"),
         (("--offset", "-1"), "is no offset"),
         (("--offset", "x"), "is no offset"),
@@ -204,7 +204,6 @@ def test_a_leaf_that_cannot_be_read_leaves_the_report_unjudged_and_refused(cli: 
         (("--want", "/no/such"), "/no/such: No such file"),
         (("--vcek", "/no/such"), "/no/such: No such file"),
         (("--vcek", VECTORS / "amd-root" / "ark_milan.cert"), "neither PEM nor DER nor a certificate table"),
-        (("--vcek", VECTORS / "snp-chain" / "ask_ark_milan.pem"), "no VCEK or VLEK"),
     ],
     ids=str,
 )
@@ -212,6 +211,74 @@ def test_what_cannot_be_used_is_one_sentence(cli: Cli, more: tuple[str, ...], re
     code, found = cli("owner", "report", REPORTS["virtee"], *more)
     assert (2, 1, {}) == (code, len(found["reasons"]), found["result"])
     assert reason in found["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "reason"),
+    [
+        ("virtee", (), "AMD's key server has it: https://kdsintf.amd.com/vcek/v1/PRODUCT/d49554ec"),
+        ("trustee", (), "a VLEK is handed out by the host, with an extended report"),
+        ("virtee", ("--vcek", VECTORS / "snp-chain" / "ask_ark_milan.pem"), "no VCEK or VLEK"),
+        ("virtee", ("--vcek", real_paths("virtee")[0]), "no ASK named SEV-Milan"),
+    ],
+    ids=str,
+)
+def test_a_report_is_shown_whatever_is_missing_and_not_verified(
+    cli: Cli, name: str, more: tuple[str, ...], reason: str
+) -> None:
+    call = line("owner", "report", REPORTS[name], *more)
+    code, found = cli(*call)
+    result = found["result"]
+    assert (2, 1, "NOT VERIFIED") == (code, len(found["reasons"]), result["verdict"])
+    assert reason in found["reasons"][0]
+    assert read_report(real_report(name)).measurement.hex() == result["report"]["measurement"]
+    code, out, err = cli.read(*call)
+    assert (2, True) == (code, reason in err)
+    assert result["report"]["measurement"] in out
+    assert "verdict: NOT VERIFIED" == out.splitlines()[-1]
+    assert ("MISSING" in out) is bool(more)
+
+
+def test_wishes_are_judged_without_certificates_and_the_missing_one_is_a_violation(
+    cli: Cli, tmp_path: Path
+) -> None:
+    call = line("owner", "report", REPORTS["trustee"], "--want")
+    code, found = cli(*call, wishes(tmp_path, "vmpl = 1\n[minimum.reported_tcb]\nsnp = 24"))
+    violations = found["result"]["wishes"]["violations"]
+    assert (2, ["verified: false, wanted true"]) == (code, [why.split(" (")[0] for why in violations])
+    code, found = cli(*call, wishes(tmp_path, "vmpl = 0"))
+    assert (2, 2) == (code, len(found["result"]["wishes"]["violations"]))
+
+
+def test_a_malformed_report_is_shown_without_certificates_too(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "report.bin").write_bytes(flipped(REPORTS["trustee"].read_bytes(), 8 * 0x4C))
+    code, found = cli("owner", "report", tmp_path / "report.bin")
+    assert (2, "NOT VERIFIED", False) == (
+        code,
+        found["result"]["verdict"],
+        found["result"]["checks"][0]["good"],
+    )
+    assert any("reserved bytes" in reason for reason in found["reasons"])
+
+
+def test_a_sev_report_is_shown_whatever_is_missing(cli: Cli, tmp_path: Path) -> None:
+    call = line("owner", "report", CASE / "attestation_report.bin")
+    digest = AttestationReport.parse((CASE / "attestation_report.bin").read_bytes()).launch_digest.hex()
+    code, found = cli(*call)
+    assert (2, "NOT VERIFIED", digest) == (
+        code,
+        found["result"]["verdict"],
+        found["result"]["report"]["launch_digest"],
+    )
+    assert "--chain" in found["reasons"][0]
+    pek = tmp_path / "pek.cert"
+    pek.write_bytes((CASE / "cert_chain_pek_oca_cek.bin").read_bytes()[:CERT_SIZE])
+    code, found = cli(*call, "--chain", pek)
+    assert (2, ["form", "signed by the PEK"]) == (code, [c["what"] for c in found["result"]["checks"]])
+    assert "NOT VERIFIED" == found["result"]["verdict"]
+    code, out, _ = cli.read(*call, "--chain", pek)
+    assert "signed by the PEK: good" in out
+    assert 5 == out.count("MISSING: ")
 
 
 def test_a_provider_keys_certificate_comes_from_the_host(cli: Cli) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # each reader loads what it reads: `measure` shares some of t
     from uuid import UUID
 
     from cbit.crypto.session import TransportKeys
-    from cbit.owner.verify.chain import Chain
+    from cbit.owner.verify.chain import Chain, Parts
     from cbit.spec.amd_certificate import AmdCert
     from cbit.spec.policy import ApiVersion
     from cbit.spec.session import MeasureBlob
@@ -54,7 +54,15 @@ def add_trust(parser: Parser) -> None:
 
 def chain_and_roots(paths: list[Path], args: Namespace) -> tuple[Chain, list[AmdCert]]:
     """Read the chain that the arguments name, and the roots that they trust."""
-    from cbit.owner.verify.chain import read_chain
+    from cbit.owner.verify.chain import whole
+
+    parts, roots = parts_and_roots(paths, args)
+    return whole(parts), roots
+
+
+def parts_and_roots(paths: list[Path], args: Namespace) -> tuple[Parts, list[AmdCert]]:
+    """Read what is there of the chain that the arguments name, and the roots that they trust."""
+    from cbit.owner.verify.chain import read_parts
     from cbit.owner.verify.files import Piece
     from cbit.owner.verify.roots import read_root
     from cbit.spec.certificate import Usage
@@ -62,7 +70,7 @@ def chain_and_roots(paths: list[Path], args: Namespace) -> tuple[Chain, list[Amd
     files = [(path, read_limited(path)) for path in args.trust]
     roots = [read_root(data, source=path.name) for path, data in files]
     pieces = [Piece(Usage.ARK, data, path.name) for path, data in files]
-    return read_chain(paths, ca=args.ca, roots=pieces), roots
+    return read_parts(paths, ca=args.ca, roots=pieces), roots
 
 
 def policy(text: str) -> int:

@@ -5,40 +5,42 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from cbit.cli.envelope import Outcome
-from cbit.cli.owner.arguments import add_trust, chain_and_roots
+from cbit.cli.envelope import Exit, Outcome
+from cbit.cli.owner.arguments import add_trust, parts_and_roots
 from cbit.cli.owner.report_fields import sev_fields, shown_sev, shown_snp, snp_fields
 from cbit.cli.owner.verify import (
     add_snp,
     as_json,
     as_tree,
     inspect_snp_files,
+    missing_parts,
     snp_as_json,
     snp_branches,
     verdict,
 )
 from cbit.cli.parser import Parser
-from cbit.owner.errors import Missing
 from cbit.owner.files import read_limited
 from cbit.owner.validate.facts import Evidence, of_sev_report, of_snp_report
 from cbit.owner.validate.wishes import Wishes, read_wishes
 from cbit.owner.verify.kds import vcek_address
-from cbit.owner.verify.report import Check, inspect_report, inspect_sev_report, read_report
+from cbit.owner.verify.report import Check, form_problems, inspect_report, inspect_sev_report, read_report
 from cbit.owner.verify.snp_files import find_report
-from cbit.owner.verify.verdict import inspect
+from cbit.owner.verify.verdict import inspect_parts
 from cbit.spec import snp_report
 from cbit.spec.attestation_report import AttestationReport
+from cbit.spec.certificate import Usage
 from cbit.spec.errors import InvalidCertificate, NotModelled, WireError
 from cbit.spec.snp_report import Product, SigningKey, SnpReport
 
 HELP: Final = "show, verify and judge an attestation report"
 DESCRIPTION: Final = (
     "Show an SNP report (or a SEV one) with a name for every field, verify it up to AMD's root, and hold it\n"
-    "against your wishes.  Without --want it says who signed what, and nothing about whether you want it."
+    "against your wishes.  Without --want it says who signed what, and nothing about whether you want it;\n"
+    "without certificates it shows what the report says, and verifies nothing."
 )
 EXAMPLE: Final = (
     "examples:\n"
@@ -101,7 +103,9 @@ def run(args: Namespace) -> Outcome:
     is_snp = len(raw) == snp_report.REPORT_SIZE
     found = _snp(raw, args) if is_snp else _sev(raw, args)
     problems = [*found.chain_problems, *(reason for check in found.checks for reason in check.reasons)]
-    violations = [] if wishes is None else _violations(wishes, found, verified=not problems)
+    violations = (
+        [] if wishes is None else _violations(wishes, found, verified=not problems and not found.missing)
+    )
     result = {
         "kind": "snp-report" if is_snp else "sev-report",
         "verdict": _verdict(found, problems, violations),
@@ -113,10 +117,11 @@ def run(args: Namespace) -> Outcome:
         "wishes": None if args.want is None else {"file": args.want.name, "violations": violations},
     }
     return Outcome(
-        ok=not problems and not violations,
+        ok=not problems and not found.missing and not violations,
         result=result,
-        reasons=(*problems, *violations),
+        reasons=(*found.missing, *problems, *violations),
         lines=lambda: _lines(found, result, violations, wanted=wishes is not None),
+        exit_code=Exit.UNUSABLE if found.missing else None,
     )
 
 
@@ -134,10 +139,11 @@ class Found:
 
     fields: dict[str, Any]
     shown: tuple[tuple[str, str], ...]
-    chain: dict[str, Any]
+    chain: dict[str, Any] | None
     tree: tuple[str, ...]
     root: str
     chain_problems: tuple[str, ...]
+    missing: tuple[str, ...]
     checks: tuple[Check, ...]
     report: SnpReport | AttestationReport
     product: Product | None
@@ -159,12 +165,21 @@ def _snp(raw: bytes, args: Namespace) -> Found:
             "--chain is for SEV reports; this is an SNP report, its certificate is given as --vcek"
         )
     if not args.vcek:
-        raise Missing(f"the certificate of the key that signed is wanted (--vcek): {_where_from(report)}")
+        return _snp_alone(raw, report)
     chain = inspect_snp_files(args.vcek, args)
     checks: tuple[Check, ...] = ()
+    leaf = chain.parts.leaf
+    if leaf is None:
+        return replace(
+            _snp_alone(raw, report),
+            chain=snp_as_json(chain),
+            tree=tuple(snp_branches(chain)),
+            chain_problems=chain.problems,
+            missing=tuple(missing_parts(chain)),
+        )
     if chain.endorsement is not None:
         try:
-            key = chain.chain.leaf.ec_key()
+            key = leaf.ec_key()
         except InvalidCertificate:
             pass  # the chain's problems say so
         else:
@@ -177,10 +192,35 @@ def _snp(raw: bytes, args: Namespace) -> Found:
         tree=(*snp_branches(chain), *(f"note: {caveat}" for caveat in chain.caveats)),
         root=verdict(chain),
         chain_problems=chain.problems,
+        missing=tuple(missing_parts(chain)),
         checks=checks,
         report=report,
         product=product,
         simulated=None if chain.root is None else chain.root.simulated,
+    )
+
+
+def _snp_alone(raw: bytes, report: SnpReport) -> Found:
+    """Tell what a report says by itself: nobody has signed for it yet."""
+    try:
+        product = report.likely_product
+    except NotModelled:
+        product = None
+    # Milan's TCB and Genoa's have one form; Turin's reports tell that they are Turin's.
+    problems = tuple(form_problems(raw, report, product or Product.MILAN))
+    why = f"the certificate of the key that signed is wanted (--vcek): {_where_from(report)}"
+    return Found(
+        fields=snp_fields(report, product),
+        shown=tuple(shown_snp(report, product)),
+        chain=None,
+        tree=("certificates: none given (--vcek)",),
+        root="NOT VERIFIED",
+        chain_problems=(),
+        missing=(why,),
+        checks=(Check("form", problems),),
+        report=report,
+        product=product,
+        simulated=None,
     )
 
 
@@ -199,18 +239,19 @@ def _sev(raw: bytes, args: Namespace) -> Found:
     report = AttestationReport.parse(raw, canonical=False)
     if args.vcek or args.crl or args.at is not None:
         raise ValueError("--vcek, --crl and --at are for SNP reports; this is a SEV report: give --chain")
-    if not args.chain:
-        raise Missing("the platform's certificates are wanted (--chain): its PEK signed the report")
-    certificates, roots = chain_and_roots(args.chain, args)
-    chain = inspect(certificates, trust=roots)
+    parts, roots = parts_and_roots(args.chain, args)
+    chain = inspect_parts(parts, trust=roots)
+    pek = parts.pieces.get(Usage.PEK)
+    wanted = "the platform's certificates are wanted (--chain): its PEK signed the report"
     return Found(
         fields=sev_fields(report),
         shown=tuple(shown_sev(report)),
-        chain=as_json(chain),
-        tree=tuple(as_tree(chain))[:-1],
+        chain=as_json(chain) if args.chain else None,
+        tree=tuple(as_tree(chain))[:-1] if args.chain else ("certificates: none given (--chain)",),
         root=verdict(chain),
         chain_problems=chain.problems,
-        checks=inspect_sev_report(raw, certificates.pek.sev()),
+        missing=tuple(missing_parts(chain)) if args.chain else (wanted,),
+        checks=inspect_sev_report(raw, None if pek is None else pek.sev()),
         report=report,
         product=None,
         simulated=None if chain.root is None else chain.root.simulated,
@@ -218,6 +259,8 @@ def _sev(raw: bytes, args: Namespace) -> Found:
 
 
 def _verdict(found: Found, problems: list[str], violations: list[str]) -> str:
+    if found.missing:
+        return "NOT VERIFIED"
     if problems:
         return "NOT TRUSTWORTHY"
     if violations:

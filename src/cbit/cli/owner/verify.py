@@ -5,24 +5,33 @@ from __future__ import annotations
 import argparse
 import hashlib
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cbit.cli.envelope import Outcome
-from cbit.cli.owner.arguments import add_trust, chain_and_roots
+from cbit.cli.envelope import Exit, Outcome
+from cbit.cli.owner.arguments import add_trust, parts_and_roots
 from cbit.cli.parser import Parser
 from cbit.owner.files import read_limited
-from cbit.owner.verify.snp_chain import SnpInspection, assemble_snp, crls_of, inspect_snp, trusted_root
+from cbit.owner.verify.chain import WHERE_FROM
+from cbit.owner.verify.files import Piece
+from cbit.owner.verify.snp_chain import (
+    Link,
+    SnpPartInspection,
+    crls_of,
+    find_snp_parts,
+    inspect_snp_parts,
+    trusted_root,
+)
 from cbit.owner.verify.snp_files import holds_snp, read_certificates
 from cbit.owner.verify.verdict import (
     ROLLBACK_CAVEAT,
-    Inspection,
+    PartInspection,
     RootReport,
     Signature,
     describe_root,
-    inspect,
+    inspect_parts,
 )
 from cbit.spec.certificate import CERT_SIZE, Usage
 
@@ -30,7 +39,8 @@ HELP: Final = "verify a platform's certificate chain"
 DESCRIPTION: Final = (
     "Verify PDH, PEK, OCA, CEK, ASK and ARK (SEV), or VCEK or VLEK, ASK or ASVK, and ARK (SNP, as X.509):\n"
     "every signature and every byte of the format.\n"
-    "AMD's roots are pinned; any other root must be named with --trust."
+    "AMD's roots are pinned; any other root must be named with --trust.  What is there\n"
+    "of an incomplete chain is shown, not verified; ASK and ARK alone are verified as what they are."
 )
 EXAMPLE: Final = (
     "examples:\n"
@@ -40,6 +50,8 @@ EXAMPLE: Final = (
     "  cbit owner verify ./emulated --trust ./emulated/ark.cert"
 )
 _LARGEST_CRL: Final = 1 << 22  # bytes
+
+Found = PartInspection | SnpPartInspection
 
 
 def configure(parser: Parser) -> None:
@@ -84,25 +96,51 @@ def _moment(text: str) -> datetime:
 
 def run(args: Namespace) -> Outcome:
     """Inspect the chain and judge it."""
+    # Who names the two files means them; a folder that holds nothing else was to hold a platform.
+    pair = not any(path.is_dir() for path in args.paths)
     if holds_snp(args.paths):
         snp = inspect_snp_files(args.paths, args)
-        return Outcome(
-            ok=not snp.problems, result=snp_as_json(snp), reasons=snp.problems, lines=lambda: snp_as_tree(snp)
-        )
+        return _outcome(snp, pair=pair and snp.parts.authority_only, data=snp_as_json, tree=snp_as_tree)
     if args.crl or args.at is not None:
         raise ValueError("--crl and --at are for SNP: SEV certificates have neither dates nor lists")
-    chain, roots = chain_and_roots(args.paths, args)
-    found = inspect(chain, trust=roots)
+    parts, roots = parts_and_roots(args.paths, args)
+    found = inspect_parts(parts, trust=roots)
+    return _outcome(found, pair=pair and parts.authority_only, data=as_json, tree=as_tree)
+
+
+def _outcome(
+    found: Found,
+    *,
+    pair: bool,
+    data: Callable[..., dict[str, Any]],
+    tree: Callable[..., Iterator[str]],
+) -> Outcome:
+    missing = [] if pair else missing_parts(found)
     return Outcome(
-        ok=not found.problems, result=as_json(found), reasons=found.problems, lines=lambda: as_tree(found)
+        ok=not found.problems and not missing,
+        result=data(found, authority_only=pair),
+        reasons=(*missing, *found.problems),
+        lines=lambda: tree(found, authority_only=pair),
+        exit_code=Exit.UNUSABLE if missing else None,
     )
 
 
-def as_json(found: Inspection) -> dict[str, Any]:
+def missing_parts(found: Found) -> list[str]:
+    """Say what a whole chain would have and this one has not, in one sentence or none."""
+    parts = found.parts
+    if not parts.missing:
+        return []
+    if isinstance(found, PartInspection):
+        return [found.parts.why()]
+    return [f"the chain is not complete: {'; '.join(found.parts.missing)}"]
+
+
+def as_json(found: PartInspection, *, authority_only: bool = False) -> dict[str, Any]:
     """Give the inspection as data."""
-    root = found.root
+    root, pieces = found.root, found.parts.pieces
     return {
-        "verdict": verdict(found),
+        "verdict": verdict(found, authority_only=authority_only),
+        "missing": [role.name for role in found.parts.missing],
         "root": _root_as_json(root),
         "signatures": [
             {
@@ -121,7 +159,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
                 "api": _api(piece.raw),
                 "sha256": hashlib.sha256(piece.raw).hexdigest(),
             }
-            for piece in found.chain.pieces()
+            for piece in (pieces[role] for role in _FROM_THE_ROOT if role in pieces)
         ],
         "ownership": found.ownership,
         "caveats": [ROLLBACK_CAVEAT],
@@ -142,10 +180,14 @@ def _root_as_json(root: RootReport | None) -> dict[str, Any] | None:
     }
 
 
-def verdict(found: Inspection | SnpInspection) -> str:
+def verdict(found: Found, *, authority_only: bool = False) -> str:
     """Give the verdict in one line."""
+    if found.parts.missing and not authority_only:
+        return "NOT VERIFIED"
     if found.problems:
         return "NOT TRUSTWORTHY"
+    if authority_only:
+        return f"verified, the authority only: root {describe_root(found.root)}"
     return f"verified, root {describe_root(found.root)}"
 
 
@@ -154,55 +196,71 @@ def _api(raw: bytes) -> str | None:
     return f"{raw[4]}.{raw[5]}" if len(raw) == CERT_SIZE else None
 
 
-def as_tree(found: Inspection) -> Iterator[str]:
+def as_tree(found: PartInspection, *, authority_only: bool = False) -> Iterator[str]:
     """Draw the chain from the root down, with every signature beside its certificate."""
-    chain, root = found.chain, found.root
+    pieces, root = found.parts.pieces, found.root
     results = {
         role: [signature for signature in found.signatures if signature.certificate is role] for role in Usage
     }
     ark = describe_root(root) + (f", RSA-{root.key_bits}, key id {root.key_id}" if root else "")
     drawing = (  # indentation, elbow, certificate, what to say about it
-        ("", "", chain.ark, ark),
-        ("", "└─ ", chain.ask, ""),
-        ("   ", "└─ ", chain.cek, "the chip"),
-        ("      ", "├─ ", chain.oca, "the owner of the platform; signs itself"),
-        ("      ", "└─ ", chain.pek, "the platform"),
-        ("         ", "└─ ", chain.pdh, "what a session is made for"),
+        ("", "", Usage.ARK, ark),
+        ("", "└─ ", Usage.ASK, ""),
+        ("   ", "└─ ", Usage.CEK, "the chip"),
+        ("      ", "├─ ", Usage.OCA, "the owner of the platform; signs itself"),
+        ("      ", "└─ ", Usage.PEK, "the platform"),
+        ("         ", "└─ ", Usage.PDH, "what a session is made for"),
     )
-    for indent, elbow, piece, text in drawing:
+    for indent, elbow, role, text in drawing:
+        piece: Piece | None = pieces.get(role)
+        if piece is None:
+            if not authority_only:
+                yield f"{indent}{elbow}{role.name}  MISSING: {WHERE_FROM[role]}"
+            continue
         api = _api(piece.raw)
         about = ", ".join(part for part in (text, f"API {api}" if api else "", piece.source) if part)
         yield f"{indent}{elbow}{piece.role.name}  {about}"
         under = indent + {"": "", "└─ ": "   ", "├─ ": "│  "}[elbow]
         yield from (f"{under}     {_result(signature)}" for signature in results[piece.role])
     yield ""
-    yield f"ownership: {found.ownership}"
-    yield f"note: {ROLLBACK_CAVEAT}"
-    yield f"verdict: {verdict(found)}"
+    if authority_only:
+        yield "note: AMD's authority alone: nothing is said about a chip or a platform"
+    else:
+        yield f"ownership: {found.ownership}"
+        yield f"note: {ROLLBACK_CAVEAT}"
+    yield f"verdict: {verdict(found, authority_only=authority_only)}"
+
+
+_FROM_THE_ROOT: Final = (Usage.ARK, Usage.ASK, Usage.CEK, Usage.OCA, Usage.PEK, Usage.PDH)
 
 
 def _result(signature: Signature) -> str:
     slot = f", slot {signature.slot}" if signature.slot else ""
-    return (
-        f"signed by {signature.signer.name}{slot}: {'good' if signature.good else f'BAD: {signature.reason}'}"
-    )
+    return f"signed by {signature.signer.name}{slot}: {_good_or_not(signature)}"
 
 
-def inspect_snp_files(paths: list[Path], args: Namespace) -> SnpInspection:
-    """Read the SNP chain that the arguments name, and judge it."""
+def _good_or_not(signature: Signature | Link) -> str:
+    if not signature.checked:
+        return signature.reason
+    return "good" if signature.good else f"BAD: {signature.reason}"
+
+
+def inspect_snp_files(paths: list[Path], args: Namespace) -> SnpPartInspection:
+    """Read what is there of the SNP chain that the arguments name, and judge it."""
     roots = [trusted_root(read_limited(path), source=path.name) for path in args.trust]
     crls = [
         crl for path in args.crl for crl in crls_of(read_limited(path, limit=_LARGEST_CRL), source=path.name)
     ]
     certificates = read_certificates([*paths, *args.ca])
-    return inspect_snp(assemble_snp(certificates, roots=roots), trust=roots, crls=crls, at=args.at)
+    return inspect_snp_parts(find_snp_parts(certificates, roots=roots), trust=roots, crls=crls, at=args.at)
 
 
-def snp_as_json(found: SnpInspection) -> dict[str, Any]:
+def snp_as_json(found: SnpPartInspection, *, authority_only: bool = False) -> dict[str, Any]:
     """Give the inspection of an SNP chain as data, with the same names as for SEV."""
     endorsement = found.endorsement
     return {
-        "verdict": verdict(found),
+        "verdict": verdict(found, authority_only=authority_only),
+        "missing": list(found.parts.missing),
         "root": _root_as_json(found.root),
         "signatures": [
             {
@@ -224,7 +282,8 @@ def snp_as_json(found: SnpInspection) -> dict[str, Any]:
                 "not_after": cert.not_after.isoformat(),
                 "sha256": cert.fingerprint,
             }
-            for role, cert in found.chain.roles()
+            for role, cert in found.parts.roles()
+            if cert is not None
         ],
         "endorsement": endorsement
         and {
@@ -240,15 +299,17 @@ def snp_as_json(found: SnpInspection) -> dict[str, Any]:
     }
 
 
-def snp_as_tree(found: SnpInspection) -> Iterator[str]:
+def snp_as_tree(found: SnpPartInspection, *, authority_only: bool = False) -> Iterator[str]:
     """Draw the SNP chain from the root down, with every signature beside its certificate."""
-    yield from snp_branches(found)
+    yield from snp_branches(found, authority_only=authority_only)
     yield ""
+    if authority_only:
+        yield "note: AMD's authority alone: nothing is said about a chip"
     yield from (f"note: {caveat}" for caveat in found.caveats)
-    yield f"verdict: {verdict(found)}"
+    yield f"verdict: {verdict(found, authority_only=authority_only)}"
 
 
-def snp_branches(found: SnpInspection) -> Iterator[str]:
+def snp_branches(found: SnpPartInspection, *, authority_only: bool = False) -> Iterator[str]:
     """Draw the certificates and signatures alone."""
     about = {"ARK": describe_root(found.root) + (f", RSA-{found.root.key_bits}" if found.root else "")}
     if found.endorsement is not None:
@@ -258,8 +319,13 @@ def snp_branches(found: SnpInspection) -> Iterator[str]:
         about[found.endorsement.signing_key.name] = (
             f"{owner}, {found.endorsement.product_name}, firmware: {found.endorsement.tcb}"
         )
-    for depth, (link, (role, cert)) in enumerate(zip(found.links, found.chain.roles(), strict=True)):
+    links = {link.certificate: link for link in found.links}
+    for depth, (role, cert) in enumerate(found.parts.roles()):
         indent = "   " * (depth - 1) + "└─ " if depth else ""
+        if cert is None:
+            if not authority_only:
+                yield f"{indent}{role}  MISSING"
+            continue
+        link = links[role]
         yield f"{indent}{role}  " + ", ".join(part for part in (about.get(role, ""), cert.source) if part)
-        result = "good" if link.good else f"BAD: {link.reason}"
-        yield f"{'   ' * depth}     signed by {link.signer}: {result}"
+        yield f"{'   ' * depth}     signed by {link.signer}: {_good_or_not(link)}"

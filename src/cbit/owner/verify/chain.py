@@ -48,6 +48,34 @@ class Chain:
         return (self.ark, self.ask, self.cek, self.oca, self.pek, self.pdh)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What was found of a platform's certificates, whole or not; nothing is verified yet."""
+
+    pieces: Mapping[Usage, Piece]
+
+    @property
+    def missing(self) -> tuple[Usage, ...]:
+        """The roles that have no certificate."""
+        return tuple(role for role in WHERE_FROM if role not in self.pieces)
+
+    @property
+    def authority_only(self) -> bool:
+        """Whether this is AMD's pair alone, and no platform."""
+        return set(self.pieces) == {Usage.ASK, Usage.ARK}
+
+    def why(self) -> str:
+        """Say what is missing, and where it comes from."""
+        return "the chain is not complete: " + "; ".join(
+            f"{role.name} is missing, {WHERE_FROM[role]}" for role in self.missing
+        )
+
+
+def read_parts(paths: Iterable[Path], *, ca: Iterable[Path] = (), roots: Iterable[Piece] = ()) -> Parts:
+    """Read what is there of a chain; else as ``read_chain``."""
+    return find_parts([*read(paths), *read(ca)], roots=roots)
+
+
 def read_chain(paths: Iterable[Path], *, ca: Iterable[Path] = (), roots: Iterable[Piece] = ()) -> Chain:
     """Read a chain from folders and files.
 
@@ -77,21 +105,34 @@ def assemble(pieces: Iterable[Piece], *, roots: Iterable[Piece] = ()) -> Chain:
         Missing: a role has none.
         Untrusted: a role has two that differ.
     """
+    return whole(find_parts(pieces, roots=roots))
+
+
+def find_parts(pieces: Iterable[Piece], *, roots: Iterable[Piece] = ()) -> Parts:
+    """Give each role its one certificate, as far as there are any.
+
+    Raises:
+        Untrusted: a role has two that differ.
+    """
     found: dict[Usage, Piece] = {}
     for piece in pieces:
         found[piece.role] = _join(found[piece.role], piece) if piece.role in found else piece
     roots = tuple(roots)
     if Usage.ARK not in found and len(roots) == 1:
         found[Usage.ARK] = roots[0]
-    missing = [role for role in WHERE_FROM if role not in found]
-    if missing:
-        raise Missing(
-            "the chain is not complete: "
-            + "; ".join(f"{role.name} is missing, {WHERE_FROM[role]}" for role in missing)
-        )
-    return Chain(
-        *(found[role] for role in (Usage.PDH, Usage.PEK, Usage.OCA, Usage.CEK, Usage.ASK, Usage.ARK))
-    )
+    return Parts(MappingProxyType(found))
+
+
+def whole(parts: Parts) -> Chain:
+    """Insist on all six certificates.
+
+    Raises:
+        Missing: a role has none.
+    """
+    if parts.missing:
+        raise Missing(parts.why())
+    roles = (Usage.PDH, Usage.PEK, Usage.OCA, Usage.CEK, Usage.ASK, Usage.ARK)
+    return Chain(*(parts.pieces[role] for role in roles))
 
 
 def _join(one: Piece, other: Piece) -> Piece:

@@ -246,17 +246,17 @@ def verify_sev_report(raw: bytes, platform: VerifiedPlatform) -> VerifiedSevRepo
     return VerifiedSevReport(AttestationReport.parse(raw), platform, made_by=_VERIFIED)
 
 
-def inspect_sev_report(raw: bytes, pek: SevCert) -> tuple[Check, ...]:
-    """Check a SEV report against a PEK, whether or not that PEK is to be trusted.
+def inspect_sev_report(raw: bytes, pek: SevCert | None) -> tuple[Check, ...]:
+    """Check a SEV report against a PEK, whether or not that PEK is to be trusted; without one, its form.
 
     Raises:
         WireError: not 0xD0 bytes.
     """
     report = AttestationReport.parse(raw, canonical=False)
-    return (
-        Check("form", tuple(_sev_form_problems(raw, report))),
-        Check("signed by the PEK", tuple(_sev_signature_problems(raw, report, pek))),
-    )
+    form = Check("form", tuple(_sev_form_problems(raw, report)))
+    if pek is None:
+        return (form,)
+    return form, Check("signed by the PEK", tuple(_sev_signature_problems(raw, report, pek)))
 
 
 def _sev_form_problems(raw: bytes, report: AttestationReport) -> Iterator[str]:

@@ -35,11 +35,15 @@ _AUTHORITY: Final = {SigningKey.VCEK: "ASK", SigningKey.VLEK: "ASVK"}
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One signature of the chain and what became of it; ``reason`` is empty when it is good."""
+    """One signature of the chain and what became of it; ``reason`` is empty when it is good.
+
+    ``checked`` is False where the signer's certificate is not there: then nothing is known, good or bad.
+    """
 
     certificate: str
     signer: str
     reason: str
+    checked: bool = True
 
     @property
     def good(self) -> bool:
@@ -111,6 +115,40 @@ def trusted_root(data: bytes, *, source: str) -> TrustedRoot:
     return TrustedRoot(certificates[0].rsa_key(), certificates[0])
 
 
+@dataclass(frozen=True, slots=True)
+class SnpParts:
+    """What was found of the three certificates; nothing is verified yet.
+
+    Attributes:
+        leaf: VCEK or VLEK.
+        authority: ASK or ASVK.
+        root: ARK.
+        missing: what is not there, and where it comes from.
+    """
+
+    leaf: Certificate | None
+    authority: Certificate | None
+    root: Certificate | None
+    missing: tuple[str, ...]
+
+    @property
+    def authority_only(self) -> bool:
+        """Whether this is AMD's pair alone, and no chip."""
+        return self.leaf is None and self.authority is not None and self.root is not None
+
+    def roles(self) -> tuple[tuple[str, Certificate | None], ...]:
+        """The places with their certificates, the root first."""
+        if self.leaf is not None:
+            kind = LEAVES[self.leaf.common_name]
+            return (("ARK", self.root), (_AUTHORITY[kind], self.authority), (kind.name, self.leaf))
+        middle = self.authority is not None and self.authority.common_name.startswith(_ASVK)
+        leaf = ("VLEK" if middle else "VCEK") if self.authority is not None else "VCEK or VLEK"
+        return (("ARK", self.root), ("ASVK" if middle else "ASK", self.authority), (leaf, None))
+
+
+_ASVK: Final = "SEV-VLEK-"
+
+
 def assemble_snp(certificates: Iterable[Certificate], *, roots: Iterable[TrustedRoot] = ()) -> SnpChain:
     """Find the leaf, and above it the certificates that its names ask for; what is left over does not matter.
 
@@ -118,19 +156,46 @@ def assemble_snp(certificates: Iterable[Certificate], *, roots: Iterable[Trusted
         Missing: the leaf, its authority or the root is not there; says what to do.
         Untrusted: two certificates contend for a place.
     """
+    parts = find_snp_parts(certificates, roots=roots)
+    if parts.leaf is None or parts.authority is None or parts.root is None:
+        raise Missing(f"the chain is not complete: {parts.missing[0]}")
+    return SnpChain(parts.leaf, parts.authority, parts.root)
+
+
+def find_snp_parts(certificates: Iterable[Certificate], *, roots: Iterable[TrustedRoot] = ()) -> SnpParts:
+    """Find what is there of a chain, from the leaf up; without a leaf, AMD's pair.
+
+    Raises:
+        Untrusted: two certificates contend for a place.
+    """
     given = list({cert.raw: cert for cert in certificates}.values())
-    leaf = _only([cert for cert in given if cert.common_name in LEAVES], "VCEK or VLEK", _LEAF_FROM)
-    kind = LEAVES[leaf.common_name]
-    above = [cert for cert in given if cert.subject == leaf.issuer]
+    missing: list[str] = []
+
+    def only(found: Iterable[Certificate], what: str, where_from: str) -> Certificate | None:
+        different = list({cert.raw: cert for cert in found}.values())
+        if not different:
+            missing.append(f"no {what}; {where_from}")
+        return _only(different, what)
+
+    leaf = only((cert for cert in given if cert.common_name in LEAVES), "VCEK or VLEK", _LEAF_FROM)
+    kind = SigningKey.VCEK if leaf is None else LEAVES[leaf.common_name]
     where = f"AMD publishes it: kdsintf.amd.com/{kind.name.lower()}/v1/PRODUCT/cert_chain, give it with --ca"
-    authority = _only(above, f"{_AUTHORITY[kind]} named {_cn(leaf.issuer)}", where)
-    named = [root.certificate for root in roots if root.certificate is not None]
-    top = [cert for cert in (*given, *named) if cert.subject == authority.issuer]
-    return SnpChain(
-        leaf,
-        authority,
-        _only(list({cert.raw: cert for cert in top}.values()), f"ARK named {_cn(authority.issuer)}", where),
-    )
+    if leaf is None:
+        above = [cert for cert in given if cert.subject != cert.issuer]
+        authority = only(above, "ASK or ASVK", where)
+    else:
+        above = [cert for cert in given if cert.subject == leaf.issuer]
+        authority = only(above, f"{_AUTHORITY[kind]} named {_cn(leaf.issuer)}", where)
+    known = [*given, *(root.certificate for root in roots if root.certificate is not None)]
+    if authority is not None:
+        top = [cert for cert in known if cert.subject == authority.issuer]
+        root = only(top, f"ARK named {_cn(authority.issuer)}", where)
+    elif leaf is not None:
+        name = f"ARK-{_cn(leaf.issuer).removeprefix(_ASVK).removeprefix('SEV-')}"
+        root = only((cert for cert in known if cert.common_name == name), f"ARK named {name}", where)
+    else:
+        root = only((cert for cert in known if cert.subject == cert.issuer), "ARK", where)
+    return SnpParts(leaf, authority, root, tuple(missing))
 
 
 _LEAF_FROM: Final = (
@@ -138,21 +203,18 @@ _LEAF_FROM: Final = (
 )
 
 
-def _only(found: Sequence[Certificate], what: str, where_from: str) -> Certificate:
-    if not found:
-        raise Missing(f"the chain is not complete: no {what}; {where_from}")
+def _only(found: Sequence[Certificate], what: str) -> Certificate | None:
     if len(found) > 1:
         sources = ", ".join(cert.source for cert in found)
         raise Untrusted([f"{len(found)} certificates that differ contend for the place of {what}: {sources}"])
-    return found[0]
+    return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True)
-class SnpInspection:
-    """Everything that was found out about a chain, good or bad.
+class SnpFindings:
+    """What was found out about certificates, good or bad.
 
     Attributes:
-        chain: what was inspected.
         root: who stands at its top; None when the root's key cannot be read.
         endorsement: what the leaf says; None when it cannot be read.
         links: the three signatures with their results.
@@ -161,7 +223,6 @@ class SnpInspection:
         crls: how many revocation lists were looked at.
     """
 
-    chain: SnpChain
     root: RootReport | None
     endorsement: Endorsement | None
     links: tuple[Link, ...]
@@ -174,6 +235,28 @@ class SnpInspection:
         """What this inspection does not say."""
         found = () if self.at else (DATES_CAVEAT,)
         return found if self.crls else (*found, "revocation was not judged: no --crl was given")
+
+
+@dataclass(frozen=True, slots=True)
+class SnpInspection(SnpFindings):
+    """Everything that was found out about a whole chain.
+
+    Attributes:
+        chain: what was inspected.
+    """
+
+    chain: SnpChain
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPartInspection(SnpFindings):
+    """What was found out about certificates that are not a whole chain; nothing is trusted for it.
+
+    Attributes:
+        parts: what was inspected.
+    """
+
+    parts: SnpParts
 
 
 class Endorser:
@@ -241,36 +324,54 @@ def inspect_snp(
     at: datetime | None = None,
 ) -> SnpInspection:
     """Check everything and collect it, for showing; trusts nothing by itself."""
+    found = _judge(SnpParts(chain.leaf, chain.authority, chain.root, ()), trust, crls, at)
+    return SnpInspection(*found, chain=chain)
+
+
+def inspect_snp_parts(
+    parts: SnpParts,
+    *,
+    trust: Sequence[TrustedRoot] = (),
+    crls: Sequence[Crl] = (),
+    at: datetime | None = None,
+) -> SnpPartInspection:
+    """Check what is there of a chain, for showing; only ``verify_snp_chain`` makes anything trusted."""
+    return SnpPartInspection(*_judge(parts, trust, crls, at), parts=parts)
+
+
+def _judge(
+    parts: SnpParts, trust: Sequence[TrustedRoot], crls: Sequence[Crl], at: datetime | None
+) -> tuple[RootReport | None, Endorsement | None, tuple[Link, ...], tuple[str, ...], datetime | None, int]:
     problems: list[str] = []
-    (_, root), (name, authority), (leaf_name, leaf) = chain.roles()
-    for role, cert in chain.roles():
+    (_, root), (name, authority), (leaf_name, leaf) = parts.roles()
+    there = [(role, cert) for role, cert in parts.roles() if cert is not None]
+    for role, cert in there:
         where = f"{role} ({cert.source})"
         problems += (f"{where}: {why}" for why in cert.problems(ca=cert is not leaf))
         if at is not None:
             problems += (f"{where}: {why}" for why in cert.date_problems(at))
-    links = (
-        _link("ARK", root, "ARK", root),
-        _link(name, authority, "ARK", root),
-        _link(leaf_name, leaf, name, authority),
-    )
-    problems += (str(link) for link in links if not link.good)
-    report = _report_root(root, trust)
+    signed = (("ARK", root, "ARK", root), (name, authority, "ARK", root), (leaf_name, leaf, name, authority))
+    links = tuple(_link(role, cert, by, signer) for role, cert, by, signer in signed if cert is not None)
+    problems += (str(link) for link in links if link.checked and not link.good)
+    report = None if root is None else _report_root(root, trust)
     if report is not None and not report.trusted:
         problems.append(
             "ARK: not one of AMD's pinned roots; an emulator's root that you trust is named with --trust ROOT"
         )
+    endorsement = None
     try:
-        endorsement = read_endorsement(leaf)
+        endorsement = None if leaf is None else read_endorsement(leaf)
     except Untrusted as error:
         problems += error.reasons
-        endorsement = None
-    problems += _name_problems(chain, endorsement, report)
-    for crl in crls:
-        problems += crl_problems(crl, (root, authority, leaf), at)
-    return SnpInspection(chain, report, endorsement, links, tuple(problems), at, len(crls))
+    problems += _name_problems(parts, endorsement, report)
+    for crl in crls if root is not None else ():
+        problems += crl_problems(crl, (cert for _, cert in there), at)
+    return report, endorsement, links, tuple(problems), at, len(crls)
 
 
-def _link(role: str, cert: Certificate, signer_role: str, signer: Certificate) -> Link:
+def _link(role: str, cert: Certificate, signer_role: str, signer: Certificate | None) -> Link:
+    if signer is None:
+        return Link(role, signer_role, f"not checked, {signer_role} is missing", checked=False)
     try:
         if cert.issuer != signer.subject:
             raise InvalidCertificate(f"names {_cn(cert.issuer)} as its issuer, not {signer.common_name}")
@@ -301,15 +402,28 @@ def _report_root(root: Certificate, trust: Sequence[TrustedRoot]) -> RootReport 
 
 
 def _name_problems(
-    chain: SnpChain, endorsement: Endorsement | None, root: RootReport | None
+    parts: SnpParts, endorsement: Endorsement | None, root: RootReport | None
 ) -> Iterator[str]:
-    """Hold the common names against the product that the leaf names (§9)."""
+    """Hold the common names against the product that the leaf names (§9); without a leaf, AMD's root."""
     if endorsement is None:
+        if parts.leaf is None:
+            yield from _pair_problems(parts, root)
         return
     product = endorsement.product
     middle = "SEV-VLEK" if endorsement.signing_key is SigningKey.VLEK else "SEV"
-    for cert, expected in ((chain.authority, f"{middle}-{product}"), (chain.root, f"ARK-{product}")):
-        if cert.common_name != expected:
+    for cert, expected in ((parts.authority, f"{middle}-{product}"), (parts.root, f"ARK-{product}")):
+        if cert is not None and cert.common_name != expected:
             yield f"{cert.source}: named {cert.common_name!r}, over a {product} leaf stands {expected!r}"
     if root is not None and root.product is not None and root.product != product:
         yield f"ARK: AMD's {root.product} key over a leaf for {product}"
+
+
+def _pair_problems(parts: SnpParts, root: RootReport | None) -> Iterator[str]:
+    if parts.root is None:
+        return
+    product = (root and root.product) or parts.root.common_name.removeprefix("ARK-")
+    names = ((parts.authority, {f"SEV-{product}", f"{_ASVK}{product}"}), (parts.root, {f"ARK-{product}"}))
+    for cert, expected in names:
+        if cert is not None and cert.common_name not in expected:
+            wanted = " or ".join(sorted(expected))
+            yield f"{cert.source}: named {cert.common_name!r}, for {product} it is {wanted}"

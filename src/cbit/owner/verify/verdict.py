@@ -7,14 +7,14 @@ Paper: sev-crypto.md §2.5, §3; the canonical rules on top are in ``canonical``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 from cbit.crypto import amd_cert, sev_cert
 from cbit.owner.errors import Untrusted
 from cbit.owner.verify import canonical
-from cbit.owner.verify.chain import Chain
+from cbit.owner.verify.chain import Chain, Parts
 from cbit.owner.verify.files import Piece
 from cbit.owner.verify.roots import amd_root, claimed_root, is_trusted
 from cbit.spec.amd_certificate import AmdCert
@@ -40,12 +40,16 @@ ROLLBACK_CAVEAT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One signature of the chain and what became of it; ``reason`` is empty when it is good."""
+    """One signature of the chain and what became of it; ``reason`` is empty when it is good.
+
+    ``checked`` is False where the signer's certificate is not there: then nothing is known, good or bad.
+    """
 
     certificate: Usage
     signer: Usage
     slot: int | None
     reason: str
+    checked: bool = True
 
     @property
     def good(self) -> bool:
@@ -103,9 +107,35 @@ class Inspection:
         A platform that owns itself has the CEK's signature in slot 2.  In slot 1 it stands only after an
         import by an external owner; the reverse cannot be concluded.
         """
-        if self.chain.pek.sev().sig1_usage == Usage.CEK:
-            return "external: the PEK was imported with the owner's signature in slot 2"
-        return "not told by the certificates: compare the OCA with your organisation's own"
+        return _ownership(self.chain.pek)
+
+
+@dataclass(frozen=True, slots=True)
+class PartInspection:
+    """What was found out about certificates that are not a whole chain; nothing is trusted for it.
+
+    Attributes:
+        parts: what was inspected.
+        root: who stands at its top; None when there is no ARK, or none that is readable.
+        signatures: those of the certificates that are there.
+        problems: every reason not to trust what is there.
+    """
+
+    parts: Parts
+    root: RootReport | None
+    signatures: tuple[Signature, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ownership(self) -> str:
+        """What the certificates say about the owner of the platform, as for a whole chain."""
+        return _ownership(self.parts.pieces.get(Usage.PEK))
+
+
+def _ownership(pek: Piece | None) -> str:
+    if pek is not None and pek.sev().sig1_usage == Usage.CEK:
+        return "external: the PEK was imported with the owner's signature in slot 2"
+    return "not told by the certificates: compare the OCA with your organisation's own"
 
 
 class VerifiedPlatform:
@@ -178,18 +208,31 @@ def verify_chain(chain: Chain, *, trust: Sequence[AmdCert] = ()) -> VerifiedPlat
 
 def inspect(chain: Chain, *, trust: Sequence[AmdCert] = ()) -> Inspection:
     """Check everything and collect it, for showing; trusts nothing by itself."""
+    return Inspection(chain, *_inspect({piece.role: piece for piece in chain.pieces()}, trust))
+
+
+def inspect_parts(parts: Parts, *, trust: Sequence[AmdCert] = ()) -> PartInspection:
+    """Check what is there of a chain, for showing; only ``verify_chain`` makes anything trusted."""
+    return PartInspection(parts, *_inspect(parts.pieces, trust))
+
+
+def _inspect(
+    pieces: Mapping[Usage, Piece], trust: Sequence[AmdCert]
+) -> tuple[RootReport | None, tuple[Signature, ...], tuple[str, ...]]:
     problems: list[str] = []
-    ark, ask = (_read_amd(piece, problems) for piece in (chain.ark, chain.ask))
-    certs: dict[Usage, SevCert | AmdCert | None] = {Usage.ARK: ark, Usage.ASK: ask}
-    for piece in (chain.cek, chain.oca, chain.pek, chain.pdh):
-        certs[piece.role] = piece.sev()
-        problems += (f"{_where(piece)}: {why}" for why in canonical.sev_problems(piece, ask=ask))
-    signatures = tuple(_verify(certs, *pair) for pair in SIGNATURES)
-    problems += (str(signature) for signature in signatures if not signature.good)
-    root = None if ark is None else _report_root(ark, trust)
-    if ark is not None:
-        problems += _root_problems(ark, trust)
-    return Inspection(chain, root, signatures, tuple(problems))
+    amd = {role: _read_amd(pieces[role], problems) for role in (Usage.ARK, Usage.ASK) if role in pieces}
+    certs: dict[Usage, SevCert | AmdCert | None] = {**amd}
+    for role in (Usage.CEK, Usage.OCA, Usage.PEK, Usage.PDH):
+        if (piece := pieces.get(role)) is not None:
+            certs[role] = piece.sev()
+            why = canonical.sev_problems(piece, ask=amd.get(Usage.ASK))
+            problems += (f"{_where(piece)}: {reason}" for reason in why)
+    signatures = tuple(_verify(certs, *pair) for pair in SIGNATURES if pair[0] in pieces)
+    problems += (str(signature) for signature in signatures if signature.checked and not signature.good)
+    ark = amd.get(Usage.ARK)
+    if ark is None:
+        return None, signatures, tuple(problems)
+    return _report_root(ark, trust), signatures, (*problems, *_root_problems(ark, trust))
 
 
 def describe_root(root: RootReport | None) -> str:
@@ -216,10 +259,12 @@ def _read_amd(piece: Piece, problems: list[str]) -> AmdCert | None:
 
 
 def _verify(certs: dict[Usage, SevCert | AmdCert | None], role: Usage, signer: Usage) -> Signature:
-    cert, parent = certs[role], certs[signer]
+    cert, parent = certs[role], certs.get(signer)
     slot = None
     if isinstance(cert, SevCert):
         slot = next((n for n, (usage, _, _) in enumerate(cert.slots(), 1) if usage == signer), None)
+    if signer not in certs:
+        return Signature(role, signer, slot, f"not checked, {signer.name} is missing", checked=False)
     try:
         if cert is None or parent is None:
             raise InvalidCertificate("cannot be checked, a certificate is not readable")
