@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cbit.attacks.experiments import ALL
 from cbit.attacks.lab.attack import Attack
-from cbit.attacks.lab.outcome import Mode
+from cbit.attacks.lab.outcome import Expectation, Mode
 
 
 def exercises() -> Mapping[str, Sequence[str]]:
@@ -21,6 +21,11 @@ def attacks() -> str:
     """One section for each attack."""
     tasks = exercises()
     return "\n".join(line for attack in ALL for line in _section(attack, tasks[attack.name]))
+
+
+def _because(expected: Expectation) -> str:
+    """The rule, and how a run shows that it is this rule that has stopped it."""
+    return expected.why + (f' (the run notes: "{expected.shown}")' if expected.shown else "")
 
 
 def _section(attack: Attack, tasks: Sequence[str]) -> Iterator[str]:
@@ -42,9 +47,9 @@ def _section(attack: Attack, tasks: Sequence[str]) -> Iterator[str]:
     for mode in Mode:
         expected = attack.expect[mode]
         absent = "" if mode.modelled else ", not modelled"
-        yield f"| {mode.value}{absent} | {expected.verdict.value} | {expected.why} |"
+        yield f"| {mode.value}{absent} | {expected.verdict.value} | {_because(expected)} |"
     for variant, what in attack.defences.items():
-        yield f"| {attack.defended.value}, `--variant {variant}` | stopped | {what} |"
+        yield f"| {attack.defended.value}, `--variant {variant}` | stopped | {_because(what)} |"
     yield ""
     if attack.parameters:
         given = ", ".join(f"`{name}={value}`" for name, value in attack.parameters.items())

@@ -50,7 +50,6 @@ FIGURES: dict[tuple[str, str], Figures] = {
         "blocks moved in all": 2640,
     },
     ("unprotected-io", ""): {"bytes decrypted with each packet": 64},
-    ("unprotected-io", "fresh"): {"bytes decrypted with each packet": 64},
     ("crossline-v1", ""): {
         "exits for each 8 bytes": 1.0,
         "entry-shaped words leaked": 100.0,

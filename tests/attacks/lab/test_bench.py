@@ -15,7 +15,7 @@ from cbit.attacks.lab.gf2 import solve
 from cbit.attacks.lab.guest import CODE, HLT, Crashed, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.outcome import SUCCEEDS, Mode, Verdict
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, Verdict, stopped_by
 from cbit.attacks.lab.run import NoControl, run
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand, Workshop
@@ -38,7 +38,7 @@ def test_an_attempt_that_only_says_so_has_not_succeeded(workshop: Workshop) -> N
 
 def test_a_part_of_the_secrets_is_partly(workshop: Workshop) -> None:
     def two(stand: Stand) -> Scene:
-        return Scene((b"first secret", b"second secret"), Facts({}))
+        return Scene((b"first secret", b"second secret"), Facts({}), planted=True, serves=True)
 
     half = dataclasses.replace(
         named("host-read"), prepare=two, attempt=lambda *_: b"... first secret ...", holds=frozenset()
@@ -48,17 +48,29 @@ def test_a_part_of_the_secrets_is_partly(workshop: Workshop) -> None:
 
 
 @pytest.mark.parametrize(
-    "scene", [Scene((b"a secret",), Facts({}), planted=False), Scene((b"four",), Facts({}))]
+    ("scene", "why"),
+    [
+        (Scene((b"a secret",), Facts({}), serves=True), "does not hold what was planted"),
+        (Scene((b"a secret",), Facts({}), planted=True), "does nothing for honest people either"),
+        (Scene((b"four",), Facts({}), planted=True, serves=True), "secrets of 5 bytes at least"),
+    ],
 )
-def test_without_a_positive_control_nothing_is_judged(workshop: Workshop, scene: Scene) -> None:
+def test_without_its_controls_nothing_is_judged(workshop: Workshop, scene: Scene, why: str) -> None:
     broken = dataclasses.replace(named("host-read"), prepare=lambda _: scene)
-    with pytest.raises(NoControl):
+    with pytest.raises(NoControl, match=why):
         run(broken, workshop, mode=Mode.NONE)
 
 
 def test_an_attack_says_what_it_expects_of_every_mode() -> None:
     with pytest.raises(ValueError, match="boasting: nothing is expected in mode sme"):
         attack(title="", paper="", holds=set(), expect={m: SUCCEEDS for m in Mode if m is not Mode.SME},
+               victim=lambda _: Scene((), Facts({})))(boasting)  # fmt: skip
+
+
+def test_a_defence_that_does_not_stop_an_attack_is_none() -> None:
+    with pytest.raises(ValueError, match="boasting is not stopped by hope"):
+        attack(title="", paper="", holds=set(), expect=dict.fromkeys(Mode, SUCCEEDS),
+               defences={"hope": SUCCEEDS, "wall": stopped_by("it")},
                victim=lambda _: Scene((), Facts({})))(boasting)  # fmt: skip
 
 

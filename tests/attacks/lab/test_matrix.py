@@ -6,6 +6,7 @@ An attack that stops working against what it should beat fails as much as one th
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import pytest
 
@@ -15,9 +16,10 @@ from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.attack import Attack, BadCase
 from cbit.attacks.lab.hands import PowerNotHeld
 from cbit.attacks.lab.outcome import MODELLED, Mode, Verdict
-from cbit.attacks.lab.run import Result, attempt, run
+from cbit.attacks.lab.run import NoControl, Result, attempt, run
 from cbit.attacks.lab.scene import Scene
 from cbit.attacks.lab.stand import Stand, Workshop
+from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 
 
@@ -60,6 +62,7 @@ def assert_as_predicted(result: Result) -> None:
     if result.verdict is Verdict.STOPPED:
         assert 0 == result.found < result.planted
         assert result.expected.why
+        assert result.expected.shown in result.note
 
 
 def test_what_is_not_modelled_is_not_run(workshop: Workshop) -> None:
@@ -134,9 +137,54 @@ def test_a_device_without_the_c_bits_line_gets_nothing_from_sme(workshop: Worksh
     assert Verdict.STOPPED is run(weaker, workshop, mode=Mode.SME).verdict
 
 
+@pytest.mark.parametrize(("attack", "variant"), defended_cells(), ids=cell_id)
+def test_what_is_stopped_by_something_else_is_not_as_predicted(
+    workshop: Workshop, attack: Attack, variant: str
+) -> None:
+    def rained_off(*_: object) -> bytes:
+        raise Thwarted("it rains")
+
+    idle = dataclasses.replace(attack, attempt=rained_off)
+    result = run(idle, workshop, mode=attack.defended, variant=variant, parameters=QUICK.get(attack.name))
+    assert (Verdict.STOPPED, "it rains") == (result.verdict, result.note)
+    assert not result.as_expected
+
+
+def test_noise_that_an_attack_never_fetched_is_not_as_predicted(workshop: Workshop) -> None:
+    def rained_off(*_: object) -> bytes:
+        raise Thwarted("it rains")
+
+    assert run(named("host-read"), workshop, mode=Mode.SEV).as_expected
+    idle = dataclasses.replace(named("host-read"), attempt=rained_off)
+    assert not run(idle, workshop, mode=Mode.SEV).as_expected
+
+
+#: A change to a victim's source after which it refuses everybody, or does nothing.
+SPOILT = {
+    "bit-flip": ("verify", "VERIFY", "jne refuse", "jmp refuse"),
+    "faked-cpuid": ("check", "CHECKED", "jne refuse", "jmp refuse"),
+    "dropped-store": ("converted", "GATE", "je checked", ""),
+    "block-move-xex": ("fresh", "SERVICE", "jne refuse", "jmp refuse"),
+    "ciphertext-dictionary": ("masked", "MASKED_FLAG", "rdrand rax", "jmp routine3"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_victim_that_refuses_everybody_defends_nothing(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    variant, source, works, refuses = SPOILT[name]
+    module = importlib.import_module(named(name).prepare.__module__)
+    broken = getattr(module, source).replace(works, refuses, 1)
+    assert broken != getattr(module, source)
+    monkeypatch.setattr(module, source, broken)
+    with pytest.raises(NoControl, match="does nothing for honest people"):
+        run(named(name), workshop, mode=Mode.SEV, variant=variant, parameters=QUICK.get(name))
+
+
 def test_every_defence_and_every_stop_is_named() -> None:
     for attack in ALL:
-        assert all(attack.defences.values())
+        assert all(defence.why and defence.shown for defence in attack.defences.values())
         stops = [e for e in attack.expect.values() if e.verdict is not Verdict.SUCCEEDED]
         assert all(expected.why for expected in stops), attack.name
     assert len({attack.name for attack in ALL}) == len(ALL)

@@ -11,7 +11,7 @@ from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
-from cbit.attacks.lab.tools import Thwarted
+from cbit.attacks.lab.tools import Client, Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import Entropy
 from cbit.spec.address import PAGE
@@ -120,7 +120,10 @@ def signer(stand: Stand) -> Scene:
     guest.until_idle()
     secrets = tuple(prime.to_bytes(8, "little") for prime in (p, q))
     facts = Facts({"modulus": (p * q).to_bytes(16, "little"), "dp_at": SECRET + 32})
-    return Scene(secrets, facts, guest, planted=guest.peek(SECRET, len(sealed)) == sealed)
+    planted = guest.peek(SECRET, len(sealed)) == sealed
+    asked = 0x1234_5678
+    signed = int.from_bytes(Client(guest).ask(asked.to_bytes(16, "little"), 16), "little")
+    return Scene(secrets, facts, guest, planted=planted, serves=pow(signed, E, p * q) == asked)
 
 
 @attack(
@@ -135,7 +138,12 @@ def signer(stand: Stand) -> Scene:
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: stopped_by("the RMP, if the IOMMU checks it for the device's write"),
     },
-    defences={"verify": "the signer verifies before it answers: a faulty signature never leaves"},
+    defences={
+        "verify": stopped_by(
+            "the signer verifies before it answers: a faulty signature never leaves",
+            shown="the victim noticed, and answered with nothing",
+        )
+    },
     victim=signer,
 )
 def bit_flip(hands: Hands, facts: Facts, log: Log) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS, kernel
+from cbit.attacks.experiments.known_constants import EXPECT, PARAMETERS, SETUP, SETUPS, fresh, kernel
 from cbit.attacks.experiments.service import ANSWERS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus
@@ -15,7 +15,7 @@ from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log, curve
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
-from cbit.attacks.lab.tools import Thwarted
+from cbit.attacks.lab.tools import Client, Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.memory_modes import Mode as Engine
 from cbit.spec.address import MIB
@@ -26,7 +26,7 @@ USER = 1000
 
 #: Hands its secret to user 0 only.
 SERVICE = f"""
-    mov qword ptr [{RECORD:#x}], {USER}
+    mov qword ptr [{RECORD:#x}], @user@
 again:
     hlt
     cmp word ptr [{RECORD:#x}], 0
@@ -41,12 +41,24 @@ def service(stand: Stand) -> Scene:
     """
     secret = stand.entropy.draw(32)
     known = kernel(stand)
-    program = Program(SERVICE, data=((KERNEL, known),), size=KERNEL + len(known))
+    source = SERVICE.replace("@user@", str(USER))
+    program = Program(source, data=((KERNEL, known),), size=KERNEL + len(known))
     guest = stand.guest(program, secret=secret)
     guest.until_idle()
     xe = stand.machine.mode is Engine.XE
     facts = Facts({"record_at": RECORD, "kernel_at": KERNEL, "kernel": known, "xe": int(xe)})
-    return Scene((secret,), facts, guest, planted=guest.peek(SECRET, 32) == secret)
+    planted = guest.peek(SECRET, 32) == secret
+    return Scene((secret,), facts, guest, planted=planted, serves=_serves_user_0(stand))
+
+
+def _serves_user_0(stand: Stand) -> bool:
+    """Let the same service, started for user 0, answer."""
+    secret = stand.entropy.draw(32)
+    guest = stand.guest(Program(SERVICE.replace("@user@", "0")), secret=secret)
+    guest.until_idle()
+    answer = Client(guest).ask(b"", 32)
+    guest.end()
+    return answer == secret
 
 
 HOLDS = {Power.MAP_MEMORY, Power.FLUSH_CACHES, Power.CLIENT}
@@ -71,6 +83,8 @@ def move(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.caches.write_back()
     loot = hands.client.ask(b"", 32)
     log.step("one block moved; the service answers", loot)
+    if not any(loot):
+        log.obstacle = "the block has become something else: the service refuses as before"
     return loot
 
 
@@ -120,7 +134,7 @@ def block_move_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     paper="SEVurity, S&P 2020 (A10 step 3); memory-encryption.md §9.2",
     holds=HOLDS,
     expect=EXPECT,
-    defences=DEFENCES,
+    defences=fresh("the service refuses as before"),
     victim=service,
     setup=SETUP,
     setups=SETUPS,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.corpus import xor
 from cbit.attacks.lab.guest import CODE, HLT, NPF, SECRET, Crashed, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
-from cbit.attacks.lab.outcome import SUCCEEDS, Expectation, Mode, does_not_apply, succeeds
+from cbit.attacks.lab.outcome import SUCCEEDS, Expectation, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
-from cbit.attacks.lab.tools import gpa_of
+from cbit.attacks.lab.tools import Registers, gpa_of
 from cbit.attacks.power import Power
 from cbit.cpu.engine.control_block import Exit
 from cbit.spec.address import BLOCK, PAGE
@@ -26,6 +27,7 @@ LADDER = f"""
     rdrand r13
     mov qword ptr [{VARIABLE:#x}], 0
     mov qword ptr [{VARIABLE + 8:#x}], 0
+    mov qword ptr [{MASK:#x}], 0
     xor ecx, ecx
     jmp routine1
 .org 0x1000
@@ -83,8 +85,8 @@ MASKED_SWAP = SWAP.replace(
 )
 
 
-def ladder(stand: Stand, plain: str, masked: str) -> Scene:
-    """Start a victim that works through a secret number bit by bit."""
+def ladder(stand: Stand, plain: str, masked: str, *, stores: str) -> Scene:
+    """Start a victim that works through a secret number bit by bit, and stores a register for each."""
     bits = stand.number("bits")
     secret = stand.entropy.draw(bits // 8)
     store = masked if stand.variant == "masked" else plain
@@ -92,7 +94,26 @@ def ladder(stand: Stand, plain: str, masked: str) -> Scene:
     sealed = secret + bytes(-len(secret) % BLOCK)
     guest = stand.guest(Program(source), secret=sealed)
     facts = Facts({"variable_at": VARIABLE, "pages": PAGES, "bits": bits})
-    return Scene((secret,), facts, guest, planted=guest.peek(SECRET, len(secret)) == secret)
+    planted = guest.peek(SECRET, len(secret)) == secret
+    return Scene(
+        (secret,), facts, guest, planted=planted, serves=_works_it_out(stand, Program(source), stores)
+    )
+
+
+def _works_it_out(stand: Stand, program: Program, stores: str) -> bool:
+    """Let the same program work through a number of its own, with nobody watching.
+
+    It adds 3 for each bit that is set; and what it has stored last is right, once the mask is taken off.
+    """
+    secret = stand.entropy.draw(stand.number("bits") // 8)
+    guest = stand.guest(program, secret=secret + bytes(-len(secret) % BLOCK))
+    guest.until_idle()
+    registers = Registers(guest.cpu)
+    stored = xor(guest.peek(VARIABLE, 8), guest.peek(MASK, 8)) == registers[stores].to_bytes(8, "little")
+    summed = registers["r10"] == 3 * int.from_bytes(secret, "little").bit_count()
+    read = registers["rbx"] == secret[-1] >> 7
+    guest.end()
+    return stored and summed and read
 
 
 def flags(stand: Stand) -> Scene:
@@ -100,7 +121,7 @@ def flags(stand: Stand) -> Scene:
 
     The built-in guest keeps the bits that it works with in registers.
     """
-    return ladder(stand, FLAG, MASKED_FLAG)
+    return ladder(stand, FLAG, MASKED_FLAG, stores="rbx")
 
 
 def swaps(stand: Stand) -> Scene:
@@ -108,7 +129,7 @@ def swaps(stand: Stand) -> Scene:
 
     The built-in guest keeps the bits that it works with in registers.
     """
-    return ladder(stand, SWAP, MASKED_SWAP)
+    return ladder(stand, SWAP, MASKED_SWAP, stores="r12")
 
 
 EXPECT: dict[Mode, Expectation] = {
@@ -119,7 +140,12 @@ EXPECT: dict[Mode, Expectation] = {
     Mode.SEV_SNP: succeeds("unless ciphertext hiding is on: then the host reads 0xFF"),
 }
 HOLDS = {Power.EDIT_NESTED_TABLES, Power.TAKE_EXITS, Power.MAP_MEMORY, Power.FLUSH_CACHES}
-DEFENCES = {"masked": "the victim masks what it stores with a fresh random number each time"}
+DEFENCES = {
+    "masked": stopped_by(
+        "the victim masks what it stores with a fresh random number each time",
+        shown="no ciphertext comes twice",
+    )
+}
 _SOURCE = "Li et al., S&P 2022 (attacks.md A17)"
 
 
@@ -169,6 +195,8 @@ def _number(bits: list[int]) -> bytes:
 
 
 def _note(log: Log, seen: list[bytes], bits: list[int], loot: bytes) -> None:
+    if len(set(seen)) == len(seen):
+        log.obstacle = "no ciphertext comes twice"
     log.step(f"{len(set(seen))} different ciphertexts in {len(seen)} readings", b"".join(seen[:4]))
     log.step("the bits", loot, picture=Field(32, bytes(255 if bit else 40 for bit in bits)))
 

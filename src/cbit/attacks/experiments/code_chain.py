@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from cbit.attacks.experiments.code_injection import HOLDS, PAYLOAD, booting, wait_for
-from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS
+from cbit.attacks.experiments.known_constants import EXPECT, PARAMETERS, SETUP, SETUPS, fresh
 from cbit.attacks.experiments.two_bytes import (
     LONGEST_NUMBER,
     PAIR,
@@ -38,7 +38,7 @@ _DEEPEST: Final = 8  # blocks of the stack that may hold an encrypted instructio
     paper="Wilke et al., SEVurity, S&P 2020 (attacks.md A10, case 3)",
     holds=HOLDS,
     expect=EXPECT,
-    defences=DEFENCES,
+    defences=fresh("the victim crashed"),
     victim=booting,
     setup=SETUP,
     setups=SETUPS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from cbit.attacks.experiments.correspondent import Owner
-from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, PARAMETERS, SETUP, SETUPS, kernel
+from cbit.attacks.experiments.correspondent import Owner, opens_letters
+from cbit.attacks.experiments.known_constants import EXPECT, PARAMETERS, SETUP, SETUPS, fresh, kernel
 from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.built_in import KERNEL
@@ -52,7 +52,7 @@ def booting(stand: Stand) -> Scene:
     guest = stand.built_in(owner.table, kernel=known)
     routine = IMAGE + image().index(ROUTINE)
     facts = Facts({"kernel_at": KERNEL, "kernel": known, "routine": routine, "buffer": NAME})
-    return Scene(owner.secrets, facts, guest, planted=owner.gave(guest))
+    return Scene(owner.secrets, facts, guest, planted=owner.gave(guest), serves=opens_letters(stand))
 
 
 @attack(
@@ -61,7 +61,7 @@ def booting(stand: Stand) -> Scene:
     paper="Wilke et al., SEVurity, S&P 2020 (attacks.md A10, case 2)",
     holds=HOLDS | {Power.EMULATE},
     expect=EXPECT,
-    defences=DEFENCES,
+    defences=fresh("the victim crashed"),
     victim=booting,
     setup=SETUP,
     setups=SETUPS,

@@ -53,7 +53,7 @@ def at_work(stand: Stand) -> Scene:
         keys.append(key.material())
         works = works and asked.status is None
     facts = Facts({"modulus": (p * q).to_bytes(BITS // 8, "big"), "decay": float(stand.parameters["decay"])})
-    return Scene((*keys, min(p, q).to_bytes(BITS // 16, "big")), facts, guest, planted=works)
+    return Scene((*keys, min(p, q).to_bytes(BITS // 16, "big")), facts, guest, planted=works, serves=works)
 
 
 def _file(p: int, q: int) -> bytes:

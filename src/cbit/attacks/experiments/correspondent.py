@@ -69,4 +69,11 @@ def with_letters(stand: Stand, *, policy: Policy = Policy.NODBG) -> tuple[Scene,
     guest.small.ask(Request.OPEN)
     facts = Facts({"image": image(), "secrets_at": SECRET, "secrets_size": len(owner.table)})
     opened = guest.small.console.lines[-1] == SAYS + TEXT.decode()
-    return Scene(owner.secrets, facts, guest, planted=opened and owner.gave(guest)), guest
+    return Scene(owner.secrets, facts, guest, planted=owner.gave(guest), serves=opened), guest
+
+
+def opens_letters(stand: Stand) -> bool:
+    """Let another such guest, on the same machine, open a letter of its own owner's."""
+    scene, guest = with_letters(stand)
+    guest.end()
+    return scene.planted and scene.serves

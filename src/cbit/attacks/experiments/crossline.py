@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from cbit.attacks.experiments.correspondent import places, with_letters
@@ -17,8 +18,9 @@ from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Spoofed, gpa_of
 from cbit.attacks.power import Power
+from cbit.attacks.victim import SAYS, TEXT
 from cbit.crypto.entropy import Entropy
-from cbit.guest.builtin.interface import IMAGE, MEMORY, RESULT
+from cbit.guest.builtin.interface import IMAGE, MEMORY, RESULT, Request
 from cbit.spec.address import PAGE
 
 TREASURE = 0x20000  #: a page table of the victim's, with pages that it chose at random
@@ -42,10 +44,17 @@ def mapper(stand: Stand) -> Scene:
     guest = stand.guest(Program(MAPPER, data=((TREASURE, table), (NOISE, noise))))
     guest.until_idle()
     planted = guest.peek(TREASURE, PAGE) == table
-    _perhaps_ended(stand, guest)
+
+    def idles_again() -> bool:
+        guest.until_idle()
+        return guest.peek(TREASURE, PAGE) == table
+
+    serves = _taken_off(stand, guest, works=idles_again)
     secrets = tuple((frame << 12).to_bytes(8, "little") for frame in frames)
     facts = Facts({"table_at": TREASURE, "noise_at": NOISE})
-    return Scene(secrets, facts, guest, planted=planted, measure=lambda loot: _of_noise(noise, loot))
+    return Scene(
+        secrets, facts, guest, planted=planted, serves=serves, measure=lambda loot: _of_noise(noise, loot)
+    )
 
 
 def _noise(entropy: Entropy, index: int) -> bytes:
@@ -75,7 +84,11 @@ def _looks_like_an_entry(word: int) -> bool:
 
 
 _NO_KEY: Final = does_not_apply("there is no guest key to borrow: the host reads memory by itself")
-_DEFENCES: Final = {"deactivated": "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID"}
+_DEFENCES: Final = {
+    "deactivated": stopped_by(
+        "an ASID that is not activated: VMRUN ends in VMEXIT_INVALID", shown="#VMEXIT(INVALID): ASID"
+    )
+}
 _VMSA: Final = stopped_by("SEV-ES: registers come from the victim's own VMSA")
 
 
@@ -160,14 +173,26 @@ def _leak(cpu: Spoofed, there: int) -> list[bytes | None]:
 def sitter(stand: Stand) -> Scene:
     """Start the built-in guest, and let it open a letter; then perhaps its ASID is taken from it."""
     scene, guest = with_letters(stand)
-    _perhaps_ended(stand, guest)
-    return scene
+
+    def opens_another() -> bool:
+        before = len(guest.small.console.lines)
+        guest.small.ask(Request.OPEN)
+        return guest.small.console.lines[before:] == guest.small.console.lines[-1:] == [SAYS + TEXT.decode()]
+
+    return replace(scene, serves=scene.serves and _taken_off(stand, guest, works=opens_another))
 
 
-def _perhaps_ended(stand: Stand, guest: Victim) -> None:
-    if stand.variant == "deactivated":
-        assert guest.sev is not None
-        guest.sev.deactivate()
+def _taken_off(stand: Stand, guest: Victim, *, works: Callable[[], bool]) -> bool:
+    """Take the victim's ASID from it, if that is the defence; it works again when it is given back before."""
+    if stand.variant != "deactivated":
+        return works()
+    assert guest.sev is not None
+    guest.sev.deactivate()
+    stand.host.flush()
+    guest.sev.activate()
+    serves = works()
+    guest.sev.deactivate()
+    return serves
 
 
 @attack(

@@ -6,7 +6,7 @@ from cbit.attacks.experiments.correspondent import correspondent
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, succeeds
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.power import Power
@@ -32,7 +32,12 @@ _NO_FIRMWARE = does_not_apply("no guest key, no firmware context: the host reads
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: succeeds("policy bit 19 (debug) is set"),
     },
-    defences={"nodbg": "policy bit NODBG: the secure processor answers POLICY_FAILURE"},
+    defences={
+        "nodbg": stopped_by(
+            "policy bit NODBG: the secure processor answers POLICY_FAILURE",
+            shown="DBG_DECRYPT: POLICY_FAILURE",
+        )
+    },
     victim=debuggable,
 )
 def debug_policy(hands: Hands, facts: Facts, log: Log) -> bytes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from cbit.attacks.experiments.service import ACCOUNT, ANSWERS, FIRST_PASSWORD, IS_PASSWORD
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import CPUID, HLT, SECRET, Program
+from cbit.attacks.lab.guest import CPUID, HLT, SECRET, Guest, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.outcome import SUCCEEDS, Mode, succeeds
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Client, Runner
 from cbit.attacks.power import Power
 
 RESULT = 0x21000  #: where the check's result is kept: 0 good, 1 denied
@@ -42,7 +43,26 @@ def gate(stand: Stand) -> Scene:
     guest = stand.guest(Program(GATE), secret=secret)
     guest.until_idle()
     planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == FIRST_PASSWORD
-    return Scene((secret,), Facts({}), guest, planted=planted, hwcr_locked=stand.variant == "converted")
+    serves = _asked(guest, FIRST_PASSWORD) == secret and not any(_asked(guest, b"anything else   "))
+    return Scene(
+        (secret,),
+        Facts({}),
+        guest,
+        planted=planted,
+        serves=serves,
+        hwcr_locked=stand.variant == "converted",
+    )
+
+
+def _asked(guest: Guest, password: bytes) -> bytes:
+    """Let an honest hypervisor, that steps over CPUID, carry a password and the answer."""
+    client, runner = Client(guest), Runner(guest.cpu)
+    client.put(password)
+    runner.until(CPUID)
+    runner.skip(2)
+    runner.until(HLT)
+    runner.skip(1)
+    return client.answer(32)
 
 
 @attack(
@@ -57,7 +77,11 @@ def gate(stand: Stand) -> Scene:
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: succeeds("until the microcode update of the third generation"),
     },
-    defences={"converted": "HWCR bit 4 stays set: INVD writes back like WBINVD"},
+    defences={
+        "converted": stopped_by(
+            "HWCR bit 4 stays set: INVD writes back like WBINVD", shown="INVD has lost nothing"
+        )
+    },
     victim=gate,
 )
 def dropped_store(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -77,5 +101,7 @@ def dropped_store(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.victim.until(HLT)
     loot = hands.client.answer(32)
     log.step("the victim's answer to a wrong password", loot)
+    if not dropper.lost and not any(loot):
+        log.obstacle = "INVD has lost nothing: the victim denies"
     log.figure("lines of the victim's that INVD lost", dropper.lost, published="no figure in the stored text")
     return loot

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cbit.attacks.lab.attack import attack
-from cbit.attacks.lab.guest import C_BIT, CPUID, HLT, NPF, SECRET, Program
+from cbit.attacks.lab.guest import C_BIT, CPUID, HLT, NPF, SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
-from cbit.attacks.lab.tools import Thwarted, gpa_of
+from cbit.attacks.lab.tools import Registers, Runner, Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.cpu.engine.control_block import Exit
 from cbit.spec.address import PAGE
@@ -18,6 +18,7 @@ WORK = 0x30000  #: the page that the victim works in, at linear 4 MiB in its own
 CHECK = 0x31000  #: for the check of the C-bit
 WORK_TABLE = 0x7000  #: table of leaves that the victim fills
 FAKED = 38  #: the position that the hypervisor claims
+REFUSES = 0x6F6E  #: what it says in shared memory when it finds that its C-bit does nothing
 
 #: Builds its own mapping of two pages, with the C-bit where CPUID says; then it takes its secret out of the
 #: sealed page and works on it there.
@@ -52,6 +53,7 @@ KERNEL = f"""
     rep movsq
     hlt
 refuse:
+    mov dword ptr [{VIEW + SHARED:#x}], {REFUSES}
     hlt
 """
 #: What Linux does at start-up: a value that was written through a mapping known to be private must be read
@@ -70,9 +72,25 @@ def kernel(stand: Stand) -> Scene:
     The built-in guest ends before it uses a secret: what it wrote before it had paging reads as ciphertext.
     """
     secret = stand.entropy.draw(32)
-    check = CHECKED if stand.variant == "check" else ""
-    guest = stand.guest(Program(KERNEL.replace("@check@", check)), secret=secret)
-    return Scene((secret,), Facts({"work_at": WORK}), guest, planted=guest.peek(SECRET, 32) == secret)
+    program = Program(KERNEL.replace("@check@", CHECKED if stand.variant == "check" else ""))
+    guest = stand.guest(program, secret=secret)
+    planted = guest.peek(SECRET, 32) == secret
+    serves = _works_for_an_honest_host(stand, program)
+    return Scene((secret,), Facts({"work_at": WORK}), guest, planted=planted, serves=serves)
+
+
+def _works_for_an_honest_host(stand: Stand, program: Program) -> bool:
+    """Let the same program, told where its C-bit is, take a secret of its own to its page of work."""
+    secret = stand.entropy.draw(32)
+    guest = stand.guest(program, secret=secret)
+    runner, answer = Runner(guest.cpu), Registers(guest.cpu)
+    runner.until(CPUID)
+    answer["rax"], answer["rbx"] = 0x0B, C_BIT
+    runner.skip(2)
+    runner.until(HLT)
+    worked = guest.peek(WORK, 32) == secret
+    guest.end()
+    return worked
 
 
 _NO_C_BIT = does_not_apply("the guest has no C-bit")
@@ -96,7 +114,12 @@ _NO_C_BIT = does_not_apply("the guest has no C-bit")
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: stopped_by("CPUID values that the firmware has checked, if the guest uses them"),
     },
-    defences={"check": "the guest compares a value through both mappings before it goes on"},
+    defences={
+        "check": stopped_by(
+            "the guest compares a value through both mappings before it goes on",
+            shown="the victim noticed that its C-bit does nothing",
+        )
+    },
     victim=kernel,
 )
 def faked_cpuid(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -129,6 +152,8 @@ def faked_cpuid(hands: Hands, facts: Facts, log: Log) -> bytes:
         f"nested faults at {', '.join(f'{gpa:#x}' for gpa in mapped)}: mapped to the pages that it means"
     )
     hands.caches.write_back()
+    if hands.memory.read(hands.memory.spa(SHARED), 4) == REFUSES.to_bytes(4, "little"):
+        log.obstacle = "the victim noticed that its C-bit does nothing, and took no secret out"
     loot = hands.memory.read(hands.memory.spa(facts.number("work_at")), PAGE)
     log.step("the page that the victim works in, read with C=0", loot)
     return loot

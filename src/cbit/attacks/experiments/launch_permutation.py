@@ -21,8 +21,10 @@ from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
+from cbit.attacks.victim import SAYS, TEXT
 from cbit.guest.builtin.image import image
-from cbit.guest.builtin.interface import IMAGE, MEMORY, SECRET, SHARED_AT, SHARED_PAGE, SHOWN
+from cbit.guest.builtin.interface import IMAGE, MEMORY, SEALED, SECRET, SHARED_AT, SHARED_PAGE, SHOWN, Request
+from cbit.guest.builtin.sealed import seal
 from cbit.owner.measure.snp import Chain
 from cbit.spec.address import BLOCK, PAGE
 from cbit.spec.errors import BadMeasurement
@@ -53,7 +55,14 @@ def firmware(stand: Stand) -> Scene:
         assert owner.gave(guest)
         return guest
 
-    return Scene(owner.secrets, Facts({"image": image(), "kernel": known}), launcher=launch)
+    honest = launch(whole)
+    planted = owner.gave(honest)
+    honest.vm.load(SEALED, seal(owner.key, TEXT, entropy=stand.entropy))
+    honest.small.ask(Request.OPEN)
+    serves = honest.small.console.lines[-1] == SAYS + TEXT.decode()
+    honest.end()
+    facts = Facts({"image": image(), "kernel": known})
+    return Scene(owner.secrets, facts, planted=planted, serves=serves, launcher=launch)
 
 
 def _with_addresses(pieces: Pieces, whole: Pieces) -> bytes:
@@ -82,7 +91,12 @@ _UNMEASURED = does_not_apply("nothing is measured: the host loads what it likes"
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: stopped_by("each page's address is part of the digest"),
     },
-    defences={"addresses": "a digest that covers addresses, as SNP's does: the owner gives no secret"},
+    defences={
+        "addresses": stopped_by(
+            "a digest that covers addresses, as SNP's does: the owner gives no secret",
+            shown="a digest that covers addresses",
+        )
+    },
     victim=firmware,
     setup=SETUP,
     parameters=PARAMETERS,

@@ -38,7 +38,7 @@ def linux(stand: Stand) -> Scene:
         "decay": float(stand.parameters.get("decay", 0)),
     }
     planted = b"The disk is open" in victim.terminal.text
-    return Scene((*halves, files.password), Facts(known), victim, planted=planted)
+    return Scene((*halves, files.password), Facts(known), victim, planted=planted, serves=planted)
 
 
 def _open(facts: Facts, keys: list[bytes], log: Log) -> bytes:

@@ -10,6 +10,7 @@ from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Client
 from cbit.attacks.power import Power
 from cbit.spec.address import PAGE
 
@@ -39,7 +40,10 @@ def login(stand: Stand) -> Scene:
     guest = stand.guest(Program(LOGIN), secret=secret)
     guest.until_idle()
     planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == OLD
-    return Scene((secret,), Facts({"account_at": ACCOUNT, "old": OLD, "new": NEW}), guest, planted=planted)
+    client = Client(guest)
+    serves = client.ask(OLD + bytes(24), 32) == secret and not any(client.ask(NEW + bytes(24), 32))
+    facts = Facts({"account_at": ACCOUNT, "old": OLD, "new": NEW})
+    return Scene((secret,), facts, guest, planted=planted, serves=serves)
 
 
 @attack(

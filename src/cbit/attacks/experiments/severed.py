@@ -31,13 +31,14 @@ def server(stand: Stand) -> Scene:
     if stand.variant == "other-guest":
         planted, targets = with_letters(stand)
     own = tuple(gpa for gpa in targets.pages if gpa not in SHARED)
-    ours = scene.planted and planted.planted
+    ours, serve = scene.planted and planted.planted, scene.serves and planted.serves
     facts = Facts({"targets": tuple(map(targets.spa, own)), "image": image()})
     return Scene(
         planted.secrets,
         facts,
         guest,
         planted=ours,
+        serves=serve,
         measure=lambda loot: _pages_right([targets.peek(gpa, PAGE) for gpa in own], loot),
     )
 
@@ -109,7 +110,12 @@ def _map(pages: list[int], touched: set[int]) -> Field:
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: stopped_by("the RMP entry of the page names another guest address"),
     },
-    defences={"other-guest": "another guest's key: its pages are served as garbage"},
+    defences={
+        "other-guest": stopped_by(
+            "another guest's key: its pages are served as garbage",
+            shown="none of the public image's is right",
+        )
+    },
     victim=server,
 )
 def severed(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -145,6 +151,8 @@ def severed(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step(f"{len(pages)} requests, one page of the victim's memory each", pages[-1])
     public = facts.data("image")
     right = sum(public[at : at + PAGE] in pages for at in range(0, len(public), PAGE))
+    if not right:
+        log.obstacle = "every page is served, and none of the public image's is right: the key is another"
     log.figure(
         "requests until the keys are served",
         keys_page,

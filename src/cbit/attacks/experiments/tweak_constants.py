@@ -9,13 +9,14 @@ from cbit.attacks.lab.gf2 import solve
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log, curve
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
+from cbit.attacks.lab.own_guest import OwnGuest
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
 from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.entropy import SeededEntropy
 from cbit.crypto.memory_modes import Mode as Engine
-from cbit.spec.address import BLOCK, GIB, PAGE
+from cbit.spec.address import BLOCK, GIB, PAGE, Spa
 
 BITS = range(4, 32)  #: what was published; above, the constants are not known to anybody here
 _SOURCE = "SEVurity §III, §IV-C (attacks.md A10)"
@@ -27,7 +28,16 @@ def engine_constants(stand: Stand) -> Scene:
     assert tweak is not None
     constants = tuple(tweak.constants[bit] for bit in BITS)
     blocks = stand.number("blocks") if "blocks" in stand.parameters else 0
-    return Scene(constants, Facts({"blocks": blocks}))
+    own = OwnGuest(stand.host, sev=stand.mode is Mode.SEV)
+    at, stored = stand.host.frames.take(PAGE).start, b"sixteen bytes ok"
+    own.store(at, stored)
+    stand.host.flush_caches()
+    cells = stand.host.read(Spa(at), BLOCK)
+    serves = cells != stored == own.load(at, BLOCK)  # the engine encrypts, and it decrypts
+    own.end()
+    return Scene(
+        constants, Facts({"blocks": blocks}), planted=len(set(constants)) == len(BITS), serves=serves
+    )
 
 
 def _pages(count: int, seed: str) -> list[int]:
@@ -94,7 +104,12 @@ _LOOK = 1 << 16  # blocks between two looks for collisions
     paper="SEVurity, S&P 2020 (A10); memory-encryption.md §9.2",
     holds={Power.RUN_GUEST, Power.MAP_MEMORY, Power.FLUSH_CACHES},
     expect=EXPECT,
-    defences={"fresh": "Zen 2 and later: 128-bit constants without a period, drawn at each boot"},
+    defences={
+        "fresh": stopped_by(
+            "Zen 2 and later: 128-bit constants without a period, drawn at each boot",
+            shown="no collision among",
+        )
+    },
     victim=engine_constants,
     setup=Setup(engine=Engine.XEX, memory=4 * GIB, cache=1 << 22),
     setups={"fresh": Setup(profile="rome", engine=Engine.XEX, memory=4 * GIB, cache=1 << 22)},

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from cbit.attacks.experiments.correspondent import places, with_letters
-from cbit.attacks.experiments.known_constants import DEFENCES, EXPECT, SETUP, SETUPS
+from cbit.attacks.experiments.known_constants import EXPECT, SETUP, SETUPS, fresh
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import difference, xor
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 from cbit.guest.builtin.interface import BOUNCE, LONGEST, MESSAGE, RESULT, SEALED, TRANSFER, Request
 from cbit.spec.address import BLOCK
 
 FORGED: Final = b"primes below 100: 9999".ljust(TRANSFER, b"\0")
+_PRIMES: Final = 25  # below 100
 _TOO_LONG: Final = (LONGEST + 1).to_bytes(4, "little").ljust(BLOCK, b"\0")
 
 
 def trader(stand: Stand) -> Scene:
     """Start the built-in guest, with its secrets and with a result that it hands to its device when asked."""
     scene, guest = with_letters(stand)
-    guest.small.ask(Request.COMPUTE, 100)
-    return scene
+    computed = guest.small.ask(Request.COMPUTE, 100)
+    return replace(scene, serves=scene.serves and computed.answers == [_PRIMES])
 
 
 @attack(
@@ -33,7 +36,7 @@ def trader(stand: Stand) -> Scene:
     paper="Li et al., USENIX Security 2019 (attacks.md A8)",
     holds={Power.MAP_MEMORY, Power.FLUSH_CACHES, Power.CLIENT},
     expect=EXPECT,
-    defences=DEFENCES,
+    defences=fresh("gives its device noise"),
     victim=trader,
     setup=SETUP,
     setups=SETUPS,
@@ -68,6 +71,8 @@ def unprotected_io(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step(
         f"the victim gives its device {'a result that it never had' if forged == FORGED else 'noise'}", forged
     )
+    if forged != FORGED:
+        raise Thwarted("the victim gives its device noise: its blocks are encrypted with other tweaks")
     loot, packets = b"", 0
     for gpa in places(facts, TRANSFER):
         secret = spa(gpa, TRANSFER)

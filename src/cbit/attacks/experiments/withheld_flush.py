@@ -10,7 +10,7 @@ from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by,
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted
-from cbit.attacks.lab.two_cpus import PASSWORD, SERVICES_PAGE, victim
+from cbit.attacks.lab.two_cpus import PASSWORD, SERVICES_PAGE, TwoCpus, victim
 from cbit.attacks.power import Power
 
 
@@ -22,7 +22,20 @@ def two_cpus(stand: Stand) -> Scene:
     secret, password = stand.entropy.draw(32), stand.entropy.draw(16)
     guest = stand.guest(victim(password), secret=secret)
     planted = guest.peek(SECRET, 32) == secret and guest.peek(SERVICES_PAGE, 16) == password
-    return Scene((secret,), Facts({}), guest, planted=planted, tlb_flushes=stand.variant == "flushed")
+    cpus = TwoCpus(guest, flushes=False)
+    answers = []
+    for sent in (password, b"anything else   "):
+        cpus.send(sent)
+        answers.append(cpus.service(flush=True))
+    serves = answers == [secret, bytes(len(secret))]
+    return Scene(
+        (secret,),
+        Facts({}),
+        guest,
+        planted=planted,
+        serves=serves,
+        tlb_flushes=stand.variant == "flushed",
+    )
 
 
 _ATTEMPTS = 20
@@ -41,7 +54,12 @@ _OTHERWISE = does_not_apply("the hypervisor reads the memory of such a guest by 
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: stopped_by("TLB_ID and PCPU_ID in the VMSA: hardware flushes"),
     },
-    defences={"flushed": "the flush of the ASID at VMRUN, which SNP's hardware forces by PCPU_ID"},
+    defences={
+        "flushed": stopped_by(
+            "the flush of the ASID at VMRUN, which SNP's hardware forces by PCPU_ID",
+            shown="the service has looked its password up anew",
+        )
+    },
     victim=two_cpus,
 )
 def withheld_flush(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -62,6 +80,8 @@ def withheld_flush(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step(f"the program stores that password at {PASSWORD:#x}, on a page of its own, and fills the TLB")
     loot = answers[-1]
     log.step("the service runs on the same core, without a flush", loot)
+    if not any(map(any, answers)):
+        log.obstacle = "the service has looked its password up anew, and refuses each time"
     log.figure(
         "attempts that succeed",
         sum(map(any, answers)),

@@ -39,8 +39,8 @@ class Attack:
         paper: who published it, with the section of the dossier.
         holds: the powers that it uses.
         expect: what should come out, by mode; all modes are there.
-        defences: by the name of a variant, the rule, bit or habit that stops the attack, which the variant
-            switches on.
+        defences: by the name of a variant, which rule, bit or habit it switches on that stops the attack, and
+            how a run shows it.
         defended: the mode that the variants are run in.
         setup: the machine that it is run on.
         setups: other machines, by variant.
@@ -57,7 +57,7 @@ class Attack:
     paper: str
     holds: frozenset[Power]
     expect: Mapping[Mode, Expectation]
-    defences: Mapping[str, str]
+    defences: Mapping[str, Expectation]
     defended: Mode
     setup: Setup
     setups: Mapping[str, Setup]
@@ -80,7 +80,7 @@ class Attack:
     def expectation(self, mode: Mode, variant: str) -> Expectation:
         """Say what should come out of a cell."""
         if variant:
-            return Expectation(Verdict.STOPPED, self.defences[variant])
+            return self.defences[variant]
         return self.expect[mode]
 
     def cells(self) -> list[tuple[Mode, str]]:
@@ -117,7 +117,7 @@ def attack(
     expect: Mapping[Mode, Expectation],
     victim: Prepare,
     experiment: str = "",
-    defences: Mapping[str, str] | None = None,
+    defences: Mapping[str, Expectation] | None = None,
     defended: Mode = Mode.SEV,
     setup: Setup | None = None,
     setups: Mapping[str, Setup] | None = None,
@@ -128,13 +128,15 @@ def attack(
     """Make an attack of an adversary's function; its name is the function's.
 
     Raises:
-        ValueError: a mode without an expectation, or a docstring missing.
+        ValueError: a mode without an expectation, a defence that does not stop it, or a docstring missing.
     """
 
     def make(attempt: Attempt) -> Attack:
         name = attempt.__name__.replace("_", "-")
         if missing := [mode.value for mode in Mode if mode not in expect]:
             raise ValueError(f"{name}: nothing is expected in mode {', '.join(missing)}")
+        if weak := [each for each, told in (defences or {}).items() if told.verdict is not Verdict.STOPPED]:
+            raise ValueError(f"{name} is not stopped by {', '.join(weak)}")
         if not attempt.__doc__:
             raise ValueError(f"{name} does not say what it does")
         return Attack(

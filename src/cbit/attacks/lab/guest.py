@@ -218,6 +218,13 @@ class Victim:
         """Read private memory with the guest's key: the power that only the lab has."""
         return self.vm.host.machine.memory.read(self.spa(gpa, length), length, self._key)
 
+    def end(self) -> None:
+        """End it: its memory goes back to the host."""
+        if self.sev is not None:
+            self.sev.end()
+        else:
+            self.vm.destroy()
+
     def cached_pages(self) -> dict[int, bytes]:
         """Copies of its pages in the caches, by guest physical address: a power of the lab's as well."""
         cached = {copy.page for copy in self.vm.host.machine.memory.snapshot() if copy.key_id == self._key}

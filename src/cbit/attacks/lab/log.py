@@ -80,10 +80,15 @@ class Figure:
 
 @dataclass(slots=True)
 class Log:
-    """The notebook of one attempt.  Mutable: it grows."""
+    """The notebook of one attempt.  Mutable: it grows.
+
+    Attributes:
+        obstacle: what stood in its way, though it went on to its end.
+    """
 
     steps: list[Step] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    obstacle: str = ""
 
     def step(self, text: str, data: bytes = b"", *, picture: Picture | None = None) -> None:
         """Write a step down, with the beginning of what was seen."""

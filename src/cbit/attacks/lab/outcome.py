@@ -57,10 +57,19 @@ class Expectation:
     Attributes:
         verdict: what should come out.
         why: the rule, bit or feature behind it.
+        shown: what the run's note says if it is this that stopped it; "" if the attack ends as it should and
+            what it brings back is noise.
     """
 
     verdict: Verdict
     why: str
+    shown: str = ""
+
+    def agrees(self, verdict: Verdict, note: str) -> bool:
+        """Whether a run has come out like this: stopped, and by nothing else than what should stop it."""
+        if verdict is not self.verdict:
+            return False
+        return verdict is not Verdict.STOPPED or (self.shown in note if self.shown else not note)
 
 
 SUCCEEDS: Final = Expectation(Verdict.SUCCEEDED, "")
@@ -71,9 +80,9 @@ def succeeds(why: str) -> Expectation:
     return Expectation(Verdict.SUCCEEDED, why)
 
 
-def stopped_by(what: str) -> Expectation:
-    """Expect that no secret is found, and say what prevents it."""
-    return Expectation(Verdict.STOPPED, what)
+def stopped_by(what: str, *, shown: str = "") -> Expectation:
+    """Expect that no secret is found, and say what prevents it, and how the run shows that it is this."""
+    return Expectation(Verdict.STOPPED, what, shown)
 
 
 def does_not_apply(why: str) -> Expectation:

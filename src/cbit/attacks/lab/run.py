@@ -24,7 +24,7 @@ SHORTEST_SECRET: Final = 5  #: bytes; fewer could turn up by chance
 
 
 class NoControl(CbitError):
-    """The victim does not hold its secret: an attack that finds nothing would prove nothing."""
+    """The victim does not hold its secret, or does not work: that an attack fails would prove nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ class Result:
     @property
     def as_expected(self) -> bool:
         """Whether prediction and run agree; what was not run, or is not modelled, contradicts nothing."""
-        return self.verdict in (self.expected.verdict, Verdict.NOT_MODELLED, Verdict.NOT_RUN)
+        if self.verdict in (Verdict.NOT_MODELLED, Verdict.NOT_RUN):
+            return True
+        return self.expected.agrees(self.verdict, self.note)
 
     def as_json(self, *, steps: bool = True) -> dict[str, Any]:
         """Give it as JSON values."""
@@ -79,6 +81,7 @@ class Result:
             "verdict": self.verdict.value,
             "expected": self.expected.verdict.value,
             "why": self.expected.why,
+            "shown": self.expected.shown,
             "as_expected": self.as_expected,
             "found": self.found,
             "planted": self.planted,
@@ -113,7 +116,7 @@ def run(
 
     Raises:
         BadCase: a variant or a parameter that the attack does not have.
-        NoControl: the victim does not hold its secret.
+        NoControl: the victim does not hold its secret, or does not do its work.
         PowerNotHeld: the attempt uses a power that it does not declare.
         NoEngine: this computer cannot execute guests.
     """
@@ -139,17 +142,23 @@ def attempt(attack: Attack, stand: Stand, scene: Scene) -> Result:
     """Let the adversary loose on a victim, and judge what it got.
 
     Raises:
-        NoControl: the victim does not hold its secret.
+        NoControl: the victim does not hold its secret, or does not do its work.
         PowerNotHeld: the attempt uses a power that it does not declare.
     """
     if not scene.planted:
         raise NoControl(f"{attack.name}, {stand.mode}: the victim does not hold what was planted")
+    if not scene.serves:
+        defence = f" with {stand.variant}" if stand.variant else ""
+        raise NoControl(
+            f"{attack.name}, {stand.mode}{defence}: the victim does nothing for honest people either"
+        )
     if not scene.secrets or min(map(len, scene.secrets)) < SHORTEST_SECRET:
         raise NoControl(f"{attack.name}: secrets of {SHORTEST_SECRET} bytes at least")
     hands = Hands(stand.host, scene, attack.holds, own_sev=stand.mode is Mode.SEV)
-    log, loot, note = Log(), b"", ""
+    log, loot = Log(), b""
     try:
         loot = attack.attempt(hands, scene.facts, log)
+        note = log.obstacle
     except (Thwarted, Crashed, VmExit) as obstacle:
         note = str(obstacle)
     found = sum(secret in loot for secret in scene.secrets)

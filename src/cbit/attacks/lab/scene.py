@@ -59,6 +59,8 @@ class Scene:
         facts: what is public.
         guest: the victim, if it is a guest.
         planted: whether the secrets are where they belong: the positive control, asked before the attempt.
+        serves: whether the victim has done its work for honest people, with the defence if there is one: the
+            other control, for a victim that does nothing stops every attack.
         hwcr_locked: whether the processor ignores a write that would let INVD lose dirty lines.
         tlb_flushes: whether the processor flushes the TLB for each virtual CPU by itself.
         launcher: starts the victim as the adversary wants it, if it is the adversary who launches it.
@@ -68,7 +70,8 @@ class Scene:
     secrets: tuple[bytes, ...]
     facts: Facts
     guest: Victim | None = None
-    planted: bool = True
+    planted: bool = False
+    serves: bool = False
     hwcr_locked: bool = False
     tlb_flushes: bool = False
     launcher: Launcher | None = None

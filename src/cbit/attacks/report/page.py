@@ -147,7 +147,7 @@ def _attack(attack: Attack, row: Sequence[Told]) -> Iterator[str]:
         because = f": {escape(expected.why)}" if expected.why else ""
         yield f"<li><b>{mode.value}</b>: {expected.verdict.value}{because}</li>"
     for variant, what in attack.defences.items():
-        yield f"<li><b>--variant {escape(variant)}</b>: {escape(what)}</li>"
+        yield f"<li><b>--variant {escape(variant)}</b>: {escape(what.why)}</li>"
     yield f"</ul><h3>Run it</h3><pre>cbit attack run {attack.name}</pre></section>"
 
 

@@ -41,7 +41,7 @@ def as_json(attack: Attack) -> dict[str, Any]:
             mode.value: {"verdict": expected.verdict.value, "why": expected.why}
             for mode, expected in attack.expect.items()
         },
-        "defences": dict(attack.defences),
+        "defences": {variant: told.why for variant, told in attack.defences.items()},
         "parameters": dict(attack.parameters),
         "executes": attack.executes,
         "linux": attack.linux,
@@ -57,4 +57,4 @@ def _lines(attacks: tuple[Attack, ...]) -> Iterator[str]:
             given = ", ".join(f"{name}={value}" for name, value in attack.parameters.items())
             yield f"{'':<22} parameters: {given}"
         for variant, what in attack.defences.items():
-            yield f"{'':<22} --variant {variant}: {what}"
+            yield f"{'':<22} --variant {variant}: {what.why}"
