@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cbit.driver.client_pages import MemoryRule
@@ -34,6 +34,12 @@ SIZE = 0x60000
 ARGUMENT, STRUCTURE, BLOBS, GUEST = BASE, BASE + 0x100, BASE + 0x1000, BASE + 0x20000
 UNTOUCHED = 0xAB
 SEV_FD, OTHER_FD = 7, 8
+
+
+def done(command: int) -> int:
+    """What the error field says of success: INIT tells only what went wrong."""
+    kinds = KvmSevCommand
+    return UNTOUCHED if command in (kinds.SEV_INIT, kinds.SEV_ES_INIT, kinds.INIT2) else 0
 
 
 class Program(EachWrite):
@@ -80,11 +86,11 @@ class Program(EachWrite):
 
     def must(self, command: int, structure: AnyWire) -> AnyWire:
         said, error, after = self.give(command, structure)
-        assert ("ok", 0) == (said, error)
+        assert ("ok", done(command)) == (said, error)
         return after
 
     def do(self, command: int) -> None:
-        assert ("ok", 0) == self.op(command)
+        assert ("ok", done(command)) == self.op(command)
 
     # ---- a launch
 
@@ -132,19 +138,24 @@ class Program(EachWrite):
 
 @dataclass
 class Desk:
-    """A host and its driver; makes machines."""
+    """A host and its driver; makes machines.
+
+    Attributes:
+        descriptors: those that programs have; whether each is /dev/sev.
+    """
 
     host: Host
     device: SevDevice
     programs: list[Program]
+    descriptors: dict[int, bool] = field(default_factory=lambda: {SEV_FD: True, OTHER_FD: False})
 
     def program(
         self, rule: MemoryRule = MemoryRule.ENCRYPTED, kind: int = 0, signature: int = NO_CPUID
     ) -> Program:
         def is_sev(descriptor: int) -> bool:
-            if descriptor not in (SEV_FD, OTHER_FD):
+            if descriptor not in self.descriptors:
                 raise OSError(errno.EBADF, "no such descriptor")
-            return descriptor == SEV_FD
+            return self.descriptors[descriptor]
 
         vm = KvmSev(self.host, self.device, rule=rule, is_sev=is_sev, kind=kind, signature=signature)
         program = Program(vm)

@@ -111,6 +111,17 @@ def test_a_descriptor_is_what_its_inode_says(clients: Clients, sev: int) -> None
     assert errno.EBADF == closed.value.errno
 
 
+def test_a_descriptor_that_another_thread_closes_meanwhile_is_a_bad_one(clients: Clients, sev: int) -> None:
+    """Between its name and its mode; the kernel knows no other errno for it."""
+    closing = os.dup(sev)
+    session, name = clients.named(me(), closing)
+    assert SEV == name
+    os.close(closing)
+    with pytest.raises(OSError, match="no descriptor") as closed:
+        clients.handle(session, SEV, closing)
+    assert errno.EBADF == closed.value.errno
+
+
 def test_all_threads_are_one_client(clients: Clients, sev: int) -> None:
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(clients.named(me(), sev)[0].client.pid))
@@ -139,7 +150,7 @@ def test_a_file_has_one_handle_for_each_mode_and_a_foreign_number_its_own(
             os.close(descriptor)
     with pytest.raises(OSError, match="no descriptor") as gone:
         clients.handle(session, SEV, again)
-    assert errno.ESRCH == gone.value.errno
+    assert errno.EBADF == gone.value.errno
     clients.close()
     names = ("4 to read", "3", "2", "1", "0")
     assert [f"close of open {number}" for number in names] == book.lines[5:]
@@ -174,7 +185,7 @@ def test_a_thread_that_is_gone_is_nobody(clients: Clients, sev: int) -> None:
     os.waitpid(child, 0)
     with pytest.raises(OSError, match="gone") as gone:
         clients.named(child, sev)
-    assert errno.ESRCH == gone.value.errno
+    assert errno.EBADF == gone.value.errno
 
 
 def test_a_number_that_passes_to_another_process_is_that_processs(clients: Clients, sev: int) -> None:

@@ -45,7 +45,7 @@ def _launch_start(vm: SevVm, asked: Asked) -> None:
         if given.session_uaddr:
             session = asked.blob(given.session_uaddr, given.session_len, "session")
             request = request.replace(session_paddr=lent.put(session), session_len=len(session))
-        handle = vm.issue(asked, Command.LAUNCH_START, request).handle
+        handle = vm.begin(asked, Command.LAUNCH_START, request).handle
         vm.bind(asked, handle, lambda: asked.give(given.replace(handle=handle)))
 
 
@@ -157,6 +157,8 @@ def _attestation_report(vm: SevVm, asked: Asked) -> None:
 
 def _dbg_decrypt(vm: SevVm, asked: Asked) -> None:
     for source, target, count in _debug_pieces(vm, asked):
+        vm.pages.pin(asked.memory, source, count, to_write=False)
+        vm.pages.pin(asked.memory, target, count)  # before the firmware is asked: ENOMEM
         asked.memory.write(target, _decrypted(vm, asked, source, count))
 
 
@@ -194,7 +196,8 @@ def _debug_pieces(vm: SevVm, asked: Asked) -> Iterator[tuple[int, int, int]]:
 def _decrypted(vm: SevVm, asked: Asked, address: int, count: int) -> bytes:
     """DBG_DECRYPT bytes that lie inside one page."""
     start, end = address & -BLOCK, -(-(address + count) // BLOCK) * BLOCK
-    held, runs = vm.pinned(asked, start, end - start)
+    held = vm.pages.pin(asked.memory, start, end - start, to_write=False)
+    runs = vm.pages.place(start, end - start)
     vm.pages.bring(held, runs, vm.key)
     with Lent(vm.host) as lent:
         room = lent.room(end - start)
@@ -295,12 +298,13 @@ def _receive_start(vm: SevVm, asked: Asked) -> None:
             session_paddr=lent.put(session),
             session_len=len(session),
         )
-        handle = vm.issue(asked, Command.RECEIVE_START, request).handle
+        handle = vm.begin(asked, Command.RECEIVE_START, request).handle
         vm.bind(asked, handle, lambda: asked.give(given.replace(handle=handle)))
 
 
 def _receive_update_data(vm: SevVm, asked: Asked) -> None:
-    vm.require_sev()
+    if not vm.active:  # the one command for which Linux has another errno
+        raise OSError(errno.EINVAL, "the machine has no SEV: INIT comes first")
     given = asked.take(KvmPacket)
     if not all(getattr(given, name) for name in KvmPacket.FIELDS):
         raise OSError(errno.EINVAL, "guest memory, header or packet has no address or no length")

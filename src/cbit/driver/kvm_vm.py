@@ -38,6 +38,11 @@ VMSA_FEATURES: Final = SevFeatures.DEBUG_VIRT
 class Asids(Protocol):
     """Free ASIDs of one kind."""
 
+    @property
+    def free(self) -> int:
+        """How many are left."""
+        ...
+
     def take(self) -> int:
         """Give one out."""
         ...
@@ -138,6 +143,13 @@ class Lent:
         return self._host.machine.memory.read(Spa(paddr), length, UNENCRYPTED)
 
 
+class _Error:
+    """An error field that is nobody's."""
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+
+
 class SevVm:
     """The memory encryption of one virtual machine, from its creation to the end of its last descriptor.
 
@@ -145,6 +157,8 @@ class SevVm:
         pages: where the program's pages lie in the machine.
         asid: 0 until INIT.
         handle: the firmware's; 0 until LAUNCH_START or RECEIVE_START.
+        sev_fd: the caller's descriptor of /dev/sev, as that command named it: Linux issues all later ones
+            through it, whatever they name, and before that takes 0 for it.
         cpus: how many virtual CPUs were created.
         regions: what the program registered.
         save_areas: frames of the virtual CPUs' save areas, encrypted.
@@ -173,7 +187,7 @@ class SevVm:
         self.host, self.device, self._is_sev, self._kind = host, device, is_sev, kind
         memory = host.machine.memory
         self.pages = ClientPages(memory, host.frames, limit=host.machine.memory_size, rule=rule)
-        self.asid = self.handle = self.cpus = 0
+        self.asid = self.handle = self.cpus = self.sev_fd = 0
         self.features, self.signature = 0, signature
         self.save_areas: list[range] = []
         self.es = self.active = self.by_init2 = False
@@ -213,30 +227,46 @@ class SevVm:
 
     def issue(self, asked: Asked, command: Command, buffer: AnyWire) -> AnyWire:
         """Run a firmware command on behalf of the caller's /dev/sev (raises FirmwareError)."""
-        after, refusal = self.attempt(asked, command, buffer)
-        if refusal is not None:
-            raise refusal
-        return after
+        return _insist(*self.attempt(asked, command, buffer))
 
     def attempt(
         self, asked: Asked, command: Command, buffer: AnyWire
     ) -> tuple[AnyWire, FirmwareError | None]:
         """Run a firmware command and return its buffer and its refusal."""
-        if not self._is_sev(asked.command.sev_fd):
+        if not self._names_sev(self.sev_fd):
+            why = f"descriptor {self.sev_fd}, which the start named, is not /dev/sev any more"
+            early = "LAUNCH_START or RECEIVE_START comes first: it names the descriptor of /dev/sev"
+            raise OSError(errno.EBADF, why if self.handle else early)
+        return self._run(asked, command, buffer)
+
+    def begin(self, asked: Asked, command: Command, buffer: AnyWire) -> AnyWire:
+        """Run LAUNCH_START or RECEIVE_START, whose caller names the descriptor of /dev/sev (as ``issue``)."""
+        if not self._names_sev(asked.command.sev_fd):
             raise OSError(errno.EBADF, f"sev_fd {asked.command.sev_fd} is not /dev/sev")
-        status, why, after = self.host.ccp.attempt(command, buffer)
-        asked.error = status
-        return after, None if status == Status.SUCCESS else FirmwareError(command, status, why)
+        return _insist(*self._run(asked, command, buffer))
 
     def bind(self, asked: Asked, handle: int, give: Callable[[], None]) -> None:
         """ACTIVATE a new guest and tell the caller its handle; forget it if either fails."""
         try:
-            self.issue(asked, Command.ACTIVATE, buffers.Activate(handle=handle, asid=self.asid))
+            _insist(*self._run(asked, Command.ACTIVATE, buffers.Activate(handle=handle, asid=self.asid)))
             give()
         except BaseException:
             self._forget(handle)
             raise
-        self.handle = handle
+        self.handle, self.sev_fd = handle, asked.command.sev_fd
+
+    def _names_sev(self, descriptor: int) -> bool:
+        try:
+            return self._is_sev(descriptor)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return False
+
+    def _run(self, asked: Asked, command: Command, buffer: AnyWire) -> tuple[AnyWire, FirmwareError | None]:
+        status, why, after = self.host.ccp.attempt(command, buffer)
+        asked.error = status
+        return after, None if status == Status.SUCCESS else FirmwareError(command, status, why)
 
     def pinned(self, asked: Asked, address: int, length: int) -> tuple[bytes, list[Run]]:
         """Pin guest memory and give it frames: what is in it, and where it lies."""
@@ -271,14 +301,17 @@ class SevVm:
             raise OSError(errno.EINVAL, f"ghcb_version {wanted.ghcb_version}: 0, or 1 and 2 with ES")
         if self.active:
             raise OSError(errno.EINVAL, "the machine has SEV already")
-        self.device.initialise_on_demand(asked)
-        self.es = es
+        asids = self.host.es_asids if es else self.host.asids
+        if not asids.free:
+            raise OSError(errno.EBUSY, f"no ASID is free for a guest with{'' if es else 'out'} ES")
+        private = _Error(asked.error)
         try:
-            self.asid = self._asids().take()
-        except FirmwareError:
+            self.device.initialise_on_demand(private)
+            asid = asids.take()  # its flush wants a platform that is up
+        except BaseException:
+            asked.error = private.error  # of what goes well the caller hears nothing
             raise
-        except CbitError as error:
-            raise OSError(errno.EBUSY, str(error)) from None
+        self.es, self.asid = es, asid
         self.active, self.features, self.by_init2 = True, wanted.vmsa_features, asked_for is not None
 
     def init_legacy(self, asked: Asked) -> None:
@@ -295,3 +328,9 @@ class SevVm:
         if self._kind not in (VmType.SEV, VmType.SEV_ES):
             raise OSError(errno.EINVAL, f"a machine of type {self._kind} has no INIT2")
         self.init(asked, es=self._kind == VmType.SEV_ES, asked_for=asked.take(KvmInit2))
+
+
+def _insist(after: AnyWire, refusal: FirmwareError | None) -> AnyWire:
+    if refusal is not None:
+        raise refusal
+    return after

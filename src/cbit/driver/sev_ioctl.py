@@ -5,8 +5,11 @@
 What the firmware refuses is EIO with its status in ``error``; what never reaches it leaves ``error`` as the
 caller had it.  The reason of either goes to the trace ("driver", the command's name).
 
-MODEL CHOICE: where §12 names no errno: EINVAL for a certificate or id longer than the limit and for a
-certificate to import that is nowhere or empty, ETIMEDOUT for a mailbox that does not answer.
+MODEL CHOICE: where §12 names no errno it is that of Linux 6.11.  A length past the limit is EFAULT where a
+certificate is asked for, EINVAL where one is brought, and ENOMEM for an id, past what the kernel's allocator
+gives; a certificate to import that is nowhere or empty is EINVAL; a mailbox that does not answer ETIMEDOUT.
+The SNP commands are EINVAL without asking the firmware, as on every host where SNP is not initialised (later
+kernels try to initialise it first, and fail otherwise).
 
 Paper: sev-api.md §12.
 """
@@ -50,6 +53,8 @@ ROOM: Final = 2 * BLOB_MAX
 #: The trusted memory region of INIT with ES; aligned to its size.
 TMR_SIZE: Final = MIB
 ES: Final = 1 << 0
+#: The longest buffer that Linux makes room for, of those that have no limit of their own.
+ALLOCATION_MAX: Final = 4 * MIB
 
 
 class ErrorField(Protocol):
@@ -186,9 +191,14 @@ class SevDevice:
     def _status(self, request: ErrorField) -> buffers.PlatformStatus:
         return self._call(request, Command.PLATFORM_STATUS, _EMPTY_STATUS)
 
+    def _is_uninit(self) -> bool:
+        """Whether INIT comes first: Linux remembers, so the caller's error field hears nothing of it."""
+        _, _, after = self._ccp.attempt(Command.PLATFORM_STATUS, _EMPTY_STATUS)
+        return after.state == PlatformState.UNINIT
+
     def initialise_on_demand(self, request: ErrorField) -> None:
         """INIT if the platform is UNINIT, once more if its store was damaged; then make all ASIDs clean."""
-        if self._status(request).state != PlatformState.UNINIT:
+        if not self._is_uninit():
             return
         init = (
             buffers.Init()
@@ -239,7 +249,7 @@ class SevDevice:
         request.memory.write(asked.address, self._read(0, after.length))
 
     def _pdh_cert_export(self, request: _Request) -> None:
-        if self._status(request).state == PlatformState.UNINIT:
+        if self._is_uninit():
             request.insist_on_write()
         asked = request.take(UserPdhCertExport)
         pdh_len = _room_for(asked.pdh_address, asked.pdh_len)
@@ -275,7 +285,10 @@ class SevDevice:
 
     def _get_id2(self, request: _Request) -> None:
         asked = request.take(UserGetId2)
-        length = _room_for(asked.address, asked.length)
+        length = asked.length if asked.address else 0
+        if length > ALLOCATION_MAX:
+            raise OSError(errno.ENOMEM, f"length {length:#x} is past what the kernel's allocator gives")
+        length = min(length, ROOM)  # an id is much shorter
         after, refusal = self._attempt(
             request, Command.GET_ID, buffers.GetId(paddr=self._room, length=length)
         )
@@ -293,7 +306,9 @@ class SevDevice:
         """Copy what a caller wants imported to where the secure processor can read it."""
         if not address or not length:
             raise OSError(errno.EINVAL, "a certificate to import has no address or no length")
-        data = request.memory.read(address, _room_for(address, length))
+        if length > BLOB_MAX:
+            raise OSError(errno.EINVAL, _past_the_limit(length))
+        data = request.memory.read(address, length)
         self._machine.memory.write(Spa(self._room + offset), data, UNENCRYPTED)
 
 
@@ -309,16 +324,19 @@ def _room_for(address: int, length: int) -> int:
     if not address or not length:
         return 0
     if length > BLOB_MAX:
-        raise OSError(errno.EINVAL, f"length {length:#x} is past the limit of {BLOB_MAX:#x}")
+        raise OSError(errno.EFAULT, _past_the_limit(length))
     return length
+
+
+def _past_the_limit(length: int) -> str:
+    return f"length {length:#x} is past the limit of {BLOB_MAX:#x}"
 
 
 _Handler = Callable[[SevDevice, _Request], None]
 
 
-def _forwarded(command: int) -> _Handler:
-    """Let the firmware answer as the platform is."""
-    return lambda device, request: device._issue(request, command)
+def _no_snp(device: SevDevice, request: _Request) -> None:
+    raise OSError(errno.EINVAL, "SNP is not initialised: this platform has none")
 
 
 def _initialised(command: int) -> _Handler:
@@ -345,8 +363,6 @@ class Row:
 
 
 # fmt: off
-#: The SNP commands go to the firmware under their mailbox numbers (§11); without SNP it knows none of them,
-#: and answers INVALID_COMMAND before anybody looks at their data.
 ROWS: Final[Mapping[int, Row]] = MappingProxyType({
     # command                            write  handler
     SevCommand.FACTORY_RESET:        Row(True,  SevDevice._factory_reset),
@@ -358,9 +374,9 @@ ROWS: Final[Mapping[int, Row]] = MappingProxyType({
     SevCommand.PEK_CERT_IMPORT:      Row(True,  SevDevice._pek_cert_import),
     SevCommand.GET_ID:               Row(False, SevDevice._get_id),
     SevCommand.GET_ID2:              Row(False, SevDevice._get_id2),
-    SevCommand.SNP_PLATFORM_STATUS:  Row(False, _forwarded(0x83)),
-    SevCommand.SNP_COMMIT:           Row(False, _forwarded(0xCB)),
-    SevCommand.SNP_SET_CONFIG:       Row(True,  _forwarded(0xC9)),
-    SevCommand.SNP_VLEK_LOAD:        Row(True,  _forwarded(0xCD)),
+    SevCommand.SNP_PLATFORM_STATUS:  Row(False, _no_snp),
+    SevCommand.SNP_COMMIT:           Row(False, _no_snp),
+    SevCommand.SNP_SET_CONFIG:       Row(True,  _no_snp),
+    SevCommand.SNP_VLEK_LOAD:        Row(True,  _no_snp),
 })
 # fmt: on

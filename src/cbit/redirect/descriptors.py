@@ -103,19 +103,18 @@ class Descriptors:
                 link = os.readlink(_path(process, thread, number))
                 name = link if link in self._links else None
         except FileNotFoundError:
-            alive = os.path.exists(f"/proc/{process}/task/{thread}")
-            raise OSError(errno.EBADF if alive else errno.ESRCH, f"no descriptor {number}") from None
+            raise _missing(process, thread, number) from None
         except PermissionError:
             raise OSError(errno.EPERM, "the program is closed to us (not dumpable)") from None
         return name
 
     def is_writable(self, process: int, thread: int, number: int) -> bool:
-        """Tell whether a descriptor is open for writing: the mode of its link says so; raises ESRCH."""
+        """Tell whether a descriptor is open for writing: the mode of its link says so; raises as ``name``."""
         try:
             link = self._folders.stat(process, thread, number, follow=False)
             return bool(link.st_mode & _OWNER_WRITES)
-        except FileNotFoundError:
-            raise OSError(errno.ESRCH, f"no descriptor {number} any more") from None
+        except FileNotFoundError:  # another thread has closed it since its name was looked up
+            raise _missing(process, thread, number) from None
 
     def is_foreign(self, name: str) -> bool:
         """Tell a link, which has a handle for each descriptor number, from a path."""
@@ -137,12 +136,17 @@ class Descriptors:
         del self._names[inode], self._given[inode]
 
     def given(self, process: int, thread: int, number: int) -> Any:
-        """Return the handle behind a descriptor that we gave out; raises ESRCH."""
+        """Return the handle behind a descriptor that we gave out; raises as ``name``."""
         try:
             there = self._folders.stat(process, thread, number, follow=True)
             return self._given[there.st_dev, there.st_ino]
-        except (FileNotFoundError, KeyError):
-            raise OSError(errno.ESRCH, f"no descriptor {number} any more") from None
+        except (FileNotFoundError, KeyError):  # closed since, or another file has the number by now
+            raise _missing(process, thread, number) from None
+
+
+def _missing(process: int, thread: int, number: int) -> OSError:
+    alive = os.path.exists(f"/proc/{process}/task/{thread}")
+    return OSError(errno.EBADF if alive else errno.ESRCH, f"no descriptor {number}")
 
 
 def _path(process: int, thread: int, number: int) -> str:
