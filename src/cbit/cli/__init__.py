@@ -9,11 +9,12 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from cbit.cli import head_start
+from cbit.cli import head_start, standard_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code."""
+    standard_streams.complete()
     words = list(sys.argv[1:] if argv is None else argv)
     begun = head_start.begin(words)
     hurried = argv is None and bool(begun)  # the process is this command's, and ends with it

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, TextIO
 
 from cbit import __version__
+from cbit.cli import standard_streams
 from cbit.cli.envelope import Exit, Outcome, envelope
 from cbit.cli.parser import Parser, UsageError
 from cbit.spec.errors import CbitError, NotModelled
@@ -40,6 +40,9 @@ COMMANDS: Final = (
     ("bench", "cbit.cli.bench", "figures against their limit, side by side"),
     ("capabilities", "cbit.cli.capabilities", "what this build and this computer can do"),
 )
+
+#: The command whose exit code is its program's, whatever becomes of what cbit prints.
+_ANOTHERS: Final = "exec"
 
 EXAMPLE: Final = "example:\n  cbit owner verify ./certs --ca ask_ark.cert"
 
@@ -120,32 +123,33 @@ def _sentence(error: Exception) -> str:
 
 
 def _print(command: str, outcome: Outcome, *, as_json: bool, usage: str) -> int:
-    try:
-        if as_json:
-            _write(sys.stdout, [envelope(command, outcome)])
-        else:
-            _write(sys.stdout, outcome.lines())
-            name = f"cbit {command}".strip()
-            _write(
-                sys.stderr,
-                [*([usage.strip()] if usage else []), *(f"{name}: {why}" for why in outcome.reasons)],
-            )
-    except BrokenPipeError:
-        pass  # the reader went away; the verdict stands
-    for stream in (sys.stdout, sys.stderr):
-        _give_up_what_nobody_reads(stream)
+    lost = _write(sys.stdout, [envelope(command, outcome)] if as_json else outcome.lines())
+    said = [] if as_json else [*([usage.strip()] if usage else []), *_named(command, outcome.reasons)]
+    if lost:
+        said += _named(command, [f"standard output: {lost}"])
+    _write(sys.stderr, said)
+    if lost and command != _ANOTHERS:
+        return outcome.code or Exit.UNUSABLE
     return outcome.code
 
 
-def _give_up_what_nobody_reads(stream: TextIO) -> None:
-    """Python would try once more to write what is left, complain, and end with a code of its own."""
+def _named(command: str, reasons: Iterable[str]) -> list[str]:
+    name = f"cbit {command}".strip()
+    return [f"{name}: {why}" for why in reasons]
+
+
+def _write(stream: TextIO, lines: Iterable[str]) -> str:
+    """Print lines, and what was not printed before; return why some are lost."""
+    lost = ""
     try:
+        for line in lines:
+            print(line, file=stream)
         stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _write(stream: TextIO, lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, file=stream)
-    stream.flush()
+        standard_streams.give_up(stream.fileno())  # the reader has read enough; the verdict stands
+    except OSError as error:
+        lost = error.strerror or str(error)
+        standard_streams.give_up(
+            stream.fileno()
+        )  # Python would try once more, and end with a code of its own
+    return lost

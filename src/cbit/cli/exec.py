@@ -243,7 +243,7 @@ def _program_on_stderr(*, wanted: bool) -> Iterator[None]:
         return
     sys.stdout.flush()
     ours = os.dup(1)
-    os.dup2(2, 1)
+    os.dup2(2, 1, inheritable=os.get_inheritable(2))  # one that our caller has closed is closed for it too
     try:
         yield
     finally:
