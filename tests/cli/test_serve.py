@@ -103,8 +103,8 @@ def read_line(sock: socket.socket) -> bytes:
     return line
 
 
-def start(machine: Path, path: Path, log: Path) -> Served:
-    words = [sys.executable, "-m", "cbit", "serve", "--state", str(machine), "--socket", str(path)]
+def start(machine: Path, path: Path, log: Path, *more: str) -> Served:
+    words = [sys.executable, "-m", "cbit", "serve", "--state", str(machine), "--socket", str(path), *more]
     with log.open("a") as errors:
         process = subprocess.Popen(
             words,

@@ -316,6 +316,11 @@ int main(int count, char **words) {
         printf("where nobody may look: %s\n", said(ioctl(fd, _IOWR('T', 1, char[16000]), 8)));
         printf("a request of no bytes: %s, ", said(ioctl(fd, _IO('S', 0), &n)));
         printf("one to be read only: %s\n", said(ioctl(fd, _IOR('S', 0, char[16]), &byte - 64)));
+        char *low = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+        long result; /* the same call by the entry of 32-bit programs; a kernel without that entry ends us */
+        __asm__ volatile("int $0x80" : "=a"(result) : "a"(54), "b"(fd), "c"(SEV_ISSUE_CMD), "d"(low) : "memory");
+        errno = -result;
+        printf("as a 32-bit program: %s\n", said(result < 0 ? -1 : result));
         printf("chmod: %s, ", said(chmod("/dev/sev", 0640)));
         fstat(fd, &it);
         printf("mode %o\n", it.st_mode);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,39 @@ def test_a_program_that_listens_to_system_calls_may_be_in_it(
     assert (0, "2 threads, 200 opens each: 0 bad\n") == (ran.code, ran.out), ran.err
 
 
+#: Opens /dev/fuse to everybody, as distributions have it, in a namespace of its own.
+OPEN_TO_ALL = """
+mount --make-rprivate /
+mount -t tmpfs -o dev none "$0"
+mknod "$0/fuse" c 10 229
+chmod 666 "$0/fuse"
+mount --bind "$0/fuse" /dev/fuse
+exec "$@"
+"""
+
+
+def test_nobody_is_served_where_dev_fuse_is_everybodys(
+    client: Path, open_folder: Path, refusals: dict[str, str]
+) -> None:
+    if not IS_ROOT or shutil.which("unshare") is None:
+        pytest.skip("this takes root, and unshare from util-linux")
+    insist(WAYS[1], refusals)
+    folder = open_folder / "fuse"
+    folder.mkdir()
+    words = command([*FUSE.words, "--nobody"], [client, "timer", 500])  # which first opens it to write
+    ended = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", OPEN_TO_ALL, str(folder), *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "mknod" in ended.stderr:
+        pytest.skip(f"no device can be made here: {ended.stderr.strip()}")
+    assert 0 == ended.returncode, ended.stderr
+    assert ended.stdout.startswith("500 calls, 0 bad"), ended.stderr
+
+
 FILE = """\
 truncated: ok, ok
 read: EINVAL, write: EINVAL
@@ -52,6 +86,7 @@ lseek: ESPIPE, ftruncate: ok, size 0
 mmap shared: ENODEV, a page of itself: EFAULT
 where nobody may look: EFAULT
 a request of no bytes: ENOTTY, one to be read only: ENOTTY
+as a 32-bit program: ENOTTY
 chmod: ok, mode 100640
 chown: ok, group 12
 chmod with more: ok, mode 100755
@@ -63,7 +98,12 @@ def test_the_file_has_the_manners_of_a_device(client: Path, report_at: Path) -> 
     if not IS_ROOT:
         pytest.skip("this takes root, to become somebody else")
     ran = run(FUSE, report_at, client, "file")
+    if ran.code == -signal.SIGSEGV:
+        pytest.skip("this kernel runs no 32-bit programs")
     assert (0, FILE) == (ran.code, ran.out), ran.err
+    assert ["/dev/sev: a 32-bit program asks, for which the kernel's driver has no entry"] == ran.report[
+        "reasons"
+    ]
     assert 3 == ran.report["commands"], "what cannot be read, or is no request of its, does not reach it"
 
 

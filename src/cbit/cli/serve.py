@@ -26,7 +26,10 @@ EXAMPLE = """example:
   cbit exec --socket ./cbit.sock -- sevctl export --full chain.cert
   cbit control --socket ./cbit.sock shutdown
 
-The socket is its owner's alone.  The log, with the reason of every refusal, goes to standard error."""
+  sudo cbit serve --state ./machine --socket ./cbit.sock --device /dev/sev &
+
+Socket and device are their owner's alone.  The log, with the reason of every refusal, goes to standard
+error."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="the machine")
     parser.add_argument("--socket", type=Path, required=True, metavar="PATH", help="where to listen")
+    parser.add_argument(
+        "--device",
+        type=Path,
+        metavar="PATH",
+        help="put the machine's device there (/dev/sev), for every program here that may open it; takes root "
+        "and /dev/fuse",
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -59,11 +69,24 @@ def run(args: argparse.Namespace) -> Outcome:
         daemon = Daemon(backend, sock, reasons, log=_log, clock=time.monotonic)
         stack.callback(daemon.close)
         stack.enter_context(_signals(daemon))
+        if args.device is not None:
+            _serve_device(daemon, args.device, reasons, stack)
         _log(f"{state.profile.name} is on and listens at {args.socket}")
         daemon.run()
         result = {key: value for key, value in daemon.status().items() if key != "descriptors"}
     _log("the machine is off")
     return Outcome(ok=True, result=result)
+
+
+def _serve_device(daemon: Daemon, path: Path, reasons: list[tuple[str, str]], stack: ExitStack) -> None:
+    from cbit.driver.client_pages import MemoryRule
+    from cbit.redirect.files import SEV
+    from cbit.redirect.machine_file import on_the_machine
+
+    device = daemon.backend.devices(MemoryRule.ENCRYPTED)[SEV]
+    file = stack.enter_context(on_the_machine(path, device, reasons, _log))
+    daemon.serve_file(file)
+    _log(f"{file.path} is the machine's: every program that may open it talks to it")
 
 
 @contextmanager

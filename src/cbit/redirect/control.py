@@ -33,6 +33,10 @@ class Controlled(Protocol):
         """Say what the machine and its clients do."""
         ...
 
+    def serves(self, path: Path) -> bool:
+        """Tell whether a path leads to a file that the daemon itself serves: it would wait for itself."""
+        ...
+
     def stop(self) -> None:
         """End the daemon when the answer has been sent."""
         ...
@@ -82,6 +86,8 @@ def _freeze(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
     path = Path(given["file"])
     if not path.is_absolute():
         raise BadRequest(f"file: {path} is relative, and the daemon's folder is another than yours")
+    if daemon.serves(path):
+        raise BadRequest(f"file: {path} is the device that this daemon serves")
     return daemon.backend.freeze(path, decay=given["decay"], write_back=given["write_back"])
 
 

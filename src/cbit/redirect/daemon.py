@@ -1,7 +1,8 @@
 """The machine as a daemon: one socket, many launchers and control clients, one thread.
 
     serving(path)  ──  listening socket ──┬── control client: a line in, a line out
-                                          └── after "attach": a launcher (``attached``), frames
+                        │                 └── after "attach": a launcher (``attached``), frames
+    on_the_machine(path) ── /dev/fuse      ── every program that opens the file (``machine_file``)
 
 Commands of all programs run one after another, as behind the driver's own lock.  While one runs the daemon
 waits for its launcher alone, and not for long: one that is silent for ``PATIENCE_S`` is cut off.
@@ -26,6 +27,7 @@ from cbit.redirect.backend import Backend
 from cbit.redirect.control import BadRequest, carry_out, parse, refuse_unknown, refused
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.frames import Broken, Channel
+from cbit.redirect.machine_file import MachineFile
 from cbit.spec.errors import CbitError
 
 #: Seconds that a launcher may be silent in the middle of a command.
@@ -127,6 +129,7 @@ class Daemon:
         self._socket, self._reasons, self._log, self._clock = sock, reasons, log, clock
         self._channels: dict[int, Channel] = {}
         self._attached: dict[int, Attached] = {}
+        self._files: dict[int, MachineFile] = {}
         self._count = 0
         self._stopping = False
         self._poll = select.epoll()
@@ -143,6 +146,15 @@ class Daemon:
         """The descriptor that a signal handler writes to (``signal.set_wakeup_fd``)."""
         return self._bell.fileno()
 
+    def serve_file(self, file: MachineFile) -> None:
+        """Serve a file of the machine's too; it stays its owner's."""
+        self._files[file.file.fileno()] = file
+        self._poll.register(file.file.fileno(), select.EPOLLIN)
+
+    def serves(self, path: Path) -> bool:
+        """Tell whether a path leads to a file that this daemon serves."""
+        return any(one.is_at(path) for one in self._files.values())
+
     def stop(self) -> None:
         """End ``run`` after what is being done; safe in a signal handler."""
         self._stopping = True
@@ -158,14 +170,20 @@ class Daemon:
             }
             for one in self._attached.values()
         ]
-        return self.backend.status() | {"clients": clients, "descriptors": len(os.listdir("/proc/self/fd"))}
+        return self.backend.status() | {
+            "clients": clients,
+            "devices": [one.status() for one in self._files.values()],
+            "descriptors": len(os.listdir("/proc/self/fd")),
+        }
 
     def run(self) -> None:
         """Serve until ``stop``."""
         door, alarm = self._socket.fileno(), self._alarm.fileno()
         while not self._stopping:
             for number, _ in self._poll.poll():
-                if number in self._channels:  # and not one that an earlier event closed
+                if number in self._files:
+                    self._serve_file(number)
+                elif number in self._channels:  # and not one that an earlier event closed
                     self._receive(number)
                 elif number == door:
                     self._accept()
@@ -180,6 +198,12 @@ class Daemon:
         self._alarm.close()
         self._bell.close()
         os.close(self._spare)
+
+    def _serve_file(self, number: int) -> None:
+        if not self._files[number].file.serve():
+            self._poll.unregister(number)
+            path = self._files.pop(number).path
+            self._log(f"{path} was unmounted: no program finds the machine there any more")
 
     def _accept(self) -> None:
         try:

@@ -6,6 +6,7 @@ parent that waits for this process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -82,6 +83,8 @@ def walk_through(
         os.close(descriptor)
     if door.recv(len(GO)) != GO:
         os._exit(125)
+    if mechanism is Mechanism.FUSE:
+        _let_owners_be_known(files)
     signals.as_a_program_expects(blocked)
     _say(door, errno=_execute(what))
     os._exit(127)
@@ -105,6 +108,17 @@ def _prepare(files: Files, mechanism: Mechanism, parent: int) -> list[int]:
     if mechanism is Mechanism.FUSE:
         return channels
     return [seccomp.install(filter_program(files, in_namespace=mechanism is Mechanism.NAMESPACE))]
+
+
+def _let_owners_be_known(files: Files) -> None:
+    """Let the kernel ask who owns the files, now that somebody answers.
+
+    Until then it takes user 0 for it, who does not exist in a user namespace of ours: what he owns nobody may
+    write, whatever the permission bits say.
+    """
+    for device in files.devices:
+        with contextlib.suppress(OSError):  # the program will see what is wrong
+            os.stat(device.path)
 
 
 def _execute(what: Program) -> int:

@@ -48,6 +48,9 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 PR_SET_NO_NEW_PRIVS: Final = 38
 
+_MNT_DETACH: Final = 0x2
+_UMOUNT_NOFOLLOW: Final = 0x8
+
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 
@@ -89,8 +92,17 @@ def prctl(option: int, value: object = 0) -> int:
 
 def mount(source: str | None, target: str, *, flags: int, kind: str | None = None, options: str = "") -> None:
     """Mount; raises ``OSError`` if the kernel refuses."""
-    words = [word.encode() if word else None for word in (source, target, kind)]
+    words = [os.fsencode(word) if word else None for word in (source, target, kind)]
     checked(libc().mount(*words, ctypes.c_ulong(flags), options.encode() or None))
+
+
+def unmount(target: str) -> None:
+    """Unmount what is seen there, also while it is in use (it goes with its last user), and no link's target.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    checked(libc().umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW))
 
 
 def checked(result: int) -> int:

@@ -59,6 +59,7 @@ CLIENT: Final = r"""
 #include <linux/seccomp.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -88,7 +89,7 @@ int main(int words, char **word) {
     int go[2], done[2];
     own = word[0];
     if (words > 1 && !strcmp(word[1], "filtered") && allow_everything()) return 1;
-    fd = open("/dev/sev", O_RDWR);
+    fd = open(getenv("DEVICE") ? getenv("DEVICE") : "/dev/sev", O_RDWR);
     if (pipe(go) || pipe(done)) return 1;
     while (scanf(" %c %ld %ld", &what, &count, &clients) == 3) {
         int (*call)(void) = what == 'c' ? command : what == 'i' ? unrelated_ioctl : unrelated_open;
@@ -175,9 +176,14 @@ def _whole(client: Path, features: KernelFeatures, rounds: int) -> list[Figure]:
         for name, words in ways.items():
             with _asked(words) as one:
                 found.append(_status(name, one, budget, rounds))
-        stack.enter_context(_daemon([*command, "serve", "--state", str(state), "--socket", str(sock)], sock))
+        serve = [*command, "serve", "--state", str(state), "--socket", str(sock)]
+        device = state.with_name("sev") if os.geteuid() == 0 and not why_no_fuse() else None
+        stack.enter_context(_daemon([*serve, *(("--device", str(device)) if device else ())], sock))
         served = stack.enter_context(_asked([*run, "--socket", str(sock), "--", str(client)]))
         found.append(_status("served machine", served, budget, rounds))
+        if device is not None:
+            one = stack.enter_context(_asked([str(client)], DEVICE=str(device)))
+            found.append(_status("served device", one, budget, rounds))
     with StateFolder(state) as folder:
         machine = Machine(folder)
         machine.power_on()
@@ -306,8 +312,8 @@ class _Asked:
 
 
 @contextmanager
-def _asked(words: Sequence[str]) -> Iterator[_Asked]:
-    where = {"PYTHONPATH": str(Path(cbit.__file__).parents[1])}
+def _asked(words: Sequence[str], **variables: str) -> Iterator[_Asked]:
+    where = {"PYTHONPATH": str(Path(cbit.__file__).parents[1]), **variables}
     process = subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | where
     )
