@@ -185,7 +185,7 @@ def test_a_thread_that_is_gone_is_nobody(clients: Clients, sev: int) -> None:
     os.waitpid(child, 0)
     with pytest.raises(OSError, match="gone") as gone:
         clients.named(child, sev)
-    assert errno.EBADF == gone.value.errno
+    assert errno.ESRCH == gone.value.errno
 
 
 def test_a_number_that_passes_to_another_process_is_that_processs(clients: Clients, sev: int) -> None:
