@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,42 @@ def test_a_log_that_releases_under_no_policy_is_found_out(events: list[Event], r
 def test_the_same_policy_may_come_back() -> None:
     events = [CREATED, ADDED, BEGUN, REMOVED, ADDED, RELEASED, REMOVED]
     assert len(events) - 1 == getattr(verify_records(chained(*events)), "number", None)
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ([], "the log is empty"),
+        ([ADDED, BEGUN], "record 0 is 'policy added': a log begins with 'created'"),
+        ([CREATED, ADDED, CREATED], "record 2 is 'created'"),
+    ],
+)
+def test_a_log_begins_with_the_making_of_its_broker(events: list[Event], reason: str) -> None:
+    with pytest.raises(Untrusted, match=reason):
+        verify_records(chained(*events))
+
+
+@pytest.mark.parametrize(
+    ("releases", "reason"),
+    [
+        ({}, "record 3 releases launch a, and the database does not have it"),
+        ({"a": 3, "b": 2}, "the database has launch b as released, and the log does not"),
+        ({"a": 2}, "launch a was released by record 3, not by 2"),
+    ],
+)
+def test_the_log_and_the_database_tell_the_same_releases(releases: dict[str, int], reason: str) -> None:
+    records = chained(CREATED, ADDED, BEGUN, RELEASED)
+    assert records[-1] == verify_records(records, releases={"a": 3})
+    with pytest.raises(Untrusted, match=reason):
+        verify_records(records, releases=releases)
+
+
+def test_what_is_released_during_an_audit_waits_for_the_next(office: Office, tmp_path: Path) -> None:
+    with closing(Office(tmp_path, clock=office.clock).store) as auditor, auditor.standing_still():
+        releases = auditor.releases()
+        ask(office)
+        assert verify_records(auditor.records(), releases=releases).event.what != "release"
+    assert "release" == verify_records(office.store.records(), releases=office.store.releases()).event.what
 
 
 @pytest.mark.parametrize("line", ["", "{}", "[]", '{"number": 0}', "\xff"])

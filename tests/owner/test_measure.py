@@ -89,7 +89,7 @@ def test_the_digest_that_must_be_refused(mode: Mode) -> None:
 
 def an_image(hash_area: bytes | None = None, size: int = 4096) -> bytes:
     table = build({HASH_TABLE: hash_area} if hash_area is not None else {})
-    return bytes(size - 32 - len(table)) + table + bytes(32)
+    return bytes(size - 32 - len(table)) + table + bytes(16) + b"\xe9" * 16
 
 
 @pytest.mark.parametrize(

@@ -121,13 +121,16 @@ HASH_SECTION = SECTIONS[5]
         (Mode.SEV_ES, an_image(reset=None), "no SEV-ES reset vector .* take an OVMF build"),
         (Mode.SNP, an_image(reset=None), "no SEV-ES reset vector"),
         (Mode.SEV_ES, bytes(4096), "no SEV-ES reset vector .* nothing is at its reset vector"),
+        (Mode.SEV, bytes(4096), "no firmware image of a guest: nothing is at its reset vector .*OVMF_VARS"),
+        (Mode.SEV, b"\xff" * 4096, "no firmware image of a guest: nothing is at its reset vector"),
+        (Mode.SNP, bytes(4096), "nothing is at its reset vector"),
         (Mode.SEV_ES, an_image(reset=0), "reset vector is 0: it does not start the other 2 vCPUs"),
         (Mode.SEV_ES, an_image(hashes=NO_AREA), "announces no area for kernel hashes"),
     ],
 )
 def test_what_no_host_can_launch_is_refused(mode: Mode, image: bytes, reason: str) -> None:
     with pytest.raises(Unmeasurable, match=reason):
-        a_launch_of(mode, image=Image(image)).digest()
+        a_launch_of(mode, image=Image(image), kernel=None if mode is Mode.SEV else KERNEL).digest()
 
 
 def test_every_reason_comes_at_once() -> None:
@@ -158,8 +161,8 @@ def test_one_vcpu_needs_no_value_in_the_reset_vector() -> None:
     ("image", "mode", "kernel", "lack"),
     [
         (an_image(hashes=NO_AREA), Mode.SEV, None, "a kernel that the host loads directly is not measured"),
-        (bytes(4096), Mode.SEV, None, "nothing is at its reset vector"),
-        (b"\xff" * 4096, Mode.SEV, None, "nothing is at its reset vector"),
+        (an_image(reset_code=bytes(16)), Mode.SEV, None, "and does not start"),
+        (an_image(reset_code=b"\xff" * 16), Mode.SNP, KERNEL, "and does not start"),
         (bytes(4080) + b"\xe9" * 16, Mode.SEV, None, "no firmware table"),
         (an_image(sections=SECTIONS[:3]), Mode.SNP, None, "no CPUID section"),
         (an_image(sections=SECTIONS[3:]), Mode.SNP, KERNEL, "no SECRETS section"),

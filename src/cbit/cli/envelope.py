@@ -34,10 +34,11 @@ class Outcome:
         reasons: why it is not good, one sentence each.
         lines: gives what a person reads, line by line; called only when a person is reading.
         exit_code: where 0 and 1 do not say it.
+        notes: what a person is told on stderr besides, where stdout is another program's input.
     """
 
     # Written out: ``dataclasses`` takes longer to load than all the rest of the command line.
-    __slots__ = ("exit_code", "lines", "ok", "reasons", "result")
+    __slots__ = ("exit_code", "lines", "notes", "ok", "reasons", "result")
 
     def __init__(
         self,
@@ -46,12 +47,15 @@ class Outcome:
         reasons: tuple[str, ...] = (),
         lines: Callable[[], Iterable[str]] = _nothing,
         exit_code: int | None = None,
+        *,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.ok: Final = ok
         self.result: Final = {} if result is None else result
         self.reasons: Final = reasons
         self.lines: Final = lines
         self.exit_code: Final = exit_code
+        self.notes: Final = notes
 
     @property
     def code(self) -> int:

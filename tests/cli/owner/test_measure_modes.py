@@ -83,6 +83,29 @@ def test_plain_sev_takes_words_about_vcpus_and_measures_none(cli: Cli, image: Pa
     assert cli(*measure("sev", image))[1]["result"]["digest"] == found["result"]["digest"]
 
 
+def test_notes_about_the_image_stand_beside_the_digest_on_stderr(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "code.fd").write_bytes(an_image(hashes=NO_AREA))
+    (tmp_path / "ls").write_bytes(b"\x7fELF".ljust(4096, b"\x90"))
+    for name, note in (("code.fd", "no area for kernel hashes"), ("ls", "no firmware table")):
+        for output in ("hex", "base64"):
+            call = ("owner", "measure", "--mode", "sev", "--firmware", tmp_path / name, "--output", output)
+            code, out, err = cli.read(*call)
+            assert (0, 1) == (code, len(out.splitlines()))
+            assert err.startswith("cbit owner measure: note: ")
+            assert note in err
+            assert cli(*call)[0] == 0, "and --json stays one object"
+
+
+def test_no_number_for_a_variable_store_in_any_mode(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "vars.fd").write_bytes(bytes(4096))
+    for mode in (("sev",), ("sev-es", *WORDS), ("snp", *WORDS)):
+        for output in ((), ("--output", "hex")):
+            call = ("owner", "measure", "--mode", *mode, "--firmware", tmp_path / "vars.fd", *output)
+            code, out, err = cli.read(*call)
+            assert (2, "") == (code, out)
+            assert "nothing is at its reset vector" in err
+
+
 def test_the_digest_alone_for_scripts(cli: Cli, image: Path) -> None:
     digest = Launch(mode=Mode.SNP, image=Image(image.read_bytes()), vcpus=MILAN).digest()
     call = measure("snp", image, *WORDS)

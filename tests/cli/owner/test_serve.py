@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,22 @@ def test_a_log_is_exported_and_verified_elsewhere(cli: Cli, store: Path, tmp_pat
     assert 2 == cli("owner", "serve", "audit", "--log", log)[0]
     code, out, _ = cli.read("owner", "serve", "audit", "--store", store)
     assert "verdict: the log is whole; keep the head" in out
+
+
+def test_an_emptied_log_is_not_whole(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    for path in (tmp_path / "log", Path(os.devnull)):
+        code, found = cli("owner", "serve", "audit", "--log", path)
+        assert (1, True) == (code, "the log is empty" in found["reasons"][0])
+
+
+def test_a_release_that_the_log_does_not_have_is_found_out(cli: Cli, store: Path) -> None:
+    assert 0 == cli("owner", "serve", "audit", "--store", store)[0]
+    with closing(sqlite3.connect(store / "broker.db")) as db:
+        db.execute("INSERT INTO releases VALUES ('a', 'snp 1', 1)")
+        db.commit()
+    code, found = cli("owner", "serve", "audit", "--store", store)
+    assert (1, "the database has launch a as released, and the log does not") == (code, found["reasons"][0])
 
 
 def test_a_database_that_was_edited_is_found_out(cli: Cli, store: Path) -> None:

@@ -49,7 +49,8 @@ def check(args: Namespace, launch: Launch | DirectLaunch) -> Outcome:
     if args.receipt is not None:
         files.write_public(args.receipt, trusted.receipt.to_json(keys.tik).encode())
     result |= {"receipt": args.receipt and str(args.receipt)}
-    return Outcome(ok=True, result=result, lines=lambda: _checked_lines(args, result))
+    notes = () if args.output is None else tuple(result["lacks"])
+    return Outcome(ok=True, result=result, lines=lambda: _checked_lines(args, result), notes=notes)
 
 
 def _mode_of(policy: int) -> Mode:

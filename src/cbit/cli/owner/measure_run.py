@@ -32,7 +32,7 @@ def run(args: Namespace) -> Outcome:
     if isinstance(launch, Launch) and _is_digest_alone(args):
         digest = launch.digest()
         text = digest.hex() if args.output == "hex" else base64.b64encode(digest).decode()
-        return Outcome(ok=True, lines=lambda: [text])
+        return Outcome(ok=True, lines=lambda: [text], notes=tuple(launch.lacks()))
     from cbit.cli.owner import measure_output
 
     expectation = launch.expectation()
@@ -46,7 +46,8 @@ def run(args: Namespace) -> Outcome:
             return Outcome(ok=False, result=result, reasons=(reason,))
     if args.toml is not None:
         measure_output.write_wishes(args.toml, result)
-    return Outcome(ok=True, result=result, lines=lambda: _lines(args, result))
+    notes = () if args.output is None else tuple(result["lacks"])
+    return Outcome(ok=True, result=result, lines=lambda: _lines(args, result), notes=notes)
 
 
 def _explained(args: Namespace, launch: Launch | DirectLaunch) -> Outcome:

@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -136,13 +136,13 @@ def _log(line: str) -> None:
 def _audit(args: Namespace) -> Outcome:
     """Verify the log, and write it out if asked to."""
     with _records(args) as records:
-        last = verify_records(records.seen(), head=args.head)
+        last = verify_records(records.seen(), head=args.head, releases=records.releases)
         if args.export is not None:
             files.write_public(args.export, b"".join(records.lines))
     result = {
         "records": sum(records.events.values()),
         "events": dict(sorted(records.events.items())),
-        "head": last and last.hash,
+        "head": last.hash,
         "exported": args.export and str(args.export),
     }
     return Outcome(ok=True, result=result, lines=lambda: _audit_lines(result, args))
@@ -155,13 +155,18 @@ class _Records:
         self._records, self._keep, self._store = records, keep, store
         self.events: Counter[str] = Counter()
         self.lines: list[bytes] = []
+        self.releases: Mapping[str, int] | None = None
+        self._end: Final = ExitStack()
 
     def __enter__(self) -> _Records:
+        if self._store is not None:
+            self._end.callback(self._store.close)
+            self._end.enter_context(self._store.standing_still())
+            self.releases = self._store.releases()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._store is not None:
-            self._store.close()
+        self._end.close()
 
     def seen(self) -> Iterator[Record]:
         for record in self._records:

@@ -101,19 +101,24 @@ def read_details(fields: Fields, *, what: str) -> dict[str, str]:
     return details
 
 
-def verify_records(records: Iterable[Record], *, head: str | None = None) -> Record | None:
+def verify_records(
+    records: Iterable[Record], *, head: str | None = None, releases: Mapping[str, int] | None = None
+) -> Record:
     """Check that records are a whole log from its beginning.
 
     Args:
         records: all of them, in order.
         head: a hash that somebody kept; the log must contain its record.
+        releases: which record each launch was released by, as the database has it; None if only the log is
+            there.
 
     Returns:
-        The last record; None for an empty log.
+        The last record.
 
     Raises:
-        Untrusted: a record is missing, out of place or changed, a launch was released twice or under a policy
-            that did not stand, or the kept hash is not in the log.
+        Untrusted: a record is missing, out of place or changed, the log does not begin with the making of a
+            broker, a launch was released twice or under a policy that did not stand, the log says other
+            releases than the database, or the kept hash is not in it.
     """
     reasons = []
     previous, expected, last, met = FIRST, 0, None, head in {None, FIRST}
@@ -130,7 +135,12 @@ def verify_records(records: Iterable[Record], *, head: str | None = None) -> Rec
         met = met or previous == head
     if not met:
         reasons.append(f"the log does not contain the record with hash {head}: it was cut or made anew")
-    if reasons:
+    reasons += story.disagreements(releases)
+    if last is None:
+        reasons.append(
+            "the log is empty: a broker's begins with the record of its making, so this one was cut"
+        )
+    if reasons or last is None:
         raise Untrusted(reasons)
     return last
 
@@ -142,10 +152,26 @@ class _Story:
         self._policies: dict[str, tuple[int, str]] = {}  # since which record, and its digest; "" when removed
         self._launches: dict[str, str] = {}  # digest of the policy that each began under
         self._released: dict[str, int] = {}
+        self._launches_released: dict[str, int] = {}
+
+    def disagreements(self, releases: Mapping[str, int] | None) -> Iterator[str]:
+        """Hold the log's releases against the database's."""
+        if releases is None:
+            return
+        written = self._launches_released
+        for launch in sorted({*releases, *written}):
+            if launch not in written:
+                yield f"the database has launch {launch} as released, and the log does not"
+            elif launch not in releases:
+                yield f"record {written[launch]} releases launch {launch}, and the database does not have it"
+            elif written[launch] != releases[launch]:
+                yield f"launch {launch} was released by record {written[launch]}, not by {releases[launch]}"
 
     def contradictions(self, record: Record) -> Iterator[str]:
         """Take the next record, and name what does not go with those before it."""
         event, details = record.event, record.event.details
+        if (event.what == "created") is not (record.number == 0):
+            yield f"record {record.number} is {event.what!r}: a log begins with 'created', and nowhere else"
         match event.what:
             case "policy added" | "policy removed":
                 self._policies[event.policy] = (record.number, details.get("digest", ""))
@@ -156,6 +182,7 @@ class _Story:
 
     def _release(self, record: Record) -> Iterator[str]:
         event, what = record.event, f"record {record.number} releases"
+        self._launches_released[event.launch] = record.number
         for name in (event.launch, event.details.get("identity", "")):
             if name and name in self._released:
                 yield f"{what} again what {self._released[name]} released"

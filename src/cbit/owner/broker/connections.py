@@ -7,13 +7,15 @@ broker waiting for longest gives its place up; one that the broker works for nev
 from __future__ import annotations
 
 import io
-import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
+
+_BOTH_WAYS: Final = 2  # SHUT_RDWR, SD_BOTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +41,10 @@ class Places:
     def __init__(self, limits: Limits) -> None:
         self._limits: Final = limits
         self._changed: Final = threading.Condition()
-        self._waiting_since: Final[dict[socket.socket, float | None]] = {}  # None: it is being worked for
-        self._leaving: Final[set[socket.socket]] = set()
+        self._waiting_since: Final[dict[ssl.SSLSocket, float | None]] = {}  # None: it is being worked for
+        self._leaving: Final[set[ssl.SSLSocket]] = set()
 
-    def take(self, connection: socket.socket) -> bool:
+    def take(self, connection: ssl.SSLSocket) -> bool:
         """Give a connection a place: a free one, or that of the client which has kept us waiting for longest.
 
         Returns:
@@ -58,7 +60,7 @@ class Places:
             self._waiting_since[connection] = time.monotonic()
         return True
 
-    def leave(self, connection: socket.socket) -> None:
+    def leave(self, connection: ssl.SSLSocket) -> None:
         """Free a connection's place; before its socket is closed, so that no other can have its number."""
         with self._changed:
             self._waiting_since.pop(connection, None)
@@ -66,7 +68,7 @@ class Places:
             self._changed.notify_all()
 
     @contextmanager
-    def working(self, connection: socket.socket) -> Iterator[None]:
+    def working(self, connection: ssl.SSLSocket) -> Iterator[None]:
         """Let a connection keep its place while the broker itself is at work for it."""
         self._mark(connection, None)
         try:
@@ -74,7 +76,7 @@ class Places:
         finally:
             self._mark(connection, time.monotonic())
 
-    def _mark(self, connection: socket.socket, since: float | None) -> None:
+    def _mark(self, connection: ssl.SSLSocket, since: float | None) -> None:
         with self._changed:
             self._waiting_since[connection] = since
             self._leaving.discard(connection)  # its whole request came first: another may leave meanwhile
@@ -95,7 +97,7 @@ class Places:
         self._leaving.add(connection)
         with suppress(OSError):  # the client may be quicker
             # Of the socket alone: the TLS state is its own thread's, which now reads the end of the stream.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            super(ssl.SSLSocket, connection).shutdown(_BOTH_WAYS)
         return float("inf")
 
 
@@ -109,7 +111,7 @@ class Timed(io.RawIOBase):
         left: how many seconds are left; raises ``TimeoutError`` when none are.
     """
 
-    def __init__(self, connection: socket.socket, left: Callable[[], float]) -> None:
+    def __init__(self, connection: ssl.SSLSocket, left: Callable[[], float]) -> None:
         self._connection, self._left = connection, left
 
     def readable(self) -> bool:

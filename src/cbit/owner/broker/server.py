@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -103,13 +102,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "cbit-owner"
     sys_version = ""
+    disable_nagle_algorithm = True  # else head and body of an answer wait for each other
 
     def setup(self) -> None:
         self.request.do_handshake()
-        self.connection = self.request
-        # Else head and body of an answer wait for each other.
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        wire = Timed(self.connection, self._left)
+        super().setup()
+        self.rfile.close()
+        wire = Timed(self.request, self._left)
         self.rfile = io.BufferedReader(wire)
         self.wfile = wire  # type: ignore[assignment]  # no buffer: what is written has left
 

@@ -249,6 +249,15 @@ class SqliteStore:
             for start, line in rows:
                 yield Record.from_line(line, what=f"record {start}")
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """See the database as it is now, whatever others add meanwhile; while one thread uses it."""
+        self._read("BEGIN")
+        try:
+            yield
+        finally:
+            self._read("ROLLBACK")
+
     def releases(self) -> dict[str, int]:
         """Return the number of the record of every release, by launch."""
         return dict(self._read("SELECT launch, number FROM releases"))

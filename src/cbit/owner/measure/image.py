@@ -22,6 +22,10 @@ _NO_CODE: Final = (
     "nothing is at its reset vector (the last 16 bytes), as in a variable store (OVMF_VARS), which no launch "
     "measures: give the code image"
 )
+_NO_START: Final = (
+    "nothing is at its reset vector (the last 16 bytes), where the first vCPU begins: a guest of it can be "
+    "launched and measured, and does not start"
+)
 
 
 class Image(Frozen):
@@ -79,6 +83,8 @@ class Image(Frozen):
                 f"a firmware image of {len(self.data)} bytes: it must be a multiple of {unit}, and not empty"
             )
             return
+        if mode is Mode.SEV and not self.starts and not self.table.entries:
+            yield f"this is no firmware image of a guest: {_NO_CODE}"
         if mode is not Mode.SEV and self.table.ap_reset is None:
             yield (
                 f"the firmware image has no SEV-ES reset vector (GUID {firmware_table.AP_RESET}): "
@@ -135,11 +141,11 @@ class Image(Frozen):
         Raises:
             WireError: a malformed table or malformed metadata.
         """
-        if not self.starts:
-            yield _NO_CODE
         if not self.table.entries:
             yield "no firmware table: it says nothing about SEV; is it a firmware image of a guest at all?"
             return
+        if not self.starts:
+            yield _NO_START
         if not self.table.hash_area and not kernel:
             yield (
                 "no area for kernel hashes: a kernel that the host loads directly is not measured; "
