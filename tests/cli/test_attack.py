@@ -81,6 +81,19 @@ def test_matrix_runs_the_rows_that_are_asked_for(capsys: pytest.CaptureFixture[s
     assert "SUCCEEDS      SUCCEEDS      stopped" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [("matrix", "--only", "replay"), ("sweep", "replay")])
+def test_a_journal_that_is_none_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF\x02\xff\n\xfe")
+    answer = told(capsys, *words, "--journal", str(program), code=2)
+    assert [f"{program}, line 1: not a journal of this lab"] == answer["reasons"]
+    assert b"\x7fELF\x02\xff\n\xfe" == program.read_bytes()
+    answer = told(capsys, *words, "--journal", str(tmp_path), code=2)
+    assert str(tmp_path) in answer["reasons"][0]
+
+
 def test_sweep_runs_every_point(capsys: pytest.CaptureFixture[str]) -> None:
     cases = told(capsys, "sweep", "replay", "--seeds", "2", "--mode", "none", "--jobs", "1")["result"][
         "cases"
@@ -102,7 +115,8 @@ def test_where_there_is_no_linux_its_rows_say_so_and_the_others_are_run(
     assert "host-read             SUCCEEDS" in text
     assert "linux-tools           NOT RUN" in text
     assert "not run: linux-tools: apt-get is not here" in text
-    kept = [json.loads(line)["result"]["verdict"] for line in journal.read_text().splitlines()]
+    _, *results = map(json.loads, journal.read_text().splitlines())
+    kept = [line["result"]["verdict"] for line in results]
     assert "not run" not in kept  # another time it may be
     for words in (("run", "linux-tools"), ("matrix", "--only", "linux-tools"), ("sweep", "linux-tools")):
         assert ["apt-get is not here"] == told(capsys, *words, code=2)["reasons"]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from cbit.attacks.experiments import named
-from cbit.attacks.lab.campaign import BadJournal, BrokenCase, Case, Told, conduct, whole_matrix
+from cbit.attacks.lab.campaign import BrokenCase, conduct, whole_matrix
+from cbit.attacks.lab.case import Case, Told
 from cbit.attacks.lab.executors import Here, Processes
 from cbit.attacks.lab.outcome import Mode
 
@@ -34,7 +35,15 @@ class Fake:
                 raise BrokenCase("killed")
             self.lives -= 1
             self.ran += 1
-            yield case, {"attack": case.attack, "seed": case.seed, "mode": case.mode.value}
+            yield case, succeeded(case)
+
+
+def succeeded(case: Case) -> Told:
+    """What the lab says of a case that it has run."""
+    return case.as_json() | {
+        **{"verdict": "succeeds", "expected": "succeeds", "as_expected": True, "found": 1, "planted": 1},
+        **{"why": named(case.attack).expect[case.mode].why, "shown": "", "note": "", "figures": []},
+    }
 
 
 def test_worker_processes_say_what_this_process_says() -> None:
@@ -65,15 +74,6 @@ def test_a_torn_last_line_is_run_again(tmp_path: Path, cut: int) -> None:
     assert whole == conduct(CASES, again, journal=journal)
     assert 1 == again.ran
     assert whole == conduct(CASES, Fake(lives=0), journal=journal)
-
-
-@pytest.mark.parametrize("text", ["nonsense\n", "{}\n", '{"case": {}, "result": {}}\n', "[1]\n"])
-def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: str) -> None:
-    journal = tmp_path / "journal"
-    journal.write_text(text, encoding="utf-8")
-    with pytest.raises(BadJournal, match="line 1: not a journal"):
-        conduct(CASES, Fake(), journal=journal)
-    assert text == journal.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("executor", [Here(), Processes(1)])
@@ -123,12 +123,12 @@ def test_a_sweep_killed_with_sigkill_and_resumed_has_the_same_result(tmp_path: P
     said = next(line for line in killed.stderr if ": succeeds" in line)  # of the first case that is done
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    done = journal.read_bytes().count(b"\n")
+    done = journal.read_bytes().count(b"\n") - 1  # a header, and a line for each
     assert said.startswith("cbit: 1/6 ")
     assert 1 <= done < 6
     resumed = subprocess.run(
         [*command, "--journal", journal, "--json"], capture_output=True, text=True, check=True
     )
     told = json.loads(resumed.stdout)["result"]["cases"]
-    assert 6 == journal.read_bytes().count(b"\n")
+    assert 7 == journal.read_bytes().count(b"\n")
     assert conduct([Case("replay", Mode.SEV, seed=seed) for seed in range(1, 7)], Here()) == told

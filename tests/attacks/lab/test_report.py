@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from cbit.attacks.experiments import ALL
-from cbit.attacks.lab.campaign import Told, whole_matrix
+from cbit.attacks.lab.campaign import whole_matrix
+from cbit.attacks.lab.case import Told
 from cbit.attacks.lab.log import Curve, Field, picture_as_json
 from cbit.attacks.lab.outcome import Verdict
 from cbit.attacks.report.page import page

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from cbit.attacks.experiments import named
-from cbit.attacks.lab.campaign import BrokenCase, Case, Told
+from cbit.attacks.lab.campaign import BrokenCase
+from cbit.attacks.lab.case import Case, Told
 from cbit.attacks.lab.run import run
 from cbit.attacks.lab.stand import NO_LINUX, Workshop
 from cbit.guest.linux.files import LinuxFiles

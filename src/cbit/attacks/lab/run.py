@@ -168,7 +168,7 @@ def attempt(attack: Attack, stand: Stand, scene: Scene) -> Result:
         variant=stand.variant,
         seed=stand.seed,
         parameters=stand.parameters,
-        verdict=_verdict(found, len(scene.secrets)),
+        verdict=verdict_of(found, len(scene.secrets)),
         expected=attack.expectation(stand.mode, stand.variant),
         found=found,
         planted=len(scene.secrets),
@@ -180,7 +180,8 @@ def attempt(attack: Attack, stand: Stand, scene: Scene) -> Result:
     )
 
 
-def _verdict(found: int, planted: int) -> Verdict:
+def verdict_of(found: int, planted: int) -> Verdict:
+    """Judge by how many of the planted secrets are in the loot."""
     if found == 0:
         return Verdict.STOPPED
     return Verdict.SUCCEEDED if found == planted else Verdict.PARTLY

@@ -12,7 +12,7 @@ from cbit.cli.envelope import Outcome
 from cbit.cli.linux_options import add_linux_options
 
 if TYPE_CHECKING:
-    from cbit.attacks.lab.campaign import Told
+    from cbit.attacks.lab.case import Told
     from cbit.guest.linux.files import LinuxFiles
 
 HELP: Final = "run every attack against every mode; exit code 1 if a cell differs from its prediction"
@@ -90,7 +90,9 @@ def run_campaign(args: argparse.Namespace, cases: list[Any], linux: LinuxFiles |
 
     jobs = args.jobs or os.cpu_count() or 1
     with Progress(quiet=args.json) as progress:
-        return conduct(cases, Processes(jobs, linux), journal=args.journal, heard=progress.heard)
+        files = None if isinstance(linux, str) else linux
+        executor = Processes(jobs, linux)
+        return conduct(cases, executor, journal=args.journal, linux=files, heard=progress.heard)
 
 
 def _surprise(cell: Told) -> str:

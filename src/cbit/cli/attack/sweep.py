@@ -12,7 +12,7 @@ from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
     from cbit.attacks.lab.attack import Number
-    from cbit.attacks.lab.campaign import Told
+    from cbit.attacks.lab.case import Told
 
 HELP: Final = "run one attack over ranges of its parameters, seeds and modes; resumable after a kill"
 EXAMPLE: Final = """examples:
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Run all points; parameters are meant to change verdicts, so no prediction is asked."""
     from cbit.attacks.experiments import named
-    from cbit.attacks.lab.campaign import Case
+    from cbit.attacks.lab.case import Case
     from cbit.attacks.lab.outcome import Mode
     from cbit.cli.attack.arguments import linux_for, mode_named
 

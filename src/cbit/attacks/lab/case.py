@@ -1,0 +1,48 @@
+"""One run to be made, as a journal and a worker process name it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from cbit.attacks.lab.attack import Number
+from cbit.attacks.lab.outcome import Mode
+
+Told = dict[str, Any]  #: a `Result` as JSON values
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run to be made."""
+
+    attack: str
+    mode: Mode
+    variant: str = ""
+    seed: int = 1
+    parameters: Mapping[str, Number] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What names it in a journal: the same for the same case."""
+        return json.dumps(self.as_json(), sort_keys=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Give it as JSON values."""
+        return {
+            "attack": self.attack,
+            "mode": self.mode.value,
+            "variant": self.variant,
+            "seed": self.seed,
+            "parameters": dict(self.parameters),
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Self:
+        """Read it back.
+
+        Raises:
+            KeyError, ValueError: these are not a case's values.
+        """
+        return cls(told["attack"], Mode(told["mode"]), told["variant"], told["seed"], told["parameters"])
