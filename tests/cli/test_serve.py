@@ -241,7 +241,7 @@ def test_a_folder_has_one_machine_and_a_socket_one_daemon(
     shutil.copytree(machine, copy)
     ended = cbit("serve", "--state", copy, "--socket", served.path)
     assert 2 == ended.returncode
-    assert "another cbit serve listens there" in ended.stderr
+    assert "another cbit listens there" in ended.stderr
     assert served.status()["on"], "the first one does not notice"
 
 

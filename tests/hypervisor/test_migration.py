@@ -98,6 +98,7 @@ def travel(
     def forward() -> None:
         try:
             far.sendall(exactly(near, NONCE))
+            far.sendall(exactly(near, MAC))
             number = 0
             while True:
                 head = exactly(near, FrameHead.SIZE)
@@ -271,6 +272,61 @@ def test_a_token_that_can_be_guessed_is_refused(token: bytes) -> None:
         theirs.sendall(bytes(NONCE + MAC))
         with pytest.raises(ValueError, match="can be guessed"):
             Channel.connected(ours, token, SeededEntropy(1))
+
+
+@pytest.mark.parametrize("said", [b"", bytes(NONCE), bytes(NONCE + MAC - 1)], ids=len)
+def test_whoever_takes_too_long_to_prove_it_is_left(said: bytes) -> None:
+    """However the pieces come: what counts is the time until the proof."""
+    left = iter([3.0, 2.0, 1.0, 0.01, 0.0, -1.0, -2.0])
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(said)
+        with pytest.raises(TimeoutError):
+            Channel.accepted(ours, TOKEN, SeededEntropy(1), left=lambda: next(left) / 1000)
+
+
+def test_what_another_receiver_was_shown_is_no_proof() -> None:
+    here, near = socket.socketpair()
+    with here, near:
+        threading.Thread(
+            target=Channel.connected, args=(here, TOKEN, SeededEntropy("sender")), daemon=True
+        ).start()
+        hello = exactly(near, NONCE)
+        first = Receiver("receiver", hello)
+        near.sendall(first.answer)
+        proof = exactly(near, MAC)
+    assert first.given(proof) is None, "the good twin"
+    error = Receiver("another", hello).given(proof)
+    assert "does not know the token" in str(error)
+    error = Receiver("receiver", hello).given(altered(proof, 31))
+    assert "does not know the token" in str(error)
+
+
+class Receiver:
+    """One that has been greeted and waits for the proof."""
+
+    def __init__(self, seed: str, hello: bytes) -> None:
+        self._link, there = socket.socketpair()
+        self._errors: list[Exception] = []
+
+        def accept() -> None:
+            with there:
+                try:
+                    Channel.accepted(there, TOKEN, SeededEntropy(seed))
+                except ChannelError as error:
+                    self._errors.append(error)
+
+        self._thread = threading.Thread(target=accept, daemon=True)
+        self._thread.start()
+        self._link.sendall(hello)
+        self.answer = exactly(self._link, NONCE + MAC)
+
+    def given(self, proof: bytes) -> Exception | None:
+        """Say why it refuses this proof."""
+        with self._link:
+            self._link.sendall(proof)
+            self._thread.join(30)
+        return self._errors[0] if self._errors else None
 
 
 # ---- a source host that lies: it knows the token ----

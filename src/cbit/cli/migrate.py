@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +20,7 @@ from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
+    from cbit.hypervisor.channel import Channel
     from cbit.hypervisor.host import Host
     from cbit.hypervisor.launch import SevGuest
     from cbit.hypervisor.migration import Moved
@@ -31,6 +35,8 @@ TOKEN_SIZE: Final = 32
 NUMBER: Final = 1_000_000  #: below which the built-in guest counts primes while it is moved
 _AT_HOME: Final = 200_000  #: blocks of code before it leaves
 _PAUSE_S: Final = 0.05
+_PEER_S: Final = 2.0  #: for whoever connects to prove that it knows the token
+_BACKLOG: Final = 16
 _MEMORY: Final = 64 << 20
 
 
@@ -74,7 +80,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.hypervisor.channel import ChannelError
 
     try:
-        return _send(args) if args.way == "send" else _receive(args)
+        with _ended_in_order():
+            return _send(args) if args.way == "send" else _receive(args)
     except (FirmwareError, ChannelError) as error:
         return Outcome(ok=False, reasons=(str(error),))
 
@@ -153,9 +160,7 @@ def _told(small: SmallGuest | None) -> list[str]:
 
 
 def _receive(args: argparse.Namespace) -> Outcome:
-    from cbit.crypto.entropy import SystemEntropy
     from cbit.hypervisor import migration
-    from cbit.hypervisor.channel import Channel
     from cbit.hypervisor.devices.requests import Asked
     from cbit.hypervisor.migration import Papers
     from cbit.hypervisor.running_state import unpack
@@ -167,8 +172,7 @@ def _receive(args: argparse.Namespace) -> Outcome:
         papers = Papers.of(
             host, cek=(certs / "cek.cert").read_bytes(), ask_ark=(certs / "ask_ark.cert").read_bytes()
         )
-        with _accepted(args.at, args.wait) as link:
-            channel = Channel.accepted(link, token, SystemEntropy())
+        with _accepted(args.at, args.wait, token) as channel:
             guest, moved = migration.receive(
                 host, channel, papers, settle=lambda guest, state: arrived.append(unpack(guest.vm, state))
             )
@@ -288,20 +292,74 @@ def _connected(at: str, wait: float) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _accepted(at: str, wait: float) -> Iterator[socket.socket]:
-    family, place = _place(at)
-    with socket.socket(family, socket.SOCK_STREAM) as door:
-        if family == socket.AF_INET:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(place)
+def _accepted(at: str, wait: float, token: bytes) -> Iterator[Channel]:
+    """Wait for whoever knows the token; others are turned away, and nobody is kept from coming by them."""
+    with _listening(at) as door:
+        print(f"cbit: waits for a guest at {at}", file=sys.stderr, flush=True)
+        link, channel = _first_who_knows(token, door, wait, at)
+        with link:
+            link.settimeout(wait)
+            yield channel
+
+
+def _first_who_knows(
+    token: bytes, door: socket.socket, wait: float, at: str
+) -> tuple[socket.socket, Channel]:
+    from cbit.crypto.entropy import SystemEntropy
+    from cbit.hypervisor.channel import Channel, ChannelError
+
+    until = time.monotonic() + wait
+    while (left := until - time.monotonic()) > 0:
+        door.settimeout(left)
         try:
-            door.listen(1)
-            print(f"cbit: waits for a guest at {at}", file=sys.stderr, flush=True)
-            door.settimeout(wait)
             link, _ = door.accept()
-            with link:
-                link.settimeout(wait)
-                yield link
-        finally:
-            if family == socket.AF_UNIX:
-                Path(at).unlink(missing_ok=True)
+        except TimeoutError:
+            break
+        patience = partial(_left, min(time.monotonic() + _PEER_S, until))
+        try:
+            return link, Channel.accepted(link, token, SystemEntropy(), left=patience)
+        except (ChannelError, OSError) as error:
+            link.close()
+            print(f"cbit: somebody is turned away: {error}", file=sys.stderr, flush=True)
+        except BaseException:
+            link.close()
+            raise
+    raise TimeoutError(errno.ETIMEDOUT, f"nobody who knows the token came in {wait:g} s", at)
+
+
+def _left(until: float) -> float:
+    return until - time.monotonic()
+
+
+@contextmanager
+def _listening(at: str) -> Iterator[socket.socket]:
+    """Listen; a Unix socket is its owner's alone, and what a dead receiver left there is replaced."""
+    from cbit.redirect.daemon import listening
+
+    family, place = _place(at)
+    if family == socket.AF_UNIX:
+        with listening(Path(at)) as door:
+            yield door
+        return
+    with socket.socket(family, socket.SOCK_STREAM) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind(place)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, at) from None
+        door.listen(_BACKLOG)
+        yield door
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end us as Ctrl-C does: what was begun is undone, the socket is taken away."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,6 +3,7 @@
     sender                                     receiver
     HELLO  nonce S                  ──>
                                     <──        HELLO  nonce R ‖ MAC
+    PROOF  MAC                      ──>
     frame 0, 1, 2 …                 ──>
                                     <──        frame 0, 1, 2 …
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hmac
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
 from typing import Final, Self
@@ -32,6 +34,7 @@ PAYLOAD_MAX: Final = 1 << 20
 _LABEL: Final = b"cbit migrate"
 _TO_RECEIVER: Final = b">"
 _TO_SENDER: Final = b"<"
+_AT_ONCE_S: Final = 0.001  #: a time-out of 0 would be none
 
 
 class ChannelError(CbitError):
@@ -86,15 +89,33 @@ class Channel:
         key = _key(token, _TO_SENDER, own, other)
         if not hmac.compare_digest(answer[NONCE:], hmac.digest(key, other, "sha256")):
             raise ChannelError("the other side does not know the token, or its greeting was altered")
-        return cls(link, out_key=_key(token, _TO_RECEIVER, own, other), in_key=key)
+        out_key = _key(token, _TO_RECEIVER, own, other)
+        link.sendall(_proof(out_key, own))
+        return cls(link, out_key=out_key, in_key=key)
 
     @classmethod
-    def accepted(cls, link: socket.socket, token: bytes, entropy: Entropy) -> Self:
-        """Begin as the receiver."""
-        other, own = _exactly(link, NONCE), entropy.draw(NONCE)
-        key = _key(token, _TO_SENDER, other, own)
+    def accepted(
+        cls, link: socket.socket, token: bytes, entropy: Entropy, *, left: Callable[[], float] | None = None
+    ) -> Self:
+        """Begin as the receiver, with whoever connected.
+
+        Args:
+            link: to them.
+            token: what both hosts know.
+            entropy: gives the nonce.
+            left: the seconds that they have left to prove that they know the token; None for the link's own
+                patience with every piece that they send.
+
+        Raises:
+            ChannelError: they do not know the token, or go away.
+            TimeoutError: they take too long.
+        """
+        other, own = _exactly(link, NONCE, left), entropy.draw(NONCE)
+        key, in_key = _key(token, _TO_SENDER, other, own), _key(token, _TO_RECEIVER, other, own)
         link.sendall(own + hmac.digest(key, own, "sha256"))
-        return cls(link, out_key=key, in_key=_key(token, _TO_RECEIVER, other, own))
+        if not hmac.compare_digest(_exactly(link, MAC, left), _proof(in_key, other)):
+            raise ChannelError("the other side does not know the token, or its proof was altered")
+        return cls(link, out_key=key, in_key=in_key)
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send a frame."""
@@ -147,9 +168,16 @@ def _key(token: bytes, direction: bytes, sender: bytes, receiver: bytes) -> byte
     return hmac.digest(token, _LABEL + direction + sender + receiver, "sha256")
 
 
-def _exactly(link: socket.socket, length: int) -> bytes:
+def _proof(key: bytes, nonce: bytes) -> bytes:
+    # No frame has this MAC: none is of the kind that the label's first letter would be.
+    return hmac.digest(key, _LABEL + nonce, "sha256")
+
+
+def _exactly(link: socket.socket, length: int, left: Callable[[], float] | None = None) -> bytes:
     data = bytearray()
     while len(data) < length:
+        if left is not None:
+            link.settimeout(max(left(), _AT_ONCE_S))
         piece = link.recv(min(length - len(data), 1 << 16))
         if not piece:
             raise ChannelError("the connection ended in the middle")

@@ -37,7 +37,7 @@ _LONGEST_PATH: Final = 107  #: bytes of a socket's path
 
 
 class SocketInUse(RedirectError):
-    """Another daemon listens there."""
+    """Somebody listens there."""
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _clear(path: Path) -> None:
             return
         except BlockingIOError:
             pass  # its queue is full: it lives
-    raise SocketInUse(f"{path} is in use: another cbit serve listens there")
+    raise SocketInUse(f"{path} is in use: another cbit listens there")
 
 
 class Daemon:
