@@ -12,13 +12,23 @@ from dataclasses import dataclass
 
 from cbit.crypto.entropy import Entropy
 from cbit.machine.state_folder import StateFolder
-from cbit.owner.measure import Expectation, expect_sev
+from cbit.owner.measure import Expectation, Input, Mode, expect_sev, sev
 from cbit.owner.session import Measuring, Session, Trusted
 from cbit.owner.verify.chain import Chain, assemble
 from cbit.owner.verify.files import pieces_of
 from cbit.owner.verify.verdict import VerifiedPlatform, verify_chain
 from cbit.spec.amd_certificate import AmdCert
+from cbit.spec.firmware_table import Area
 from cbit.spec.receipt import LaunchReceipt
+
+
+def expect_memory(contents: bytes) -> Expectation:
+    """Compute what a plain SEV launch of bare memory measures: of what needs no firmware to start.
+
+    Paper: launch-inputs.md §1 (the digest covers contents and nothing else).
+    """
+    digest = sev.digest(contents, table=None, vmsas=())
+    return Expectation(Mode.SEV, digest, (Input.of("memory", "", contents),), Area(0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +40,14 @@ class Tenant:
         policy: the policy word it asks for.
         vendor_certs: the files the vendor publishes: the signed CEK, and ASK ‖ ARK.
         trust: a root to trust besides AMD's: the emulated one, explicitly.
+        expected: what a launch has to measure; None for that of the image, as a firmware image.
     """
 
     image: bytes
     policy: int
     vendor_certs: tuple[bytes, ...]
     trust: AmdCert
+    expected: Expectation | None = None
 
     @classmethod
     def beside(cls, state: StateFolder, *, policy: int, image: bytes = b"") -> Tenant:
@@ -68,14 +80,14 @@ class Tenant:
         Args:
             session: the owner's.
             receipt: the platform's.
-            expected: what was to be launched, if it is not the firmware image.
+            expected: what was to be launched, if it is neither what this owner expects nor its image.
 
         Raises:
             BadMeasurement: something else was launched.
         """
         return session.check(
             receipt.blob,
-            expected or expect_sev(self.image),
+            expected or self.expected or expect_sev(self.image),
             api=receipt.api,
             build=receipt.build,
             reported_policy=receipt.policy,

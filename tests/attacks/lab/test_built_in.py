@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import pytest
@@ -20,10 +21,12 @@ from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand, Workshop
 from cbit.attacks.lab.tools import Registers, Runner, Tables, Thwarted, gpa_of
 from cbit.attacks.power import Power
+from cbit.attacks.tenant import expect_memory
 from cbit.cpu.engine.control_block import Exit
 from cbit.crypto.entropy import SeededEntropy
 from cbit.guest.builtin.image import image
 from cbit.guest.builtin.interface import IMAGE, SHOWN, Request
+from cbit.owner.errors import Unmeasurable
 from cbit.owner.measure import expect_sev
 from cbit.spec.address import BLOCK, MIB, PAGE
 from cbit.spec.errors import BadMeasurement
@@ -70,6 +73,15 @@ def test_its_kernel_is_measured_with_it(stand: Stand) -> None:
     changed = [(IMAGE, image()), (KERNEL, kernel[:-1] + b"!")]
     with pytest.raises(BadMeasurement):
         stand.built_in(bytes(BLOCK), kernel=kernel, pieces=changed)
+
+
+def test_memory_that_is_no_firmware_image_has_a_digest_of_its_own() -> None:
+    program = Program("hlt").image(c_bit=39)
+    assert bytes(16) == program[-16:]  # nothing is at a reset vector
+    with pytest.raises(Unmeasurable, match="no firmware image"):
+        expect_sev(program)
+    assert hashlib.sha256(program).digest() == expect_memory(program).digest
+    assert expect_sev(image()).digest == expect_memory(image()).digest
 
 
 def test_blocks_change_places_and_the_digest_does_not() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cbit.attacks.lab.guest import CPUID, IOIO, MSR, CpuAtExit, Victim, install
-from cbit.attacks.tenant import Tenant
+from cbit.attacks.tenant import Tenant, expect_memory
 from cbit.cpu.engine.control_block import Exit
 from cbit.crypto.entropy import Entropy
 from cbit.guest.builtin.image import image
@@ -83,7 +83,7 @@ def boot_built_in(
     if kernel:
         vm.add_memory(Gpa(KERNEL), len(kernel))
         whole = [*whole, (KERNEL, kernel)]
-    tenant = replace(tenant, image=firmware + kernel)
+    tenant = replace(tenant, image=firmware + kernel, expected=expect_memory(firmware + kernel))
     pieces = whole if pieces is None else pieces
     sev = install(vm, pieces, secrets, SECRET, tenant=tenant, entropy=entropy)
     small = SmallGuest(vm, reset_state())

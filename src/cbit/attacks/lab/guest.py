@@ -21,7 +21,7 @@ from typing import Final
 
 from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.launch import launch
-from cbit.attacks.tenant import Tenant
+from cbit.attacks.tenant import Tenant, expect_memory
 from cbit.cpu.engine.control_block import REQUIRED, At, Exit, Intercept
 from cbit.cpu.engine.processor import Context
 from cbit.cpu.tlb import TlbControl
@@ -296,7 +296,7 @@ def boot(
     vm = Vm(host, protection)
     vm.add_memory(Gpa(0), program.size)
     pieces = [(TABLES, image)] if pieces is None else pieces
-    tenant = replace(tenant, image=image)
+    tenant = replace(tenant, image=image, expected=expect_memory(image))
     sev = install(vm, pieces, secret, SECRET, tenant=tenant, entropy=entropy)
     c = 1 << C_BIT if sev_mode else 0
     cpu = VirtualCpu(vm, asid=vm.asid, sev=sev_mode, cr3=TABLES | c, rip=CODE)
