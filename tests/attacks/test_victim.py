@@ -70,7 +70,7 @@ def test_a_secret_reaches_the_host_only_where_nobody_can_seal(scene: Scene, prot
 def test_the_secret_goes_where_the_image_announces_it_else_where_the_owner_says(scene: Scene) -> None:
     announced = scene.stage(Protection.SEV).victim
     assert announced.secret_gpa == 0x80F000 + 40
-    silent = scene.arrival(image=bytes(PAGE))
+    silent = scene.arrival(image=b"\xf4".rjust(PAGE, b"\0"))
     assert scene.stage(Protection.SEV, silent).victim.secret_gpa == 0x810000 + 40
 
 
