@@ -29,7 +29,7 @@ export: EIO, error 4, PDH 0x824, chain 0x186c, version 0 and 0
 status: ok, error 0, API 1.51, build 3, state 1, flags 0x100, guests 0
 export: ok, error 0, PDH 0x824, chain 0x186c, version 1 and 1
 export: EIO, error 4, PDH 0x824, chain 0x186c, version 0 and 0
-export: EINVAL, error 0, PDH 0x4001, chain 0x186c, version 0 and 0
+export: EFAULT, error 99, PDH 0x4001, chain 0x186c, version 0 and 0
 csr: EIO, error 4, length 0x824, version 0, slots unused 0
 csr: EIO, error 4, length 0x824, version 0, slots unused 0
 csr: ok, error 0, length 0x824, version 1, slots unused 1
@@ -37,10 +37,10 @@ new PDH: ok, error 0
 new PEK: ok, error 0
 import of nonsense: EIO, error 6
 import of too much: EINVAL, error 99
-snp status: EIO, error 17
-snp commit: EIO, error 17
-snp config: EIO, error 17
-snp vlek: EIO, error 17
+snp status: EINVAL, error 99
+snp commit: EINVAL, error 99
+snp config: EINVAL, error 99
+snp vlek: EINVAL, error 99
 out of range: EINVAL, error 99
 bad pointer: EFAULT, error 0
 reset: ok, error 0
@@ -56,10 +56,10 @@ cbit exec: PEK_CSR: INVALID_LENGTH (0x0004): length 0x0, needs 0x824
 cbit exec: PEK_CSR: INVALID_LENGTH (0x0004): length 0x823, needs 0x824
 cbit exec: PEK_CERT_IMPORT: INVALID_CERTIFICATE (0x0006): OCA: certificate: key usage or algorithm is INVALID
 cbit exec: PEK_CERT_IMPORT: length 0x4001 is past the limit of 0x4000
-cbit exec: SNP_PLATFORM_STATUS: command 0x83: INVALID_COMMAND
-cbit exec: SNP_COMMIT: command 0xcb: INVALID_COMMAND
-cbit exec: SNP_SET_CONFIG: command 0xc9: INVALID_COMMAND
-cbit exec: SNP_VLEK_LOAD: command 0xcd: INVALID_COMMAND
+cbit exec: SNP_PLATFORM_STATUS: SNP is not initialised: this platform has none
+cbit exec: SNP_COMMIT: SNP is not initialised: this platform has none
+cbit exec: SNP_SET_CONFIG: SNP is not initialised: this platform has none
+cbit exec: SNP_VLEK_LOAD: SNP is not initialised: this platform has none
 cbit exec: SEV_ISSUE_CMD: command 13 is out of range
 cbit exec: PLATFORM_STATUS: the caller has no such memory at 0x8
 """

@@ -32,7 +32,7 @@ memory: ok
 probe: ok
 start too early: ENOTTY, error 99
 no such sub-command: EINVAL, error 99
-init: ok, error 0
+init: ok, error 99
 init again: EINVAL, error 99
 processor: ok
 region: ok
@@ -72,7 +72,7 @@ guests 1
 machine: ok
 memory: ok
 guests 0
-init: ok, error 0
+init: ok, error 99
 start, sharing with nobody: EIO, error 16
 start: ok, error 0
 guests 1
