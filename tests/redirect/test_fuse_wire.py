@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import stat
 import struct
 import subprocess
@@ -160,6 +161,23 @@ def test_who_cannot_be_seen_cannot_be_served(world: World) -> None:
     assert "PID namespace" in world.why()
     assert 0 == world.ask(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDONLY, 0), pid=0)[0]
     assert "open 0 False" == world.desk.lines[-1]
+
+
+def test_an_answer_that_is_not_taken_is_a_fault_of_ours_and_no_end() -> None:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    faults: list[BaseException] = []
+    one = DeviceFile(SEV, (SEV_ISSUE_CMD,))
+    with kernel:
+        file = FuseFile(ours.detach(), one, Desk(), mode=0, failed=faults.append)
+        kernel.send(asked(Opcode.STATFS))
+        assert file.serve()
+        assert wire.OUT_HEADER.size + wire.STATFS_OUT.size == len(kernel.recv(4096))
+        assert [] == faults
+        kernel.send(asked(Opcode.STATFS))
+        kernel.shutdown(socket.SHUT_RD)
+        assert file.serve()
+        assert ["BrokenPipeError"] == [type(fault).__name__ for fault in faults]
+        file.close()
 
 
 # ---- the file

@@ -21,6 +21,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from cbit.redirect import fuse_wire as wire
@@ -182,8 +183,13 @@ class FuseFile:
         try:
             os.write(self._channel, answer)
         except OSError as error:
-            if error.errno not in {errno.ENOENT, errno.ENODEV}:  # nobody waits any more
-                raise
+            if error.errno in {errno.ENOENT, errno.ENODEV}:  # nobody waits any more
+                return
+            # The kernel does not take it, and whoever asked would wait for ever.
+            self._failed(error)
+            _, _, unique = wire.OUT_HEADER.unpack_from(answer)
+            with suppress(OSError):
+                os.write(self._channel, wire.failure(unique, errno.EIO))
 
     # ---- the command ----
 

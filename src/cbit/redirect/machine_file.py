@@ -95,7 +95,9 @@ def on_the_machine(path: Path, device: AnyDevice, reasons: Reasons, log: Log) ->
         _remove_placeholder(where)
         raise
     mount = seen_at(where)
-    assert mount is not None, "it was mounted"
+    if mount is None:
+        os.close(channel)
+        raise DeviceRefused(f"{where}: what was mounted there is not seen there")
     told = Trace()
     with told.watched_by(lambda event: _log_event(log, where, event), only="driver"):
         file = FuseFile(
