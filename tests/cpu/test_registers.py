@@ -9,9 +9,12 @@ import pytest
 from cbit.cpu.control import Efer
 from cbit.cpu.cpuid import MODELLED, Encryption, EncryptionFeatures, cpuid
 from cbit.cpu.faults import GeneralProtection
+from cbit.cpu.mitigations import Mitigations
 from cbit.cpu.msr import REGISTERS, Hwcr, Msr, MsrFile, SevStatus, Syscfg
+from cbit.spec.address import Hva
 from cbit.spec.errors import NotModelled
 from cpu.fake_memory import FakeMemory
+from cpu.real_memory import real_cache
 from cpu.worlds import GENOA, MILAN, NAPLES, PARTS, SIZE, World
 
 ENCRYPTION, SIZES, SVM = 0x8000_001F, 0x8000_0008, 0x8000_000A
@@ -185,6 +188,33 @@ def test_smm_lock_opens_at_reset_only() -> None:
     assert Hwcr.SMM_LOCK == world.core.rdmsr(Msr.HWCR)
     world.core.reset()
     assert 0 == world.core.rdmsr(Msr.HWCR) & Hwcr.SMM_LOCK
+
+
+def test_the_conversion_of_invd_stays_on_whoever_writes_where_a_machine_has_it_so() -> None:
+    world = World(mitigations=Mitigations(invd_stays_converted=True))
+    core = world.core
+    for value in (0, Hwcr.SMM_LOCK, 0):
+        core.wrmsr(Msr.HWCR, value)
+        assert Hwcr.INVD_TO_WBINVD & core.rdmsr(Msr.HWCR)
+    assert Hwcr.SMM_LOCK & core.rdmsr(Msr.HWCR)
+    core.wrmsr(Msr.HWCR, 1 << 8)  # no other bit stays
+    core.wrmsr(Msr.HWCR, 0)
+    assert Hwcr.SMM_LOCK | Hwcr.INVD_TO_WBINVD == core.rdmsr(Msr.HWCR)
+    core.reset()
+    core.wrmsr(Msr.HWCR, 0)
+    assert Hwcr.INVD_TO_WBINVD == core.rdmsr(Msr.HWCR)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_invd_loses_stores_only_where_the_bit_can_be_cleared(*, stays: bool) -> None:
+    world = World(memory=real_cache(), mitigations=Mitigations(invd_stays_converted=stays))
+    core = world.core
+    core.write(Hva(0x2000), b"old")
+    core.wbinvd()
+    core.write(Hva(0x2000), b"new")
+    core.wrmsr(Msr.HWCR, 0)
+    core.invd()
+    assert (b"new" if stays else b"old") == core.read(Hva(0x2000), 3)
 
 
 def test_the_host_save_area_may_carry_the_c_bit() -> None:

@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cbit.cpu.control import PagingMode
 from cbit.cpu.cpuid import EncryptionFeatures
 from cbit.cpu.faults import InvalidOpcode, NestedPageFault
+from cbit.cpu.mitigations import Mitigations
 from cbit.cpu.paging import Leaf
-from cbit.cpu.tlb import Tag, Tlb, TlbControl, VmMode
+from cbit.cpu.tlb import LastRuns, Tag, Tlb, TlbControl, VmMode
 from cbit.cpu.translation import Translation
 from cbit.cpu.vmcb import Enable
 from cbit.spec.address import MIB, PAGE, Gva, Hva, Spa
@@ -190,6 +191,37 @@ def test_another_vmcb_of_the_same_asid_meets_the_old_entries(world: World) -> No
         with world.core.vmrun(world.vmcb(guest_vmcb(other, tlb_control=control))) as view:
             assert hit is (b"victim" == view.read(GUEST_DATA, 6))
     assert nested.root != other.root
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_core_that_sees_to_it_flushes_for_another_vmcb_of_the_asid_and_for_no_other(
+    *, flushes: bool
+) -> None:
+    world = World(mitigations=Mitigations(flushes_for_another_vcpu=flushes))
+    world.boot()
+    _, _, first = two_mappings(world)
+    with world.core.vmrun(first) as view:
+        view.write(GUEST_DATA, b"victim")
+    other = world.nested()
+    other.map(0x5000, 0x3000)
+    with world.core.vmrun(world.vmcb(guest_vmcb(other, asid=BOB))):
+        pass  # another guest between the two turns takes nothing away
+    held = len(world.core.tlb)
+    with world.core.vmrun(first):
+        assert held == len(world.core.tlb)
+    with world.core.vmrun(world.vmcb(guest_vmcb(other))) as view:
+        assert flushes is not (b"victim" == view.read(GUEST_DATA, 6))
+
+
+def test_who_ran_last_is_kept_for_each_asid() -> None:
+    runs, nothing, everything = LastRuns(), TlbControl.NOTHING, TlbControl.ALL_ASIDS
+    assert nothing is runs.flush_for(1, 0x1000, nothing)  # nobody ran before
+    assert nothing is runs.flush_for(2, 0x2000, nothing)
+    assert nothing is runs.flush_for(1, 0x1000, nothing)
+    assert TlbControl.THIS_ASID is runs.flush_for(1, 0x2000, nothing)
+    assert nothing is runs.flush_for(1, 0x2000, nothing)
+    assert TlbControl.THIS_ASID is runs.flush_for(1, 0x1000, nothing)
+    assert everything is runs.flush_for(1, 0x2000, everything)  # more than that was asked for
 
 
 def test_the_guests_own_mov_cr3_flushes_its_asid_and_nobody_elses(world: World) -> None:

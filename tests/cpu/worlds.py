@@ -12,6 +12,7 @@ from cbit.cpu.cpuid import EncryptionFeatures
 from cbit.cpu.encryption_rules import HostSituation
 from cbit.cpu.guest_view import GuestView
 from cbit.cpu.host_tables import HostTables
+from cbit.cpu.mitigations import NONE, Mitigations
 from cbit.cpu.msr import Hwcr, Msr, Syscfg
 from cbit.cpu.physical import CachedMemory, PhysicalPort
 from cbit.cpu.tlb import Tlb, TlbControl
@@ -44,6 +45,7 @@ class World:
     memory: CachedMemory = field(default_factory=lambda: FakeMemory(SIZE))
     usable: Callable[[int], bool] = lambda asid: True
     mmio: Sequence[range] = ()
+    mitigations: Mitigations = NONE
     tlb: Tlb = field(default_factory=Tlb)
     trace: Trace = field(default_factory=Trace)
 
@@ -58,6 +60,7 @@ class World:
             asid_usable=self.usable,
             index=index,
             mmio=self.mmio,
+            mitigations=self.mitigations,
             tlb=self.tlb,
             trace=self.trace,
         )

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cbit.cpu.core import Core
+from cbit.cpu.mitigations import Mitigations
+from cbit.cpu.msr import Hwcr, Msr
 from cbit.crypto.entropy import Entropy, SeededEntropy
 from cbit.crypto.memory_modes import Mode, Tweak
 from cbit.driver.errors import MailboxTimeout
@@ -26,6 +28,26 @@ from machine.worlds import ALL_PROFILES, host, machine, state, store
 
 AT = Spa(0x40000)
 TEXT = b"sixteen letters!" * (PAGE // 16)
+
+
+# ---- options
+
+
+def test_its_cores_have_the_mitigations_that_it_is_made_with(tmp_path: Path) -> None:
+    def bit_after_clearing(made: Machine) -> list[int]:
+        for core in made.cores:
+            core.wrmsr(Msr.HWCR, core.rdmsr(Msr.HWCR) & ~int(Hwcr.INVD_TO_WBINVD))
+        return [core.rdmsr(Msr.HWCR) & Hwcr.INVD_TO_WBINVD for core in made.cores]
+
+    folder = state(tmp_path)
+    plain = Machine(folder, Options(memory_size=4 * MIB))
+    hard = Machine(folder, Options(memory_size=4 * MIB, mitigations=Mitigations(invd_stays_converted=True)))
+    for made, expected in ((plain, 0), (hard, Hwcr.INVD_TO_WBINVD)):
+        made.power_on()
+        assert [expected] * len(made.cores) == bit_after_clearing(made)
+        made.reset()
+        assert [expected] * len(made.cores) == bit_after_clearing(made)
+        made.power_off()
 
 
 # ---- power

@@ -15,6 +15,8 @@ from cbit.spec.address import Gpa
 
 #: Hands something on under a name, as the hypervisor does with everything between owner and secure processor.
 Carry = Callable[[str, bytes], bytes]
+#: Makes a digest of what was launched and where, as the firmware of a machine would that covers addresses.
+Attest = Callable[[SevGuest], bytes]
 
 
 def launch(
@@ -28,6 +30,7 @@ def launch(
     policy: int | None = None,
     share_with: SevGuest | None = None,
     carry: Carry = lambda _, data: data,
+    attest: Attest = lambda _: b"",
 ) -> SevGuest:
     """Launch what lies in a guest's memory, for an owner who checks it before it seals anything.
 
@@ -41,6 +44,7 @@ def launch(
         policy: what the host launches with, if it is not what the owner asks for.
         share_with: a guest of the same owner whose memory key it gets, its policy permitting.
         carry: the hypervisor as a carrier.
+        attest: makes the digest that covers addresses, for an owner who wants one; by default nobody can.
 
     Raises:
         FirmwareError, BadMeasurement, Untrusted: refused, by the secure processor or by the owner; nothing of
@@ -61,6 +65,8 @@ def launch(
         receipt = guest.measure()
         carry("launch receipt", receipt.to_json().encode())
         trusted = tenant.check(session, receipt)
+        if tenant.layout:
+            tenant.check_addresses(attest(guest))
         if secret:
             header, payload = trusted.seal(secret, entropy=entropy)
             guest.inject(

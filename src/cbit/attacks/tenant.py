@@ -8,16 +8,18 @@ Paper: sev-crypto.md §7.2, §9, §10; DESIGN.md story lines 4 and 6.
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 
 from cbit.crypto.entropy import Entropy
 from cbit.machine.state_folder import StateFolder
-from cbit.owner.measure import Expectation, Input, Mode, expect_sev, sev
+from cbit.owner.measure import Expectation, Input, Mode, expect_sev, sev, snp
 from cbit.owner.session import Measuring, Session, Trusted
 from cbit.owner.verify.chain import Chain, assemble
 from cbit.owner.verify.files import pieces_of
 from cbit.owner.verify.verdict import VerifiedPlatform, verify_chain
 from cbit.spec.amd_certificate import AmdCert
+from cbit.spec.errors import BadMeasurement
 from cbit.spec.firmware_table import Area
 from cbit.spec.receipt import LaunchReceipt
 
@@ -41,6 +43,8 @@ class Tenant:
         vendor_certs: the files the vendor publishes: the signed CEK, and ASK ‖ ARK.
         trust: a root to trust besides AMD's: the emulated one, explicitly.
         expected: what a launch has to measure; None for that of the image, as a firmware image.
+        layout: guest address and contents of each part of the image, for an owner who wants a digest that
+            covers addresses; empty for one who trusts the secure processor's.
     """
 
     image: bytes
@@ -48,6 +52,7 @@ class Tenant:
     vendor_certs: tuple[bytes, ...]
     trust: AmdCert
     expected: Expectation | None = None
+    layout: tuple[tuple[int, bytes], ...] = ()
 
     @classmethod
     def beside(cls, state: StateFolder, *, policy: int, image: bytes = b"") -> Tenant:
@@ -71,6 +76,20 @@ class Tenant:
     def open_session(self, exported: bytes, entropy: Entropy) -> Measuring:
         """Verify the platform and make a session for it; raises as ``verify``."""
         return Session.open(self.verify(exported), policy=self.policy, entropy=entropy)
+
+    def check_addresses(self, digest: bytes) -> None:
+        """Compare a digest that covers addresses with what should lie where.
+
+        Raises:
+            BadMeasurement: something lies where it should not.
+        """
+        chain = snp.Chain()
+        for at, data in sorted(self.layout):
+            chain.add_data(at, data)
+        if not hmac.compare_digest(digest, chain.digest):
+            raise BadMeasurement(
+                "a digest that covers addresses is not the owner's: something lies where it should not"
+            )
 
     def check(
         self, session: Measuring, receipt: LaunchReceipt, expected: Expectation | None = None

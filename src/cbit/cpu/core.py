@@ -24,6 +24,7 @@ from cbit.cpu.engine.processor import Context
 from cbit.cpu.faults import GeneralProtection, InvalidOpcode, PageFault, WrongCoreMode
 from cbit.cpu.guest_view import GuestView
 from cbit.cpu.host_tables import HostTables, HostTranslator
+from cbit.cpu.mitigations import NONE, Mitigations
 from cbit.cpu.mmu import Mmu, Request
 from cbit.cpu.msr import Hwcr, Msr, MsrFile, Syscfg
 from cbit.cpu.paging import Access, Kind
@@ -53,6 +54,7 @@ class Core:
         mmio: device registers.
         tlb: the TLB, when two logical cores share one.
         engine: makes what executes guests; None: this core only walks and checks.
+        mitigations: rules that the first generations do not have.
         trace: who hears what happened.
 
     Attributes:
@@ -69,6 +71,7 @@ class Core:
         mmio: Sequence[range] = (),
         tlb: Tlb | None = None,
         engine: Callable[[], Engine] | None = None,
+        mitigations: Mitigations = NONE,
         trace: Trace = SILENT,
     ) -> None:
         """Come out of reset: paging off, encryption off."""
@@ -79,13 +82,14 @@ class Core:
         self._port = PhysicalPort(memory, mmio=mmio)
         self._asid_usable = asid_usable
         self._trace = trace
+        self._mitigations = mitigations
         self._make_engine = engine
         self._engine: Engine | None = None
         self.reset()
 
     def reset(self) -> None:
         """Put registers and translations into their reset state; caches and DRAM are not touched."""
-        self._msrs = MsrFile(self.features, self._trace)
+        self._msrs = MsrFile(self.features, self._trace, mitigations=self._mitigations)
         self._guest: GuestView | None = None
         self._side: HostSide | None = None
         self._entered = -1  # the VMCB whose address was found to be one
@@ -413,6 +417,7 @@ class Core:
             encryption_on=self.encryption_on,
             smm_lock=bool(self._msrs[Msr.HWCR] & Hwcr.SMM_LOCK),
             asid_usable=self._asid_usable,
+            mitigations=self._mitigations,
         )
 
     def _host_side(self) -> HostSide:

@@ -18,6 +18,7 @@ from typing import Final
 from cbit.cpu.control import Efer
 from cbit.cpu.cpuid import Encryption, EncryptionFeatures
 from cbit.cpu.faults import GeneralProtection
+from cbit.cpu.mitigations import NONE, Mitigations
 from cbit.spec.errors import NotModelled
 from cbit.trace import SILENT, Trace
 
@@ -146,9 +147,12 @@ REGISTERS: Final[Mapping[Msr, Register]] = MappingProxyType(
 class MsrFile:
     """The registers of one core, as the host accesses them.  Mutable."""
 
-    def __init__(self, features: EncryptionFeatures, trace: Trace = SILENT) -> None:
+    def __init__(
+        self, features: EncryptionFeatures, trace: Trace = SILENT, *, mitigations: Mitigations = NONE
+    ) -> None:
         """Put every register into its reset state."""
         self._features = features
+        self._stays = {Msr.HWCR: int(Hwcr.INVD_TO_WBINVD)} if mitigations.invd_stays_converted else {}
         self._trace = trace
         self._values = {number: int(register.reset) for number, register in REGISTERS.items()}
 
@@ -191,7 +195,7 @@ class MsrFile:
         if changed := (value ^ old) & register.kept:
             self._trace.emit("cpu.msr", f"{msr.name}: bits without effect in this model", changed=changed)
         if register.host is Host.READS_AND_WRITES:
-            self._values[msr] = value | (old & register.locks)
+            self._values[msr] = value | (old & (register.locks | self._stays.get(msr, 0)))
         return old
 
     def _find(self, number: int) -> tuple[Msr, Register]:

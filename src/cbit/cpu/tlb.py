@@ -38,6 +38,25 @@ class TlbControl(IntEnum):
     THIS_ASID_NON_GLOBAL = 7
 
 
+class LastRuns:
+    """Which VMCB ran last under each ASID, on one core.
+
+    Mutable.
+    """
+
+    def __init__(self) -> None:
+        self._vmcbs: dict[int, int] = {}
+
+    def flush_for(self, asid: int, vmcb_at: int, asked: TlbControl) -> TlbControl:
+        """Note that a VMCB runs under an ASID, and return what is flushed if the core sees to it itself.
+
+        Paper: memory-encryption.md §7 rules 3 and 4 (here by VMCB: `cbit.cpu.mitigations`).
+        """
+        another = self._vmcbs.get(asid, vmcb_at) != vmcb_at
+        self._vmcbs[asid] = vmcb_at
+        return TlbControl.THIS_ASID if another and asked is not TlbControl.ALL_ASIDS else asked
+
+
 @dataclass(frozen=True, slots=True)
 class Tag:
     """Whose translation an entry is."""

@@ -14,6 +14,7 @@ from typing import Final
 
 from cbit.cpu.control import AddressRules, Controls, Efer, PagingMode
 from cbit.cpu.cpuid import Encryption, EncryptionFeatures
+from cbit.cpu.mitigations import NONE, Mitigations
 from cbit.cpu.tlb import TlbControl, VmMode
 from cbit.spec.address import PAGE
 from cbit.spec.errors import NotModelled
@@ -85,6 +86,7 @@ class HostState:
     encryption_on: bool
     smm_lock: bool
     asid_usable: AsidUsable
+    mitigations: Mitigations = NONE
 
 
 def vm_mode(vmcb: Vmcb, *, encryption_on: bool) -> VmMode:

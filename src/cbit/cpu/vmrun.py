@@ -12,7 +12,7 @@ from cbit.cpu.guest_view import GuestHost, GuestView
 from cbit.cpu.mmu import Mmu
 from cbit.cpu.nested import NestedWalker, World
 from cbit.cpu.physical import PhysicalPort
-from cbit.cpu.tlb import Tag, Tlb, VmMode
+from cbit.cpu.tlb import LastRuns, Tag, Tlb, VmMode
 from cbit.cpu.vmcb import CLEAN_ASID, Enable, HostState, Vmcb, guest_rules, refusal, require_modelled, vm_mode
 from cbit.spec.address import PAGE, Spa
 from cbit.spec.key_id import KeyId
@@ -42,11 +42,15 @@ class LastVmcb:
     """What a core remembers of the VMCB that ran last: its ASID, while clean bit 2 vouches for it.
 
     Mutable.
+
+    Attributes:
+        runs: the last VMCB of each ASID, for a core that flushes when it is another.
     """
 
     def __init__(self) -> None:
         self._spa: Spa | None = None
         self._asid = 0
+        self.runs = LastRuns()
 
     def with_asid(self, vmcb: Vmcb, spa: Spa) -> Vmcb:
         """Return the VMCB with the ASID that this VMRUN uses.
@@ -82,8 +86,11 @@ def vmrun(
         raise VmexitInvalid(why)
     require_modelled(vmcb, host)
     # 3. The flush that the VMCB asks for.  There is no other: hardware does not see that this VMCB is a
-    # new one.
-    tlb.flush(vmcb.tlb_control, core=core.index, asid=vmcb.asid)
+    # new one, if it has not learnt to.
+    control = vmcb.tlb_control
+    if host.mitigations.flushes_for_another_vcpu:
+        control = last.runs.flush_for(vmcb.asid, page.spa, control)
+    tlb.flush(control, core=core.index, asid=vmcb.asid)
     # 4. Enter.
     last.remember(vmcb, page.spa)
     world = _world(vmcb, host)

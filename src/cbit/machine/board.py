@@ -14,6 +14,7 @@ from typing import Final
 
 from cbit.cpu.core import Core
 from cbit.cpu.engine.engine import Engine
+from cbit.cpu.mitigations import NONE, Mitigations
 from cbit.cpu.msr import Hwcr, Msr, Syscfg
 from cbit.crypto.entropy import Entropy, SystemEntropy
 from cbit.crypto.memory_modes import KEY_BYTES, Mode
@@ -59,6 +60,7 @@ class Options:
         memory_size: bytes of DRAM, a multiple of 4 KiB.
         cache_size: bytes of plaintext that the SoC may hold.
         mode: engine mode; None for the profile's default.
+        mitigations: rules of its cores that the first generations do not have.
         entropy: where all randomness of this machine comes from.
         trace: who watches.
     """
@@ -66,6 +68,7 @@ class Options:
     memory_size: int = 64 * MIB
     cache_size: int = 32 * MIB
     mode: Mode | None = None
+    mitigations: Mitigations = NONE
     entropy: Entropy = field(default_factory=SystemEntropy)
     trace: Trace = field(default_factory=Trace)
 
@@ -218,6 +221,7 @@ class Machine:
             index=index,
             mmio=[range(MAILBOX_BAR, MAILBOX_BAR + MAILBOX_BAR_SIZE)],
             engine=self._new_engine,
+            mitigations=self._options.mitigations,
             trace=self.trace,
         )
 

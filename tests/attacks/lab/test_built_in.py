@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 
@@ -20,16 +21,20 @@ from cbit.attacks.lab.outcome import Mode
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand, Workshop
 from cbit.attacks.lab.tools import Registers, Runner, Tables, Thwarted, gpa_of
+from cbit.attacks.launch import launch
 from cbit.attacks.power import Power
 from cbit.attacks.tenant import expect_memory
 from cbit.cpu.engine.control_block import Exit
 from cbit.crypto.entropy import SeededEntropy
 from cbit.guest.builtin.image import image
-from cbit.guest.builtin.interface import IMAGE, SHOWN, Request
+from cbit.guest.builtin.interface import IMAGE, MEMORY, SHOWN, Request
+from cbit.hypervisor.host import Protection
+from cbit.hypervisor.vm import Vm
 from cbit.owner.errors import Unmeasurable
 from cbit.owner.measure import expect_sev
 from cbit.spec.address import BLOCK, MIB, PAGE
 from cbit.spec.errors import BadMeasurement
+from cbit.spec.policy import Policy
 
 
 @pytest.fixture
@@ -103,6 +108,34 @@ def test_blocks_change_places_and_the_digest_does_not() -> None:
         layout.begin_block(target, bytes.fromhex("0102030405060708"))
     with pytest.raises(Thwarted, match="is nowhere"):
         layout.anywhere(bytes.fromhex("0102030405060708"))
+
+
+def test_an_owner_who_wants_addresses_gives_nothing_for_another_layout(stand: Stand) -> None:
+    kernel = SeededEntropy("two pages").draw(2 * PAGE)
+    honest = stand.built_in(bytes(BLOCK), kernel=kernel, addresses=True)
+    assert kernel == honest.peek(KERNEL, len(kernel))
+    honest.end()
+    in_pieces = [(IMAGE, image()), (KERNEL, kernel[:PAGE]), (KERNEL + PAGE, kernel[PAGE:])]
+    stand.built_in(bytes(BLOCK), kernel=kernel, pieces=in_pieces, addresses=True).end()
+    for moved in (
+        [(IMAGE, image()), (KERNEL + PAGE, kernel[:PAGE]), (KERNEL, kernel[PAGE:])],
+        [(IMAGE, image()), (KERNEL + BLOCK, kernel[:BLOCK]), (KERNEL, kernel[BLOCK : 2 * BLOCK]),
+         (KERNEL + 2 * BLOCK, kernel[2 * BLOCK :])],
+        [(IMAGE, image()), (MEMORY, kernel)],
+    ):  # fmt: skip
+        assert image() + kernel == b"".join(data for _, data in moved)  # plain SEV's digest is the same
+        with pytest.raises(BadMeasurement, match="a digest that covers addresses is not the owner's"):
+            stand.built_in(bytes(BLOCK), kernel=kernel, pieces=moved, addresses=True)
+
+
+def test_where_nobody_covers_addresses_such_an_owner_gives_nothing_at_all(stand: Stand) -> None:
+    guest = stand.built_in(bytes(BLOCK))
+    guest.end()
+    vm = Vm(stand.host, Protection.SEV)
+    vm.load_firmware(image())
+    tenant = dataclasses.replace(stand._tenant(Policy.NODBG), image=image(), layout=((IMAGE, image()),))
+    with pytest.raises(BadMeasurement, match="covers addresses"):
+        launch(vm, [(IMAGE, image())], b"", 0, tenant=tenant, entropy=stand.entropy)
 
 
 def test_told_a_wrong_c_bit_it_ends_before_it_says_a_word(stand: Stand) -> None:

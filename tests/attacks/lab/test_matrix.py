@@ -182,6 +182,16 @@ def test_a_victim_that_refuses_everybody_defends_nothing(
         run(named(name), workshop, mode=Mode.SEV, variant=variant, parameters=QUICK.get(name))
 
 
+@pytest.mark.parametrize(("name", "variant"), [("dropped-store", "converted"), ("withheld-flush", "flushed")])
+def test_a_rule_of_the_machine_is_not_the_adversarys_to_drop(
+    workshop: Workshop, name: str, variant: str
+) -> None:
+    attack = named(name)
+    on_another = dataclasses.replace(attack, setups={})  # the same attempt and victim, without the rule
+    assert Verdict.STOPPED is run(attack, workshop, mode=Mode.SEV, variant=variant).verdict
+    assert Verdict.SUCCEEDED is run(on_another, workshop, mode=Mode.SEV, variant=variant).verdict
+
+
 def test_every_defence_and_every_stop_is_named() -> None:
     for attack in ALL:
         assert all(defence.why and defence.shown for defence in attack.defences.values())

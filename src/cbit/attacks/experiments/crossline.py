@@ -15,10 +15,11 @@ from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Figure, Log
 from cbit.attacks.lab.outcome import Expectation, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Stand
-from cbit.attacks.lab.tools import Spoofed, gpa_of
+from cbit.attacks.lab.stand import Setup, Stand
+from cbit.attacks.lab.tools import Spoofed, Thwarted, gpa_of
 from cbit.attacks.power import Power
 from cbit.attacks.victim import SAYS, TEXT
+from cbit.cpu.mitigations import Mitigations
 from cbit.crypto.entropy import Entropy
 from cbit.guest.builtin.interface import IMAGE, MEMORY, RESULT, Request
 from cbit.spec.address import PAGE
@@ -254,8 +255,15 @@ def crossline_v2(hands: Hands, facts: Facts, log: Log) -> bytes:
         _VMSA,
         "TLB_ID in the VMSA: another virtual machine's entries do not match",
     ),
-    defences=_DEFENCES,
+    defences={
+        **_DEFENCES,
+        "flushed": stopped_by(
+            "the core flushes the ASID if another virtual CPU of it ran last, as SNP does by PCPU_ID",
+            shown="no translation of the victim's is left",
+        ),
+    },
     victim=sitter,
+    setups={"flushed": Setup(mitigations=Mitigations(flushes_for_another_vcpu=True))},
 )
 def crossline_tlb(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Switch a virtual machine that has no memory at all into SEV mode, under the ASID that ran last.
@@ -271,6 +279,8 @@ def crossline_tlb(hands: Hands, facts: Facts, log: Log) -> bytes:
     for at in places(facts, 16):
         cpu.registers["rip"], cpu.registers["rsi"], cpu.registers["rsp"] = load, at - LOADS_AT, NOWHERE
         cpu.runner.until(NPF)
+        if cpu.registers["rip"] == load:
+            raise Thwarted("the first fetch faults: no translation of the victim's is left")
         loot += struct.pack("<2Q", cpu.registers["rax"], cpu.registers["rcx"])
     log.step("an empty machine has executed loads of the victim's; the return behind them faults", loot)
     log.figure(

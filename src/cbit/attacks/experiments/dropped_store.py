@@ -9,9 +9,10 @@ from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.stand import Setup, Stand
 from cbit.attacks.lab.tools import Client, Runner
 from cbit.attacks.power import Power
+from cbit.cpu.mitigations import Mitigations
 
 RESULT = 0x21000  #: where the check's result is kept: 0 good, 1 denied
 
@@ -44,14 +45,7 @@ def gate(stand: Stand) -> Scene:
     guest.until_idle()
     planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == FIRST_PASSWORD
     serves = _asked(guest, FIRST_PASSWORD) == secret and not any(_asked(guest, b"anything else   "))
-    return Scene(
-        (secret,),
-        Facts({}),
-        guest,
-        planted=planted,
-        serves=serves,
-        hwcr_locked=stand.variant == "converted",
-    )
+    return Scene((secret,), Facts({}), guest, planted=planted, serves=serves)
 
 
 def _asked(guest: Guest, password: bytes) -> bytes:
@@ -83,6 +77,7 @@ def _asked(guest: Guest, password: bytes) -> bytes:
         )
     },
     victim=gate,
+    setups={"converted": Setup(mitigations=Mitigations(invd_stays_converted=True))},
 )
 def dropped_store(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Send a wrong password; when the victim has stored "denied" and leaves for an exit, execute INVD.
@@ -90,8 +85,8 @@ def dropped_store(hands: Hands, facts: Facts, log: Log) -> bytes:
     Everything that was worth keeping is written back before.  The victim's store lies in the cache only; INVD
     throws it away, memory still says "not denied", and that is what the victim loads.
     """
-    hands.dropper.allow()
-    log.step(f"HWCR bit 4 is cleared, and WBINVD writes {hands.caches.write_back()} pages back")
+    bit = "is cleared" if hands.dropper.allow() else "stays set, though it was written"
+    log.step(f"HWCR bit 4 {bit}, and WBINVD writes {hands.caches.write_back()} pages back")
     hands.client.put(b"I do not know it")
     hands.victim.until(CPUID)
     dropper = hands.dropper

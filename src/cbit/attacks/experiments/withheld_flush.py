@@ -8,10 +8,11 @@ from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
-from cbit.attacks.lab.stand import Stand
+from cbit.attacks.lab.stand import Setup, Stand
 from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.lab.two_cpus import PASSWORD, SERVICES_PAGE, TwoCpus, victim
 from cbit.attacks.power import Power
+from cbit.cpu.mitigations import Mitigations
 
 
 def two_cpus(stand: Stand) -> Scene:
@@ -22,20 +23,13 @@ def two_cpus(stand: Stand) -> Scene:
     secret, password = stand.entropy.draw(32), stand.entropy.draw(16)
     guest = stand.guest(victim(password), secret=secret)
     planted = guest.peek(SECRET, 32) == secret and guest.peek(SERVICES_PAGE, 16) == password
-    cpus = TwoCpus(guest, flushes=False)
+    cpus = TwoCpus(guest)
     answers = []
     for sent in (password, b"anything else   "):
         cpus.send(sent)
         answers.append(cpus.service(flush=True))
     serves = answers == [secret, bytes(len(secret))]
-    return Scene(
-        (secret,),
-        Facts({}),
-        guest,
-        planted=planted,
-        serves=serves,
-        tlb_flushes=stand.variant == "flushed",
-    )
+    return Scene((secret,), Facts({}), guest, planted=planted, serves=serves)
 
 
 _ATTEMPTS = 20
@@ -56,11 +50,12 @@ _OTHERWISE = does_not_apply("the hypervisor reads the memory of such a guest by 
     },
     defences={
         "flushed": stopped_by(
-            "the flush of the ASID at VMRUN, which SNP's hardware forces by PCPU_ID",
+            "the core flushes the ASID if another virtual CPU of it ran last, as SNP does by PCPU_ID",
             shown="the service has looked its password up anew",
         )
     },
     victim=two_cpus,
+    setups={"flushed": Setup(mitigations=Mitigations(flushes_for_another_vcpu=True))},
 )
 def withheld_flush(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Run a program that maps a page of its own where the service has its password; then run the service.

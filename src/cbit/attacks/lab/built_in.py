@@ -58,6 +58,7 @@ def boot_built_in(
     tenant: Tenant,
     entropy: Entropy,
     pieces: Sequence[tuple[int, bytes]] | None = None,
+    addresses: bool = False,
 ) -> BuiltIn:
     """Launch the guest up to its first instruction.
 
@@ -70,6 +71,7 @@ def boot_built_in(
         entropy: the owner's randomness.
         pieces: what the host loads and measures, in this order, each at its guest address; by default the
             image and the kernel, as the owner means it.
+        addresses: its owner wants a digest that covers addresses.
 
     Raises:
         FirmwareError, BadMeasurement, Untrusted: the launch fails.
@@ -83,7 +85,12 @@ def boot_built_in(
     if kernel:
         vm.add_memory(Gpa(KERNEL), len(kernel))
         whole = [*whole, (KERNEL, kernel)]
-    tenant = replace(tenant, image=firmware + kernel, expected=expect_memory(firmware + kernel))
+    tenant = replace(
+        tenant,
+        image=firmware + kernel,
+        expected=expect_memory(firmware + kernel),
+        layout=tuple(whole) if addresses else (),
+    )
     pieces = whole if pieces is None else pieces
     sev = install(vm, pieces, secrets, SECRET, tenant=tenant, entropy=entropy)
     small = SmallGuest(vm, reset_state())

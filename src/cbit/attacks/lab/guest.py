@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cbit.attacks.lab.assemble import assemble
+from cbit.attacks.lab.attested import digest_of
 from cbit.attacks.launch import launch
 from cbit.attacks.tenant import Tenant, expect_memory
 from cbit.cpu.engine.control_block import REQUIRED, At, Exit, Intercept
@@ -328,7 +329,15 @@ def install(
     for at, data in pieces:
         vm.load(Gpa(at), data)
     if vm.protection is Protection.SEV:
-        return launch(vm, pieces, secret, secret_at, tenant=tenant, entropy=entropy)
+        return launch(
+            vm,
+            pieces,
+            secret,
+            secret_at,
+            tenant=tenant,
+            entropy=entropy,
+            attest=lambda sev: digest_of(sev, pieces),
+        )
     if secret:
         vm.load(Gpa(secret_at), secret)
     return None

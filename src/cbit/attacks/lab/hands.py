@@ -87,7 +87,7 @@ class Hands:
     def dropper(self) -> Dropper:
         """INVD, and HWCR (p7)."""
         self._take(Power.DROP_CACHES)
-        return Dropper(self._host, self._victim(), locked=self._scene.hwcr_locked)
+        return Dropper(self._host, self._victim())
 
     @property
     def tables(self) -> Tables:
@@ -169,7 +169,7 @@ class Hands:
         """Two virtual CPUs of the victim's (p6), and an unprivileged program on one of them (A15)."""
         self._take(Power.WITHHOLD_FLUSH)
         self._take(Power.PROCESS)
-        return TwoCpus(self._victim(), flushes=self._scene.tlb_flushes)
+        return TwoCpus(self._victim())
 
     def launch(self, pieces: Sequence[tuple[int, bytes]]) -> None:
         """Launch the victim by one LAUNCH_UPDATE_DATA for each piece, at the adversary's places (p12).

@@ -61,8 +61,6 @@ class Scene:
         planted: whether the secrets are where they belong: the positive control, asked before the attempt.
         serves: whether the victim has done its work for honest people, with the defence if there is one: the
             other control, for a victim that does nothing stops every attack.
-        hwcr_locked: whether the processor ignores a write that would let INVD lose dirty lines.
-        tlb_flushes: whether the processor flushes the TLB for each virtual CPU by itself.
         launcher: starts the victim as the adversary wants it, if it is the adversary who launches it.
         measure: figures of the judge's, who can compare the loot with what the victim really holds.
     """
@@ -72,7 +70,5 @@ class Scene:
     guest: Victim | None = None
     planted: bool = False
     serves: bool = False
-    hwcr_locked: bool = False
-    tlb_flushes: bool = False
     launcher: Launcher | None = None
     measure: Measure = lambda _: ()

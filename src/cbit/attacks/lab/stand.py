@@ -18,6 +18,7 @@ from cbit.attacks.lab.linux_victim import LinuxVictim, NoLinux, boot_linux
 from cbit.attacks.lab.outcome import Mode
 from cbit.attacks.linux_owner import OwnersFiles, initramfs
 from cbit.attacks.tenant import Tenant
+from cbit.cpu.mitigations import NONE, Mitigations
 from cbit.crypto.entropy import Entropy, SeededEntropy
 from cbit.crypto.memory_modes import Mode as EngineMode
 from cbit.guest.linux.files import LinuxFiles
@@ -43,12 +44,14 @@ class Setup:
         engine: mode of its AES engine; None for the profile's default.
         memory: bytes of DRAM.
         cache: bytes of plaintext that the chip may hold.
+        mitigations: rules of its cores that the first generations do not have.
     """
 
     profile: str = "naples"
     engine: EngineMode | None = EngineMode.XEX
     memory: int = 16 * MIB
     cache: int = MIB
+    mitigations: Mitigations = NONE
 
 
 class Workshop:
@@ -144,6 +147,7 @@ class Stand:
             memory_size=setup.memory,
             cache_size=setup.cache,
             mode=setup.engine,
+            mitigations=setup.mitigations,
             entropy=SeededEntropy(f"machine {seed}"),
         )
         self.machine = Machine(self._state, options)
@@ -189,6 +193,7 @@ class Stand:
         kernel: bytes = b"",
         policy: Policy = Policy.NODBG,
         pieces: Sequence[tuple[int, bytes]] | None = None,
+        addresses: bool = False,
     ) -> BuiltIn:
         """Launch the built-in guest as its protection wants it; it has not run yet.
 
@@ -197,6 +202,7 @@ class Stand:
             kernel: what is measured with it.
             policy: what its owner asks for.
             pieces: how the host loads it, if not as its owner means it.
+            addresses: its owner wants a digest that covers addresses.
         """
         return boot_built_in(
             self.host,
@@ -206,6 +212,7 @@ class Stand:
             tenant=self._tenant(policy),
             entropy=self.entropy,
             pieces=pieces,
+            addresses=addresses,
         )
 
     def linux(self) -> tuple[LinuxVictim, OwnersFiles]:

@@ -86,15 +86,15 @@ class Dropper:
         lost: lines of the victim's that are not what they were before the last INVD.
     """
 
-    def __init__(self, host: Host, guest: Victim, *, locked: bool) -> None:
-        self._host, self._guest, self._locked = host, guest, locked
+    def __init__(self, host: Host, guest: Victim) -> None:
+        self._host, self._guest = host, guest
         self._core = host.machine.cores[0]
         self.lost = 0
 
-    def allow(self) -> None:
-        """Clear HWCR's INVD-to-WBINVD bit; a processor that keeps it set ignores the write."""
-        if not self._locked:
-            self._core.wrmsr(Msr.HWCR, self._core.rdmsr(Msr.HWCR) & ~int(Hwcr.INVD_TO_WBINVD))
+    def allow(self) -> bool:
+        """Clear HWCR's INVD-to-WBINVD bit, and say whether it is clear then."""
+        self._core.wrmsr(Msr.HWCR, self._core.rdmsr(Msr.HWCR) & ~int(Hwcr.INVD_TO_WBINVD))
+        return not self._core.rdmsr(Msr.HWCR) & Hwcr.INVD_TO_WBINVD
 
     def invd(self) -> int:
         """INVD: pages that left the caches.

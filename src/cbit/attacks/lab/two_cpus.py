@@ -75,11 +75,10 @@ class TwoCpus:
 
     Args:
         guest: the victim.
-        flushes: the processor flushes by itself when another virtual CPU runs.
     """
 
-    def __init__(self, guest: Victim, *, flushes: bool) -> None:
-        self._guest, self._flushes = guest, flushes
+    def __init__(self, guest: Victim) -> None:
+        self._guest = guest
         self._program = self._cpu(PROGRAMS_TABLES, _PROGRAM)
         self._service = self._cpu(SERVICES_TABLES, _SERVICE)
 
@@ -102,8 +101,8 @@ class TwoCpus:
         return vm.host.read(self._guest.spa(SHARED + PAGE), _SECRET_SIZE, c=vm.c)
 
     def _run(self, cpu: VirtualCpu, *, flush: bool) -> None:
-        """VMRUN until it halts; if nobody asks for a flush, hardware does not see to it."""
-        if flush or self._flushes:
+        """VMRUN until it halts, and ask for a flush or not."""
+        if flush:
             cpu.flush()
         exit = cpu.run()
         if exit.code != HLT:

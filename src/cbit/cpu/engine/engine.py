@@ -54,7 +54,7 @@ from cbit.cpu.faults import (
 from cbit.cpu.host_tables import HostTranslator
 from cbit.cpu.msr import SevStatus
 from cbit.cpu.paging import Access, Kind
-from cbit.cpu.tlb import TlbControl, VmMode
+from cbit.cpu.tlb import LastRuns, TlbControl, VmMode
 from cbit.crypto.entropy import Entropy
 from cbit.memory.lending import SlotLender
 from cbit.spec.address import PAGE, Spa
@@ -105,6 +105,7 @@ class Engine:
         self._turn: Turn | None = None
         self._checks = Checks(trace)
         self._last: Turn | None = None
+        self._runs = LastRuns()
         self._loan = BlockLoan(self._processor, lender)
         self._window = lender.window
         self.exits: dict[int, int] = {}
@@ -271,7 +272,10 @@ class Engine:
         key = host_key(HostSituation.WITH_PAE if host.state.encryption_on else HostSituation.OFF, c=c)
         block = ControlBlock(host.port, spa, key)
         checked = self._checks.accept(block, host)
-        self._shadow.flush(checked.tlb_control, asid=checked.asid)
+        control = checked.tlb_control
+        if host.state.mitigations.flushes_for_another_vcpu:
+            control = self._runs.flush_for(checked.asid, spa, control)
+        self._shadow.flush(control, asid=checked.asid)
         space = self._shadow.space(
             checked.asid,
             checked.mode,
