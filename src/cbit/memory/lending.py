@@ -20,6 +20,11 @@ from cbit.spec.address import PAGE, Spa
 from cbit.spec.key_id import KeyId
 
 CLUSTER: Final = 16  #: pages that are brought in together at most, aligned
+#: Bytes of a cache in which guests can execute: an eviction empties the TLB, so the pages that an instruction
+#: needs must be there together, each with three page tables of its own.  The worst in long mode is a far call
+#: through a gate: code, operand, gate, descriptor, task state and stack, each across the border of two pages.
+#: That is 12 * 4 pages, the top table, and the VMCB: 50.
+LEAST_CACHE: Final = 64 * PAGE
 _ROOM_FOR: Final = 4  # that many clusters a cache shall hold
 _LEAST: Final = 32  # pages of a cache in which neighbours do more good than harm
 

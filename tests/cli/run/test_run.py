@@ -66,6 +66,19 @@ def test_a_text_that_does_not_come_times_out(run: Run) -> None:
     assert "cbit run: time-out: the guest still runs after 0.2 s" in ran.err
 
 
+@MODES
+def test_the_smallest_cache_does(run: Run, mode: str) -> None:
+    ran = run(kernels.small(BYE), "--mode", mode, "--cache", "256K")
+    assert (0, "bye\r\n", 256 << 10) == (ran.code, ran.out, ran.report["cache_size"])
+
+
+def test_a_guest_that_gets_nowhere_times_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cbit.cli.run.LEAST_CACHE", 4096)  # no room for code and data at once
+    ran = run(kernels.small(kernels.reads(PLANTED_AT) + BYE), "--cache", "8K", "--timeout", "0.5")
+    assert (1, "timeout", "") == (ran.code, ran.report["end"], ran.out)
+    assert ran.report["executed_blocks"] <= 1
+
+
 @pytest.mark.parametrize(
     ("code", "end", "words"),
     [

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,6 +63,13 @@ def read_until(descriptor: int, text: bytes) -> bytes:
     return seen
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - begun < PATIENCE
+        time.sleep(0.05)
+
+
 @contextmanager
 def on(terminal: tuple[int, int], command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Start it as the foreground job of a terminal of its own."""
@@ -111,6 +118,60 @@ def test_a_signal_ends_the_run_in_order(
     assert before == termios.tcgetattr(terminal[1])
     report = json.loads((tmp_path / "report.json").read_text())
     assert ("interrupted", f"interrupted by {number.name}") == (report["end"], report["why"])
+
+
+STALLS = kernels.reads(0x60_0000) + kernels.POWER_OFF + kernels.HALT
+TINY_CACHE = """
+import sys
+from cbit.cli import main, run
+run.LEAST_CACHE = 4096  # what nobody may ask for: a page for the code, and none for what it reads
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("end", ["Ctrl-A x", "SIGTERM"])
+def test_a_guest_that_gets_nowhere_can_be_ended(
+    command: list[str], terminal: tuple[int, int], tmp_path: Path, end: str
+) -> None:
+    (tmp_path / "kernel").write_bytes(kernels.small(STALLS))
+    words = [sys.executable, "-c", TINY_CACHE, *command[3:], "--cache", "8K"]
+    before = termios.tcgetattr(terminal[1])
+    with on(terminal, words) as child:
+        wait_until(lambda: before != termios.tcgetattr(terminal[1]))
+        if end == "SIGTERM":
+            child.send_signal(signal.SIGTERM)
+        else:
+            os.write(terminal[0], b"\x01x")
+        assert 130 == child.wait(PATIENCE)
+    assert before == termios.tcgetattr(terminal[1])
+    assert end in json.loads((tmp_path / "report.json").read_text())["why"]
+
+
+HANGS = """
+import os, time
+from cbit.cli.run.terminal import Keyboard, ending_signals
+keyboard = Keyboard(0)
+with ending_signals(lambda name: os.write(1, name.encode()), restore=keyboard.restore), keyboard.raw():
+    os.write(1, b"raw ")
+    while True:
+        time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_terminal_is_restored_when_a_second_signal_kills(
+    terminal: tuple[int, int], number: signal.Signals
+) -> None:
+    before = termios.tcgetattr(terminal[1])
+    with on(terminal, [sys.executable, "-c", HANGS]) as child:
+        read_until(terminal[0], b"raw ")
+        assert before != termios.tcgetattr(terminal[1])
+        child.send_signal(number)
+        read_until(terminal[0], number.name.encode())
+        assert before != termios.tcgetattr(terminal[1])
+        child.send_signal(number)
+        assert -number == child.wait(PATIENCE)
+    assert before == termios.tcgetattr(terminal[1])
 
 
 def test_what_comes_through_a_pipe_is_typed_once_the_guest_listens(command: list[str]) -> None:

@@ -119,7 +119,8 @@ def test_every_supported_wheel_runs_the_rules_of_memory(version: str, tmp_path: 
     paths = os.pathsep.join([str(tmp_path), str(root / "src"), str(root / "tests")])
     here = Path(__file__).parent
     tests = [
-        here / f"test_{name}.py" for name in ("memory_rules", "exits", "stale_code", "determinism", "strings")
+        here / f"test_{name}.py"
+        for name in ("memory_rules", "exits", "stale_code", "determinism", "strings", "least_cache")
     ]
     check = f"""
 from cbit.cpu.engine.library import library

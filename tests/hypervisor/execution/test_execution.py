@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cbit.cpu.faults import VmexitInvalid
@@ -9,7 +11,8 @@ from cbit.hypervisor.execution import cpuid, vcpu
 from cbit.hypervisor.execution.exits import Next, Stop
 from cbit.hypervisor.execution.monitor import Progress, run
 from cbit.hypervisor.host import Host, Protection
-from cbit.spec.address import Gpa
+from cbit.spec.address import MIB, PAGE, Gpa
+from cbit.testing.worlds import a_host, a_machine, a_state
 from hypervisor.execution.worlds import CODE_AT, IDT_AT, START, Power, Room, a_room
 from hypervisor.worlds import account
 
@@ -270,4 +273,14 @@ def test_an_interrupt_that_is_withdrawn_leaves_no_open_window(host: Host) -> Non
     run([room.monitor])
     assert room.output(0x80) == b"x"
     assert room.exits.counts.get(0x64, 0) == 0
+    room.end()
+
+
+def test_a_guest_that_gets_nowhere_ends_its_turn(tmp_path: Path) -> None:
+    tiny = a_host(a_machine(a_state(tmp_path / "machine"), memory_size=32 * MIB, cache_size=2 * PAGE))
+    room = a_room(tiny, "mov eax, [0x20000]; mov al, 'x'; out 0x80, al; cli; hlt")
+    for _ in range(2):
+        assert room.monitor.turn(1000) is Progress.RAN
+        assert room.vcpu.rip == CODE_AT
+    assert room.exits.counts == {0x60: 2}
     room.end()

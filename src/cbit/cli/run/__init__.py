@@ -16,6 +16,7 @@ from cbit.cli.envelope import Outcome
 from cbit.cli.owner.arguments import policy
 from cbit.cli.parser import Parser
 from cbit.cli.sizes import in_words, size
+from cbit.memory.lending import LEAST_CACHE
 from cbit.spec.address import PAGE
 from cbit.spec.errors import NotModelled
 
@@ -87,7 +88,7 @@ def configure(parser: Parser) -> None:
         type=size,
         default=32 * MIB,
         metavar="SIZE",
-        help="plaintext that it may hold (default: 32M)",
+        help="plaintext that it may hold (default: 32M; at least 256K)",
     )
     machine.add_argument("--seed", type=int, metavar="N", help="the same bytes and blocks on every run")
     ending = parser.add_argument_group("the end, and what is left")
@@ -155,8 +156,9 @@ def _refuse(args: Namespace) -> None:
         raise NotModelled(
             "--firmware: guest firmware is not executed yet; give --kernel, which is booted directly"
         )
-    if args.cache < PAGE or args.cache % PAGE:
-        raise ValueError(f"--cache {in_words(args.cache)}: whole pages of {PAGE} bytes, one at least")
+    if args.cache < LEAST_CACHE or args.cache % PAGE:
+        least = f"{in_words(LEAST_CACHE)} at least, for one instruction may need so many at once"
+        raise ValueError(f"--cache {in_words(args.cache)}: whole pages of {PAGE} bytes, and {least}")
     for name in ("report", "dump_dram"):
         path: Path | None = getattr(args, name)
         if path is not None and not path.absolute().parent.is_dir():

@@ -44,6 +44,11 @@ class Keys:
         """Wait until something is typed, or so long."""
         return self._keyboard.wait(seconds)
 
+    def look(self) -> None:
+        """Take what a terminal has typed, although no guest asks for it: one that hangs never does."""
+        if self._keyboard.is_terminal:
+            self._sort(self._keyboard.typed())
+
     def of(self, number: int) -> Callable[[], bytes]:
         """Give what a guest calls for the bytes that were typed since its last call; it never waits."""
 

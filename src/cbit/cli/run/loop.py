@@ -151,6 +151,7 @@ class Loop:
         while running := [seat for seat in self._seats if seat.ending is None]:
             progress = [self._turn(seat) for seat in running]
             running = [seat for seat in running if seat.ending is None]
+            self._keys.look()
             common = self._asked_for()
             if common is None and deadline is not None and self._seconds() >= deadline:
                 common = Ending(End.TIMEOUT, f"time-out: the guest still runs after {self._timeout:g} s")

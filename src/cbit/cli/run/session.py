@@ -267,7 +267,12 @@ def _execute(
         seats, clock, keys=outside.keys, meter=meter, seconds=outside.seconds, timeout=outside.timeout
     )
     counted, begun, from_ns = meter(), outside.seconds(), clock.ns
-    with outside.keyboard.raw(), ending_signals(loop.interrupt), _settled_objects():
+    keyboard = outside.keyboard
+    with (
+        ending_signals(loop.interrupt, restore=lambda: keyboard.restore(at_once=True)),
+        keyboard.raw(),
+        _settled_objects(),
+    ):
         loop.run()
         for console in outside.consoles:
             console.flush()

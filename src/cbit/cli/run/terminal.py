@@ -35,6 +35,7 @@ class Keyboard:
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
+        self._before: tuple[int, list[Any]] | None = None  # a terminal, and how it was
         self.is_terminal = descriptor is not None and _is_ours(descriptor)
         if descriptor is not None and os.isatty(descriptor) and not self.is_terminal:
             self._descriptor = None  # a job in the background: reading would stop it
@@ -75,14 +76,24 @@ class Keyboard:
         if not self.is_terminal or self._descriptor is None:
             yield
             return
-        descriptor = self._descriptor
-        before = termios.tcgetattr(descriptor)
+        self._before = (self._descriptor, before := termios.tcgetattr(self._descriptor))
         try:
-            termios.tcsetattr(descriptor, termios.TCSANOW, _raw(before))
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, _raw(before))
             yield
         finally:
-            with suppress(termios.error):  # the terminal has gone away: there is nothing to restore
-                termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+            self.restore()
+
+    def restore(self, *, at_once: bool = False) -> None:
+        """Give a terminal back as it was, if it is raw.
+
+        Args:
+            at_once: not only when everything that was printed has been shown.
+        """
+        if self._before is None:
+            return
+        (descriptor, before), self._before = self._before, None
+        with suppress(termios.error):  # the terminal has gone away: there is nothing to restore
+            termios.tcsetattr(descriptor, termios.TCSANOW if at_once else termios.TCSADRAIN, before)
 
 
 def _is_ours(descriptor: int) -> bool:
@@ -113,18 +124,24 @@ def _raw(before: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def ending_signals(end: Callable[[str], None]) -> Iterator[None]:
+def ending_signals(end: Callable[[str], None], *, restore: Callable[[], None]) -> Iterator[None]:
     """Let signals end the run in order; the second one of a kind does what it always does.
 
     Args:
         end: is told which signal came.
+        restore: is called before a second one ends the process at once.
     """
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    came: set[int] = set()
 
     def heard(number: int, _frame: FrameType | None) -> None:
-        which = signal.Signals(number)
-        signal.signal(which, before[which] or signal.SIG_DFL)
-        end(which.name)
+        if number not in came:
+            came.add(number)
+            end(signal.Signals(number).name)
+            return
+        restore()  # what follows may end the process here and now
+        signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+        signal.raise_signal(number)
 
     for number in _SIGNALS:
         if before[number] != signal.SIG_IGN:  # nohup: it stays ignored

@@ -37,6 +37,7 @@ MSRPM_SIZE: Final = 2 * PAGE
 
 REGISTERS: Final = 16
 RAX, RCX, RDX, RBX, RSP = range(5)
+CODE_ROOM: Final = 256 << 20  #: bytes of translated code; where they are used up, all of it is made anew
 TSC_PER_BLOCK: Final = 32  # MODEL CHOICE: how far the time-stamp counter goes in one block of guest code
 
 INTR: Final = 0x60  #: exit code of a physical interrupt
@@ -99,6 +100,9 @@ class Processor:
         lib, self._at, self._native = library(), layout(), native()
         package = lib.package
         self._uc: Any = package.Uc(package.UC_ARCH_X86, package.UC_MODE_64)
+        # First of all: code that is dropped leaves its room unused, and what comes next is put behind it.
+        room = package.UC_CTL_TCG_BUFFER_SIZE, package.UC_CTL_IO_WRITE, _U32(CODE_ROOM)
+        self._uc.ctl(*room)  # by number: 2.1.1 has no method for it
         self._uc.ctl_set_cpu_model(package.x86_const.UC_CPU_X86_EPYC_ROME)
         # Without this, address 0 would be where emulation ends.
         self._uc.ctl_exits_enabled(True)

@@ -41,6 +41,7 @@ _C: Final = 1 << VIEW_BITS
 # Plain numbers: flags of an enumeration cost more than what they decide.
 _TABLE, _FETCH, _STORE = int(PageFaultCode.TABLE), int(PageFaultCode.ID), int(PageFaultCode.W)
 _WRITABLE: Final = 1 << 1
+_CROWDED: Final = 64  # faults of one block, after which neighbours would push out what the block needs
 
 
 @dataclass(slots=True)
@@ -205,7 +206,8 @@ class Shadow:
         word = self._word(space, gpa | view)
         # Two meanings of one leaf: shared data and private code; allowed loads and forbidden fetches.
         two_keys = space.sev and not view and not space.vte
-        alone = two_keys or leaf.no_execute or leaf.size != PAGE
+        crowded = self._processor.state.stalls > _CROWDED
+        alone = two_keys or leaf.no_execute or leaf.size != PAGE or crowded
         near = None if alone else space.known.alike(space.nested, gpa, self._cluster)
         if near is not None:
             self._map_near(space, word, near, gpa=gpa, frame=frame, key=key, store=write)

@@ -20,6 +20,7 @@ from cbit.hypervisor.execution.msrs import GuestMsrs, NoSuchMsr
 from cbit.hypervisor.execution.state import ProcessorState
 
 RCX, RDX, RBX = 1, 2, 3
+INTR: Final = 0x60
 IOIO: Final = 0x7B
 _LOW: Final = 0xFFFF_FFFF
 _OSXSAVE_LEAF, _OSXSAVE_BIT, _OSXSAVE_CR4 = 0x1, 1 << 27, 1 << 18

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from cbit.hypervisor.execution.clock import NS_PER_BLOCK, PORT_NS, BlockClock
-from cbit.hypervisor.execution.exits import IOIO, Exits, Next, Ports, Stop
+from cbit.hypervisor.execution.exits import INTR, IOIO, Exits, Next, Ports, Stop
 from cbit.hypervisor.execution.state import ProcessorState
 
 SLICE: Final = 1_000_000  #: blocks (10 ms) after which another guest gets the core
@@ -90,6 +90,8 @@ class Monitor:
     def turn(self, blocks: int | None = None) -> Progress:
         """Let the guest execute until it sleeps, ends, or has had its share of the core.
 
+        A guest that cannot get on, as an instruction needs more pages than the cache holds, has had it too.
+
         Args:
             blocks: its share; None: until it sleeps or ends.
         """
@@ -113,12 +115,16 @@ class Monitor:
             until = now + _FOREVER_NS if event is None else event
             if end is not None and end < until:
                 until = end
-            done = vcpu.enter(blocks=-((now - until) // NS_PER_BLOCK) if until > now else 1)
+            until = max(until, now + 1)
+            done = vcpu.enter(blocks=-((now - until) // NS_PER_BLOCK))
             if done.code == IOIO:
                 clock.take(PORT_NS)
             then = self.exits.handle(done)
             if then is not Next.RUN or devices.power_event is not None:
                 self._after(then)
+            elif done.code == INTR and clock.ns < until:
+                # It faults and faults, and its clock stands: whoever gave the turn has one that does not.
+                return Progress.RAN
         return Progress.ENDED
 
     def _after(self, then: Next) -> None:

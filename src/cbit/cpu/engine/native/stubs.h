@@ -23,7 +23,7 @@ enum { VMCB_EXIT_INFO_2 = 0x080, VMCB_CR3 = 0x550, VMCB_EVENT_INJECTION = 0xA8, 
 enum { VIRTUAL_INTERRUPT = 0x100 };                /* in CPUState.interrupt_request */
 enum { HF_CPL = 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
        HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22 };
-enum { PATIENCE = 1 << 14 };                       /* faults of one block before a physical interrupt */
+enum { PATIENCE = 1 << 12 };                       /* faults of one block before a physical interrupt */
 enum { POOL_AREA, TABLES_AREA, HOST_AREA, AREAS };  /* of the engine's physical memory, as processor.py lays it out */
 enum { SHOTS = 16, LOOPS = 64, LINES = 64, LINE = 64, PAGE = 4096 };
 
