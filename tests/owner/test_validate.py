@@ -345,7 +345,7 @@ def test_sev_bits_forbid_where_snp_bits_allow(word: int, facts: Mapping[str, boo
 def test_a_launch_receipt_tells_its_measurement_only_to_who_has_the_key() -> None:
     digests = [bytes([n]) * 32 for n in range(3)]
     launch = a_launch(KEYS, digest=digests[1], build=7, api=ApiVersion(1, 51))
-    text = 'measurement = "' + digests[1].hex() + '"\n[minimum]\napi = "1.51"\nbuild = 7'
+    text = 'verified = false\nmeasurement = "' + digests[1].hex() + '"\n[minimum]\napi = "1.51"\nbuild = 7'
     assert [] == violations(text, of_launch_receipt(launch, tik=KEYS.tik, digests=digests))
     blind = violations(text, of_launch_receipt(launch))
     assert [f"measurement: {digests[1].hex()} is wanted, and this launch does not say it"] == blind
@@ -362,11 +362,15 @@ def test_a_checked_receipt() -> None:
     trusted = Measuring(KEYS, policy=1).check(launch.blob, expectation, api=launch.api, build=launch.build)
     assert trusted.receipt is not None
     found = of_checked_receipt(trusted.receipt)
-    text = f'evidence = "launch"\nmeasurement = "{expectation.digest.hex()}"\n[policy]\ndebug = false\n'
+    digest = expectation.digest.hex()
+    text = f'verified = false\nevidence = "launch"\nmeasurement = "{digest}"\n[policy]\ndebug = false\n'
     assert [] == violations(f'{text}[minimum]\napi = "1.51"\nbuild = 3', found)
     # No record of the session: nobody knows whether the chain was verified.
     assert 2 == len(violations("verified = true\nsimulated = false", found))
+    unsaid = "verified: this launch does not say for whom its keys were made"
+    assert [unsaid] == violations("verified = true", found)
+    assert [f"{unsaid} (by default; the file may say otherwise)"] == violations("minimum.build = 3", found)
     assert ["minimum: firmware API 1.51 build 3, wanted at least build 4"] == violations(
-        "minimum.build = 4", found
+        "verified = false\nminimum.build = 4", found
     )
     assert Kind.LAUNCH is found.kind

@@ -180,6 +180,9 @@ class CheckedReceipt:
         )
 
 
+#: Said of keys beside which no record of their session was found.
+NOT_RECORDED: Final = "platform not recorded: nobody knows whom these keys were made for"
+
 _VERIFIED_WORDS: Final[Mapping[bool | None, str]] = {
     True: "chain verified",
     False: "dangerously unverified",

@@ -193,3 +193,52 @@ def test_the_synthetic_case_as_commands(cli: Cli, tmp_path: Path) -> None:
             *("--raw", CASE / "secret_plain.bin", "--out", tmp_path),
         )[0]
     )
+
+
+def test_keys_without_a_record_of_their_session_are_said_to_be_nobodys(
+    cli: Cli, launch: Path, firmware: Path, reported: Path, tmp_path: Path
+) -> None:
+    (launch / "session.json").unlink()
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_bytes(PASSPHRASE)
+    checked = tmp_path / "unrecorded.json"
+    words = (*measure(launch, firmware, reported), "--policy", "1", "--receipt", checked)
+    said = "platform not recorded: nobody knows whom these keys were made for"
+    code, out, _ = cli.read(*words)
+    assert (0, True) == (code, said in out)
+    code, out, _ = cli.read(*seal(checked, launch, passphrase))
+    assert (0, said) == (code, out.splitlines()[0])
+    code, found = cli(*seal(checked, launch, passphrase))
+    assert (0, None, None) == (code, found["result"]["chain_verified"], found["result"]["platform"])
+    want = tmp_path / "wishes.toml"
+    want.write_text("[policy]\ndebug = false\n")
+    for evidence in (checked, reported):
+        validate = ("owner", "validate", evidence, "--tk", launch / "tmp_tk.bin", "--want", want)
+        code, found = cli(*validate)
+        assert (1, False) == (code, found["result"]["platform_recorded"])
+        assert ["verified: this launch does not say for whom its keys were made"] == [
+            why.split(" (by default")[0] for why in found["reasons"]
+        ]
+        assert said in cli.read(*validate)[1]
+    want.write_text("verified = false\n[policy]\ndebug = false\n")
+    assert 0 == cli(*validate)[0], "the file may say otherwise"
+    want.write_text("verified = true\n")
+    assert 1 == cli(*validate)[0]
+
+
+def test_a_record_tells_of_a_launch_receipt_too(
+    cli: Cli, launch: Path, firmware: Path, reported: Path, tmp_path: Path
+) -> None:
+    digest = cli("owner", "measure", "--mode", "sev", "--firmware", firmware)[1]["result"]["digest"]
+    want = tmp_path / "wishes.toml"
+    want.write_text(f"measurement = '{digest}'\nverified = true\nsimulated = true\n")
+    validate = ("owner", "validate", reported, "--tk", launch / "tmp_tk.bin", "--want", want)
+    code, found = cli(*validate)
+    assert (0, True, True) == (code, found["result"]["chain_verified"], found["result"]["platform_recorded"])
+    assert "not recorded" not in cli.read(*validate)[1]
+    want.write_text(f"measurement = '{'00' * 32}'\n")
+    reasons = cli(*validate)[1]["reasons"]
+    assert ["measurement", "verified"] == [why.split(":")[0] for why in reasons]
+    record = launch / "session.json"
+    record.write_text(record.read_text().replace('"verified":true', '"verified":false'))
+    assert 1 == cli(*validate)[0], "an edited record is none"

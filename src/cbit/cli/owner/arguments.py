@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # each reader loads what it reads: `measure` shares some of t
     from uuid import UUID
 
     from cbit.crypto.session import TransportKeys
+    from cbit.owner.receipt import SessionRecord
     from cbit.owner.verify.chain import Chain, Parts
     from cbit.spec.amd_certificate import AmdCert
     from cbit.spec.policy import ApiVersion
@@ -159,3 +160,16 @@ def transport_keys(path: Path) -> TransportKeys:
     if len(data) != 32:
         raise WireError(f"{path.name}: transport keys have 32 bytes (TEK then TIK), not {len(data)}")
     return TransportKeys.parse(data)
+
+
+def session_record(path: Path, keys: TransportKeys) -> SessionRecord | None:
+    """Read the record of a session that lies beside its keys; None if there is none.
+
+    Raises:
+        WireError, BadMeasurement: it was edited, or is another session's.
+    """
+    from cbit.owner import files
+    from cbit.owner.receipt import SessionRecord
+
+    beside = path.with_name(files.SESSION_RECORD)
+    return SessionRecord.from_json(read_limited(beside), keys.tik) if beside.is_file() else None

@@ -9,13 +9,13 @@ from typing import Any
 
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner import measure_output
-from cbit.cli.owner.arguments import SIMULATED, transport_keys
+from cbit.cli.owner.arguments import SIMULATED, session_record, transport_keys
 from cbit.crypto.session import TransportKeys
 from cbit.owner import files
 from cbit.owner.explain import Measurement
 from cbit.owner.files import read_limited
 from cbit.owner.measure import DirectLaunch, Launch, Mode
-from cbit.owner.receipt import CheckedReceipt, SessionRecord
+from cbit.owner.receipt import NOT_RECORDED, CheckedReceipt
 from cbit.owner.session import Measuring
 from cbit.owner.validate.launch import OLDEST_API, Minimum
 from cbit.spec.policy import ApiVersion, GuestPolicy, Policy
@@ -96,8 +96,7 @@ def _report(args: Namespace) -> Report:
 
 def _measuring(args: Namespace, keys: TransportKeys) -> Measuring:
     """Take the session up again, with its record if that lies beside the keys."""
-    beside = args.tk.with_name(files.SESSION_RECORD)
-    record = SessionRecord.from_json(read_limited(beside), keys.tik) if beside.is_file() else None
+    record = session_record(args.tk, keys)
     if args.policy is None and record is None:
         raise ValueError(f"--policy is wanted: there is no {files.SESSION_RECORD} beside {args.tk.name}")
     word = args.policy if args.policy is not None or record is None else record.policy
@@ -133,7 +132,7 @@ def _checked_lines(args: Namespace, result: dict[str, Any]) -> Iterator[str]:
     elif result["platform"]:
         yield f"platform      {result['platform']}"
     else:
-        yield f"platform      not recorded: there is no {files.SESSION_RECORD} beside the keys"
+        yield f"{NOT_RECORDED} (there is no {files.SESSION_RECORD} beside them)"
     yield f"verdict: {f'{SIMULATED}: ' if result['simulated'] else ''}the guest was launched from these files"
     for path in (args.receipt, args.toml):
         if path is not None:

@@ -13,7 +13,7 @@ from cbit.cli.parser import Parser
 from cbit.crypto.session import TransportKeys
 from cbit.owner import files, secret
 from cbit.owner.files import read_limited
-from cbit.owner.receipt import CheckedReceipt
+from cbit.owner.receipt import NOT_RECORDED, CheckedReceipt
 from cbit.owner.session import Measuring, Trusted
 from cbit.spec.secret_table import DISK_PASSPHRASE
 
@@ -108,6 +108,8 @@ def _result(trusted: Trusted, *, size: int, written: list[Path]) -> dict[str, An
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     if result["dangerously_unverified"]:
         yield "DANGEROUSLY UNVERIFIED: nobody checked what this packet was sealed for"
+    elif result["chain_verified"] is None:
+        yield NOT_RECORDED
     mark = f"{SIMULATED}: " if result["simulated"] else ""
     yield f"{mark}sealed {result['size']} bytes for the launch that measured {result['measure']}"
     if result["guest_address"] is not None:

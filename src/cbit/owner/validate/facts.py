@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from cbit.crypto.key import Key
 from cbit.crypto.measurement import measurement
-from cbit.owner.receipt import CheckedReceipt
+from cbit.owner.receipt import CheckedReceipt, SessionRecord
 from cbit.spec.attestation_report import AttestationReport
 from cbit.spec.policy import Policy, required_api
 from cbit.spec.receipt import LaunchReceipt
@@ -165,7 +165,11 @@ def of_sev_report(
 
 
 def of_launch_receipt(
-    receipt: LaunchReceipt, *, tik: Key | None = None, digests: Iterable[bytes] = ()
+    receipt: LaunchReceipt,
+    *,
+    tik: Key | None = None,
+    digests: Iterable[bytes] = (),
+    record: SessionRecord | None = None,
 ) -> Evidence:
     """Collect the facts of a platform's launch receipt.
 
@@ -176,10 +180,13 @@ def of_launch_receipt(
         receipt: what the platform says.
         tik: the session's integrity key; without it no measurement is told.
         digests: the digests to try, such as those that are wished for.
+        record: for whom the session was made; it tells of this launch only if the measurement is its own.
     """
     facts: dict[str, Any] = {"minimum.api": receipt.api, "minimum.build": receipt.build}
     if tik is not None:
         facts["measurement"] = next((d for d in digests if _is_measured(receipt, d, tik)), b"")
+    if record is not None and facts.get("measurement"):
+        facts |= {"verified": record.verified, "simulated": record.simulated}
     return _evidence(Kind.LAUNCH, facts | _sev_policy(receipt.policy))
 
 

@@ -186,6 +186,9 @@ UNASKED: Final[Mapping[str, Any]] = MappingProxyType(
 )
 
 
+_BY_DEFAULT: Final = " (by default; the file may say otherwise)"
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What an owner wants, by dotted key."""
@@ -206,15 +209,21 @@ class Wishes:
         """
         unasked = {name: value for name, value in UNASKED.items() if name in evidence.facts}
         found = []
+        silent = evidence.kind is Kind.LAUNCH and "verified" not in evidence.facts
         for name, wanted in ({**unasked, **self.wanted}).items():
             if name in {"minimum.build", "minimum.api"}:
                 continue
+            if name == "verified" and silent:
+                continue  # told below; false asks for nothing that could be told
             if name not in evidence.facts:
                 found.append(f"{name}: {_show(wanted)} is wanted, and this {evidence.kind} does not say it")
             elif not WISHES[name].holds(wanted, evidence.facts[name]):
-                aside = "" if name in self.wanted else " (by default; the file may say otherwise)"
+                aside = "" if name in self.wanted else _BY_DEFAULT
                 word = WISHES[name].word
                 found.append(f"{name}: {_show(evidence.facts[name])}, wanted {word}{_show(wanted)}{aside}")
+        if silent and self.wanted.get("verified", UNASKED["verified"]):
+            aside = "" if "verified" in self.wanted else _BY_DEFAULT
+            found.append(f"verified: this {evidence.kind} does not say for whom its keys were made{aside}")
         return [*found, *self._firmware_violations(evidence)]
 
     def _firmware_violations(self, evidence: Evidence) -> Iterator[str]:
