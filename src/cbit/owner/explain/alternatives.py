@@ -14,6 +14,7 @@ from operator import or_
 from typing import Any, Final
 
 from cbit.owner.explain import files
+from cbit.owner.explain.files import Watch, unwatched
 from cbit.owner.explain.trial import EMPTY_HASH, Trial
 from cbit.owner.measure import Image, Launch, Mode
 from cbit.owner.vmsa import CONVENTIONS, Variant
@@ -23,7 +24,7 @@ from cbit.spec.errors import WireError
 from cbit.spec.vmsa import SevFeatures
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is itself: they are told apart in sets
 class Alternative:
     """One change to what the owner says.
 
@@ -53,11 +54,19 @@ class File:
     data: bytes
 
 
-def alternatives(launch: Launch, others: Sequence[File]) -> Iterator[Alternative]:
-    """Give every alternative to a launch that is worth a try, the likeliest kinds first."""
+def alternatives(
+    launch: Launch, others: Sequence[File], *, watch: Watch = unwatched
+) -> Iterator[Alternative]:
+    """Give every alternative to a launch that is worth a try, the likeliest kinds first.
+
+    Args:
+        launch: what the owner says.
+        others: files that may have been used in place of those that were named.
+        watch: called now and then while something large is packed or unpacked; what it raises ends that.
+    """
     start = Trial.of(launch)
     for source in (_vmsa, _kernel_hashes, _command_line, _initrd, _kernel, _mode, _firmware):
-        for found in source(launch, start, others):
+        for found in source(launch, start, others, watch):
             if found.applied(start) != start:
                 yield found
 
@@ -79,7 +88,7 @@ def _signature(start: Trial, signature: int) -> Alternative:
     return Alternative("vCPU type", words, {"signature": signature})
 
 
-def _vmsa(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alternative]:
+def _vmsa(launch: Launch, start: Trial, others: Sequence[File], watch: Watch) -> Iterator[Alternative]:
     for variant in Variant:
         words = f"{variant} ({_MADE_WITH[variant]}), not {start.variant}"
         yield Alternative("VMSA variant", words, {"variant": variant})
@@ -98,7 +107,7 @@ def _vmsa(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alte
 _MADE_WITH: Final = {Variant.INIT: "KVM_SEV_ES_INIT", Variant.INIT2: "KVM_SEV_INIT2"}
 
 
-def _mode(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alternative]:
+def _mode(launch: Launch, start: Trial, others: Sequence[File], watch: Watch) -> Iterator[Alternative]:
     if start.mode is Mode.SEV:
         for variant in Variant:
             words = f"launched as sev-es ({variant}): the registers of its vCPUs are measured"
@@ -107,7 +116,9 @@ def _mode(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alte
         yield Alternative("mode", "launched as plain sev: no VMSA is measured", {"mode": Mode.SEV})
 
 
-def _kernel_hashes(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alternative]:
+def _kernel_hashes(
+    launch: Launch, start: Trial, others: Sequence[File], watch: Watch
+) -> Iterator[Alternative]:
     if start.kernel_measured:
         yield Alternative("kernel hashes", "not measured (kernel-hashes=off)", {"kernel_measured": False})
         return
@@ -116,7 +127,9 @@ def _kernel_hashes(launch: Launch, start: Trial, others: Sequence[File]) -> Iter
         yield Alternative("kernel hashes", words, {"kernel_measured": True, "kernel": _sha256(other.data)})
 
 
-def _command_line(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alternative]:
+def _command_line(
+    launch: Launch, start: Trial, others: Sequence[File], watch: Watch
+) -> Iterator[Alternative]:
     if launch.kernel is not None:
         for words, raw in command_lines(launch.kernel.cmdline):
             yield Alternative("command line", words, {"cmdline": _sha256(raw)})
@@ -124,18 +137,18 @@ def _command_line(launch: Launch, start: Trial, others: Sequence[File]) -> Itera
 
 def command_lines(text: str) -> Iterator[tuple[str, bytes]]:
     """Give usual variants of a command line, as the bytes that are hashed."""
-    raw = text.encode()
+    raw = text.encode(errors="surrogateescape")
     yield "measured without its trailing NUL", raw
     yield "measured with a second NUL", raw + b"\x00\x00"
     yield "measured with a trailing newline, without NUL", raw + b"\n"
     for words, change in _TEXTS.items():
         changed = change(text)
         if changed != text:
-            yield words, changed.encode() + b"\x00"
+            yield words, changed.encode(errors="surrogateescape") + b"\x00"
     words_of = text.split()
     for index, word in enumerate(words_of[:64]):
         rest = " ".join((*words_of[:index], *words_of[index + 1 :]))
-        yield f"without {word!r}", rest.encode() + b"\x00"
+        yield f"without {word!r}", rest.encode(errors="surrogateescape") + b"\x00"
 
 
 def _unquoted(text: str) -> str:
@@ -172,34 +185,34 @@ _TEXTS: Final[Mapping[str, Callable[[str], str]]] = {
 }
 
 
-def _initrd(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alternative]:
+def _initrd(launch: Launch, start: Trial, others: Sequence[File], watch: Watch) -> Iterator[Alternative]:
     kernel = launch.kernel
     if kernel is not None and kernel.initrd:
         yield Alternative("initrd", "none was loaded", {"initrd": EMPTY_HASH})
         swap = {"initrd": start.kernel, "kernel": start.initrd}
         yield Alternative("initrd", "it and the kernel are exchanged", swap)
-        for words, data in files.other_forms(kernel.initrd):
+        for words, data in files.other_forms(kernel.initrd, watch):
             yield Alternative("initrd", words, {"initrd": _sha256(data)})
     for other in others:
-        yield from _other_form("initrd", "initrd", other)
+        yield from _other_form("initrd", "initrd", other, watch)
 
 
-def _kernel(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alternative]:
+def _kernel(launch: Launch, start: Trial, others: Sequence[File], watch: Watch) -> Iterator[Alternative]:
     if launch.kernel is None:
         return
-    for words, data in files.other_forms(launch.kernel.kernel):
+    for words, data in files.other_forms(launch.kernel.kernel, watch):
         yield Alternative("kernel", words, {"kernel": _sha256(data)})
     for other in others:
-        yield from _other_form("kernel", "kernel", other)
+        yield from _other_form("kernel", "kernel", other, watch)
 
 
-def _other_form(axis: str, field: str, other: File) -> Iterator[Alternative]:
+def _other_form(axis: str, field: str, other: File, watch: Watch) -> Iterator[Alternative]:
     yield Alternative(axis, f"{other.name} was loaded", {field: _sha256(other.data)})
-    for words, data in files.decompressed(other.data):
+    for words, data in files.decompressed(other.data, watch):
         yield Alternative(axis, f"{other.name} was loaded, {words}", {field: _sha256(data)})
 
 
-def _firmware(launch: Launch, start: Trial, others: Sequence[File]) -> Iterator[Alternative]:
+def _firmware(launch: Launch, start: Trial, others: Sequence[File], watch: Watch) -> Iterator[Alternative]:
     unit = PAGE if launch.mode is Mode.SNP else BLOCK
     for words, data in _images(launch.image, others):
         image = Image(data, launch.image.name)

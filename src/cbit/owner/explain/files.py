@@ -17,6 +17,8 @@ from typing import Any, Final
 from cbit.spec.address import BLOCK, PAGE
 
 LARGEST_UNPACKED: Final = 1 << 30
+_FED: Final = 1 << 16  #: bytes of a packed file that are given to zlib at once
+_STEP: Final = 1 << 22  #: bytes that are unpacked between two looks at the clock
 LARGEST_PACKED: Final = 1 << 24  #: larger files are not packed anew: that takes longer than all the rest
 
 _GZIP, _BZIP2, _XZ, _LZMA = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x5d\x00\x00"
@@ -24,10 +26,17 @@ _ZSTD, _LZ4 = b"\x28\xb5\x2f\xfd", (b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18")
 _VOLUME: Final = b"_FVH"  # at 0x28 of a firmware volume, whose length stands at 0x20
 
 
-def other_forms(data: bytes) -> Iterator[tuple[str, bytes]]:
+Watch = Callable[[], None]
+
+
+def unwatched() -> None:
+    """Look at no clock."""
+
+
+def other_forms(data: bytes, watch: Watch = unwatched) -> Iterator[tuple[str, bytes]]:
     """Give the forms in which a kernel or an initrd may have been loaded instead."""
-    yield from decompressed(data)
-    yield from compressed(data)
+    yield from decompressed(data, watch)
+    yield from compressed(data, watch)
     for unit in (4, 512, PAGE):
         if len(data) % unit:
             yield f"padded with zeros to a multiple of {unit}", data + bytes(-len(data) % unit)
@@ -36,12 +45,12 @@ def other_forms(data: bytes) -> Iterator[tuple[str, bytes]]:
         yield "without the zeros at its end", stripped
 
 
-def decompressed(data: bytes) -> Iterator[tuple[str, bytes]]:
+def decompressed(data: bytes, watch: Watch = unwatched) -> Iterator[tuple[str, bytes]]:
     """Unpack a file, if it is packed in a way that this Python knows."""
     for magic, (name, unpack) in _UNPACK.items():
         if data.startswith(magic):
             with contextlib.suppress(OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, ImportError):
-                yield f"decompressed ({name})", unpack(data)
+                yield f"decompressed ({name})", unpack(data, watch)
 
 
 def not_decompressed(data: bytes) -> str | None:
@@ -53,17 +62,19 @@ def not_decompressed(data: bytes) -> str | None:
     return None
 
 
-def compressed(data: bytes) -> Iterator[tuple[str, bytes]]:
+def compressed(data: bytes, watch: Watch = unwatched) -> Iterator[tuple[str, bytes]]:
     """Pack a file as the usual programs do, without names and dates."""
     if len(data) > LARGEST_PACKED or any(data.startswith(magic) for magic in _UNPACK):
         return
     for level in (6, 9):
+        watch()
         packed = gzip.compress(data, level, mtime=0)
         for extra, system in ((0, 3), (2 if level == 9 else 0, 3), (2 if level == 9 else 0, 255)):
             # The header's last two bytes say how hard it was tried, and on which system.
             yield f"compressed (gzip -{level})", packed[:8] + bytes((extra, system)) + packed[10:]
     if len(data) <= LARGEST_PACKED >> 3:
         for name, check in (("crc64", lzma.CHECK_CRC64), ("crc32", lzma.CHECK_CRC32)):
+            watch()
             yield f"compressed (xz, {name})", lzma.compress(data, check=check)
 
 
@@ -97,33 +108,49 @@ def _whole(size: int, unit: int) -> int:
     return size + -size % unit
 
 
-def _gunzip(data: bytes) -> bytes:
-    out = bytearray()
-    while data.startswith(_GZIP):  # an initrd may be several members, with zeros between them
+def _gunzip(data: bytes, watch: Watch) -> bytes:
+    out, at = bytearray(), 0
+    while data.startswith(_GZIP, at):  # an initrd may be several members, with zeros between them
         engine = zlib.decompressobj(wbits=31)
-        out += engine.decompress(data, LARGEST_UNPACKED - len(out))
-        if not engine.eof:
-            raise EOFError("truncated, or too large")
-        data = engine.unused_data.lstrip(b"\x00")
-    return bytes(out) + data
+        while not engine.eof:
+            part = engine.unconsumed_tail
+            if not part:
+                part = data[at : at + _FED]
+                at += len(part)
+            _add(out, engine.decompress(part, _STEP), ended=not part, watch=watch)
+        rest = data[at - len(engine.unused_data) :].lstrip(b"\x00")
+        at = len(data) - len(rest)
+    return bytes(out) + data[at:]
 
 
-def _bounded(engine: Callable[[], Any]) -> Callable[[bytes], bytes]:
-    def unpack(data: bytes) -> bytes:
-        stream = engine()
-        out: bytes = stream.decompress(data, LARGEST_UNPACKED)
-        if not stream.eof:
-            raise EOFError("truncated, or too large")
-        return out
+def _bounded(engine: Callable[[], Any]) -> Callable[[bytes, Watch], bytes]:
+    def unpack(data: bytes, watch: Watch) -> bytes:
+        stream, out, part = engine(), bytearray(), data
+        while not stream.eof:
+            _add(out, stream.decompress(part, _STEP), ended=not part, watch=watch)
+            part = b""  # the stream keeps what it was given
+        return bytes(out)
 
     return unpack
+
+
+def _add(out: bytearray, piece: bytes, *, ended: bool, watch: Watch) -> None:
+    """Take a piece of what is unpacked, and look at the clock.
+
+    Raises:
+        EOFError: the file ends within its stream, or it is too large.
+    """
+    watch()
+    out += piece
+    if len(out) > LARGEST_UNPACKED or (ended and not piece):
+        raise EOFError("truncated, or too large")
 
 
 def _zstd() -> Any:
     return importlib.import_module("compression.zstd").ZstdDecompressor()  # Python 3.14 has it
 
 
-_UNPACK: Final[Mapping[bytes, tuple[str, Callable[[bytes], bytes]]]] = {
+_UNPACK: Final[Mapping[bytes, tuple[str, Callable[[bytes, Watch], bytes]]]] = {
     _GZIP: ("gzip", _gunzip),
     _BZIP2: ("bzip2", _bounded(bz2.BZ2Decompressor)),
     _XZ: ("xz", _bounded(lzma.LZMADecompressor)),

@@ -18,6 +18,9 @@ from cbit.owner.measure import Launch, Mode
 MOST_VCPUS: Final = 512  #: tried where nothing else differs
 LIKELY_VCPUS: Final = 64  #: tried together with another cause
 FEW_VCPUS: Final = 8  #: tried together with thousands of values
+#: What decides whether another change tells: other changes give other values whatever stands beside them.
+_SWITCHES: Final = frozenset({"mode", "kernel hashes", "hypervisor"})
+_TOLD_IN_DETAIL: Final = ("as given", "one input alone", "one word of the report alone")
 _FIELDS: Final = frozenset({"vCPU type", "SEV features"})
 
 Clock = Callable[[], float]
@@ -25,6 +28,11 @@ Clock = Callable[[], float]
 
 class _OutOfTime(Exception):
     """The time is over; what was tried until then stays tried."""
+
+
+def _may_be_another(group: Sequence[Alternative]) -> bool:
+    """Say whether a guess may have been made before in other words."""
+    return len(group) < 2 or any(found.axis in _SWITCHES for found in group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class Explanation:
         causes: what makes the value come out; empty if nothing did.
         excluded: what was tried in full and is not the cause, in words.
         unfinished: what the time did not suffice for, in words; empty after a hit.
-        tried: number of combinations.
+        tried: number of combinations; what cannot give another value is not among them.
         not_tried: what could not be tried at all, and why.
     """
 
@@ -82,12 +90,16 @@ class _Search:
         self._digester = Digester()
         self._exact = reported.exact()
         self._deadline, self._clock, self._tried = deadline, clock, 0
-        self._alternatives: tuple[Alternative, ...] = ()
+        self._alternatives: list[Alternative] = []
+        self._telling: list[Alternative] = []  # those that alone give a value which none before them gave
+        self._silent: set[Alternative] = set()  # those that tell only beside another, if at all
         self._usual: tuple[Claim, ...] = ()
+        self._seen: dict[int, int] = {}  # trials by their key, and for up to how many vCPUs
+        self._claimed: set[int] = set()
 
     def run(self) -> Explanation:
         """Try one phase after the other."""
-        phases = (
+        phases: list[tuple[str, Callable[[], Iterator[tuple[str, ...]]]]] = [
             ("as given", self._as_given),
             ("one input alone", self._one_input),
             ("one word of the report alone", self._one_claim),
@@ -97,17 +109,20 @@ class _Search:
             ("two inputs and one word of the report", self._two_inputs_and_claim),
             ("three inputs together", self._three_inputs),
             ("any CPU or SEV features with another input", lambda: self._one_field(together=True)),
-        )
+        ]
+        if not self._measures_vcpus:
+            del phases[-1]
         done: list[str] = []
-        for name, phase in phases:
+        for at, (name, phase) in enumerate(phases):
+            before = self._tried
             try:
                 causes = next(phase(), None)
             except _OutOfTime:
-                rest = tuple(name for name, _ in phases[len(done) :])
-                return self._result(None, done, unfinished=rest)
+                return self._result(None, done, unfinished=tuple(name for name, _ in phases[at:]))
             if causes is not None:
                 return self._result(causes, done)
-            done.append(name)
+            if self._tried > before:
+                done.append(name)
         return self._result(None, done)
 
     def _result(
@@ -125,7 +140,7 @@ class _Search:
     def _excluded(self, done: Sequence[str]) -> Iterator[str]:
         """Say what was tried and gave another value, input by input."""
         if "one input alone" in done:
-            for axis, count in Counter(found.axis for found in self._alternatives).items():
+            for axis, count in Counter(found.axis for found in self._telling).items():
                 yield f"{axis}: {count} alternative{'s' * (count > 1)}"
             if self._measures_vcpus:
                 yield f"number of vCPUs: 1..{MOST_VCPUS}"
@@ -134,7 +149,7 @@ class _Search:
         if "one word of the report alone" in done:
             for axis, count in Counter(claim.axis for claim in self._usual).items():
                 yield f"{axis}: {count} alternative{'s' * (count > 1)}"
-        yield from done[3:]
+        yield from (name for name in done if name not in _TOLD_IN_DETAIL)
 
     def _not_tried(self) -> Iterator[str]:
         kernel = self._launch.kernel
@@ -148,37 +163,53 @@ class _Search:
     def _as_given(self) -> Iterator[tuple[str, ...]]:
         if self._fits(self._exact, self._digester.digest(self._start)):
             yield ()
-        self._alternatives = tuple(alternatives(self._launch, self._others))
+        if not self._measures_vcpus:
+            self._seen[self._digester.key(self._start)] = 1
         self._usual = tuple(self._reported.usual())
 
     def _one_input(self) -> Iterator[tuple[str, ...]]:
+        start = self._digester.key(self._start)
         yield from self._counted((), self._start, most=MOST_VCPUS)
-        for found in self._alternatives:
-            yield from self._counted((found,), found.applied(self._start), most=LIKELY_VCPUS)
+        for found in alternatives(self._launch, self._others, watch=self._look_at_the_clock):
+            self._look_at_the_clock()  # the next one may be a large file, unpacked
+            trial = found.applied(self._start)
+            key = self._digester.key(trial)
+            if key == start:
+                self._silent.add(found)
+            elif key in self._seen:
+                continue  # the same file under another name, the same line by another way
+            else:
+                self._telling.append(found)
+            self._alternatives.append(found)
+            yield from self._counted((found,), trial, most=LIKELY_VCPUS)
         yield from self._one_field(together=False)
 
     def _one_field(self, *, together: bool) -> Iterator[tuple[str, ...]]:
         """Try thousands of values of one field of the VMSA, alone or with another change."""
         if not self._measures_vcpus:
             return
-        others = [found for found in self._alternatives if found.axis not in _FIELDS] if together else ()
+        others = [found for found in self._telling if found.axis not in _FIELDS] if together else ()
         most = FEW_VCPUS if together else self._start.count
         for field in all_of_one_field(self._start):
             trial = field.applied(self._start)
+            if together and self._seen.get(self._digester.key(trial), 0) >= LIKELY_VCPUS:
+                continue  # one of the alternatives, which were tried beside others already
             yield from self._counted((field,), trial, most=most)
             for other in others:
                 yield from self._counted((field, other), other.applied(trial), most=self._start.count)
 
     def _one_claim(self) -> Iterator[tuple[str, ...]]:
+        self._claimed.add(self._digester.key(self._start))
         digest = self._digester.digest(self._start)
         yield from self._claims((), digest, self._usual)
 
     def _input_and_claim(self) -> Iterator[tuple[str, ...]]:
         for found in self._alternatives:
-            digest = self._digester.digest(found.applied(self._start))
-            yield from self._claims((str(found),), digest, self._usual)
-        for number, digest in self._digester.digests(self._start, most=LIKELY_VCPUS):
-            yield from self._claims(self._vcpu_words(number), digest, self._usual)
+            yield from self._usual_claims((found,))
+        if self._measures_vcpus:
+            for number, digest in self._digester.digests(self._start, most=LIKELY_VCPUS):
+                if number != self._start.count:
+                    yield from self._claims(self._vcpu_words(number), digest, self._usual)
 
     def _two_inputs(self) -> Iterator[tuple[str, ...]]:
         for pair in self._together(2):
@@ -190,8 +221,7 @@ class _Search:
 
     def _two_inputs_and_claim(self) -> Iterator[tuple[str, ...]]:
         for pair in self._together(2):
-            digest = self._digester.digest(self._applied(pair))
-            yield from self._claims(tuple(map(str, pair)), digest, self._usual)
+            yield from self._usual_claims(pair)
 
     def _three_inputs(self) -> Iterator[tuple[str, ...]]:
         for triple in self._together(3):
@@ -206,8 +236,12 @@ class _Search:
     def _together(self, size: int) -> Iterator[tuple[Alternative, ...]]:
         """Give every combination of alternatives to different inputs."""
         for group in combinations(self._alternatives, size):
-            if len({found.axis for found in group}) == size:
-                yield group
+            if len({found.axis for found in group}) != size:
+                continue
+            silent = self._silent.intersection(group)
+            if silent and not any(found.axis in _SWITCHES for found in group if found not in silent):
+                continue  # a smaller group in more words
+            yield group
 
     def _applied(self, group: Iterable[Alternative]) -> Trial:
         trial = self._start
@@ -218,10 +252,31 @@ class _Search:
     def _counted(
         self, group: tuple[Alternative, ...], trial: Trial, *, most: int
     ) -> Iterator[tuple[str, ...]]:
-        """Try a guess with every number of vCPUs; the owner's own number needs no words."""
-        for number, digest in self._digester.digests(trial, most=max(most, trial.count)):
+        """Try a guess with every number of vCPUs that it was not tried with; the owner's needs no words."""
+        most = max(most, trial.count)
+        tried = 0
+        if _may_be_another(group):
+            key = self._digester.key(trial)
+            tried = self._seen.get(key, 0)
+            if tried and (trial.mode is Mode.SEV or tried >= most):
+                return
+            self._seen[key] = most
+        for number, digest in self._digester.digests(trial, most=most):
+            if number <= tried or (not group and number == trial.count):
+                continue
             if self._fits(self._exact, digest):
                 yield (*map(str, group), *self._vcpu_words(number))
+
+    def _usual_claims(self, group: tuple[Alternative, ...]) -> Iterator[tuple[str, ...]]:
+        """Read the report with one usual mistake, for a guess whose value is a new one."""
+        if not self._usual:
+            return
+        trial = self._applied(group)
+        key = self._digester.key(trial) if _may_be_another(group) else None
+        if key not in self._claimed:
+            if key is not None:
+                self._claimed.add(key)
+            yield from self._claims(tuple(map(str, group)), self._digester.digest(trial), self._usual)
 
     def _claims(
         self, words: tuple[str, ...], digest: bytes, claims: Iterable[Claim]
@@ -237,6 +292,10 @@ class _Search:
 
     def _fits(self, claim: Claim, digest: bytes) -> bool:
         self._tried += 1
-        if self._tried % 256 == 0 and self._clock() > self._deadline:
-            raise _OutOfTime
+        if self._tried % 256 == 0:
+            self._look_at_the_clock()
         return claim.fits(digest)
+
+    def _look_at_the_clock(self) -> None:
+        if self._clock() > self._deadline:
+            raise _OutOfTime

@@ -106,6 +106,30 @@ class Digester:
                 chain.add_vmsas((page,))
                 yield number, chain.digest
 
+    def key(self, trial: Trial) -> int:
+        """Give a number that two trials share if they have the same digests, whatever their vCPUs' number.
+
+        What a mode does not measure is not in it: the registers of plain SEV, the files of a kernel that no
+        table of hashes stands for, the CPU where the hypervisor writes another one.
+        """
+        kernel = (trial.cmdline, trial.initrd, trial.kernel) if trial.kernel_measured else None
+        if trial.mode is Mode.SEV:
+            return hash((self._image(trial), kernel))
+        convention = CONVENTIONS[trial.hypervisor]
+        variant = trial.variant if convention.fills_fpu else None
+        signature = trial.signature if convention.rdx is None else None
+        registers = (variant, signature, trial.features, trial.hypervisor)
+        return hash((trial.mode, self._image(trial), kernel, registers))
+
+    def _image(self, trial: Trial) -> bytes:
+        """Give what stands for the image alone, which is hashed anyway."""
+        snp_mode = trial.mode is Mode.SNP
+        key = (id(trial.image), snp_mode)
+        if key not in self._images:
+            _ = self._chain(trial) if snp_mode else self._sha256(trial)
+        found: bytes = self._images[key] if snp_mode else self._images[key].digest()
+        return found
+
     def _sha256(self, trial: Trial) -> Any:
         """Give the running hash of everything before the VMSAs, the caller's own."""
         key = (id(trial.image), False)
