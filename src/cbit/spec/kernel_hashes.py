@@ -21,7 +21,8 @@ def kernel_hash_table(*, kernel: bytes, initrd: bytes = b"", cmdline: str = "") 
 
     The command line is hashed *with* its trailing NUL and without trimming; no initrd is the hash of nothing.
     """
-    blobs = ((CMDLINE, cmdline.encode() + b"\x00"), (INITRD, initrd), (KERNEL, kernel))
+    line = cmdline.encode(errors="surrogateescape") + b"\x00"
+    blobs = ((CMDLINE, line), (INITRD, initrd), (KERNEL, kernel))
     entries = b"".join(
         guid.bytes_le + (50).to_bytes(2, "little") + hashlib.sha256(blob).digest() for guid, blob in blobs
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,3 +175,29 @@ def test_a_refused_launch_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     assert (2, {}) == (code, found["result"])
     assert "no SEV metadata section" in found["reasons"][0]
     assert not (tmp_path / "want.toml").exists()
+
+
+def test_a_command_line_is_bytes_as_qemu_takes_them(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "fw").write_bytes(an_image())
+    (tmp_path / "kernel").write_bytes(b"a kernel")
+    words = (
+        "owner",
+        "measure",
+        "--mode",
+        "sev",
+        "--firmware",
+        tmp_path / "fw",
+        "--kernel",
+        tmp_path / "kernel",
+    )
+    raw = b"a\xff\xfeb"
+    code, found = cli(*words, "--append", os.fsdecode(raw))
+    line = next(item for item in found["result"]["inputs"] if item["what"] == "command line")
+    assert (0, 5, hashlib.sha256(raw + b"\x00").hexdigest()) == (code, line["size"], line["sha256"])
+    code, found = cli(*words, "--append", "\ud800")
+    assert (2, True) == (code, found["reasons"][0].startswith("--append: "))
+    other = cli(*words, "--append", os.fsdecode(raw) + " ")[1]["result"]["digest"]
+    code, found = cli(*words, "--append", os.fsdecode(raw), "--explain", "--expect", other)
+    assert ["command line: with a trailing space"] == [
+        cause.split(",")[0] for cause in found["result"]["explanation"]["causes"]
+    ]

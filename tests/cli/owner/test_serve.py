@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -67,8 +68,8 @@ def store(cli: Cli, tmp_path: Path) -> Path:
 
 
 @contextmanager
-def running(store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    words = ("owner", "serve", "run", "--store", str(store), "--listen", "localhost:0")
+def running(store: Path, host: str = "localhost") -> Iterator[tuple[subprocess.Popen[str], int]]:
+    words = ("owner", "serve", "run", "--store", str(store), "--listen", f"{host}:0")
     server = subprocess.Popen(
         [sys.executable, "-m", "cbit", *words],
         stdout=subprocess.PIPE,
@@ -79,7 +80,7 @@ def running(store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
-        assert line.startswith("https://localhost:"), line
+        assert line.startswith(f"https://{host}:"), line
         yield server, int(line.split()[0].rpartition(":")[2])
     finally:
         if server.poll() is None:
@@ -225,6 +226,49 @@ def test_a_database_that_was_edited_is_found_out(cli: Cli, store: Path) -> None:
     code, found = cli("owner", "serve", "audit", "--store", store, "--head", head)
     assert 1 == code
     assert any("changed" in reason for reason in found["reasons"])
+
+
+def test_it_listens_on_ipv6(cli: Cli, store: Path) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this Python has no IPv6")
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this computer has no IPv6 loopback")
+    with running(store, "[::1]") as (_, port):
+        context = client_context(store / "owner.crt")
+        with (
+            socket.create_connection(("::1", port), timeout=30) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            client.sendall(
+                b"POST /v1/challenges HTTP/1.0\r\nContent-Length: 16\r\n\r\n" + b'{"policy": "db"}'
+            )
+            assert client.recv(20).startswith(b"HTTP/1.1 201")
+    assert 2 == cli("owner", "serve", "run", "--store", store, "--listen", "::1:0")[0]
+
+
+def test_where_it_cannot_listen_is_said(cli: Cli, store: Path, tmp_path: Path) -> None:
+    run = ("owner", "serve", "run", "--store")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, found = cli(*run, store, "--listen", f"127.0.0.1:{port}")
+    assert (2, True) == (code, found["reasons"][0].startswith(f"--listen 127.0.0.1:{port}: "))
+    assert "take another port" in found["reasons"][0]
+    code, found = cli(*run, store, "--listen", "no.such.host.invalid:0")
+    assert (2, True) == (code, found["reasons"][0].startswith("--listen no.such.host.invalid:0: "))
+    code, found = cli(*run, tmp_path / "nothing")
+    assert (2, True) == (code, "nothing/broker.db: there is no broker here" in found["reasons"][0])
+    (store / "owner.key").unlink()
+    code, found = cli(*run, store, "--listen", "127.0.0.1:0")
+    assert (2, True) == (code, f"{store / 'owner.key'}: the broker's own" in found["reasons"][0])
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "ü.example", "a\nb"])
+def test_a_certificate_is_for_names_that_are_some(cli: Cli, tmp_path: Path, name: str) -> None:
+    code, found = cli("owner", "serve", "init", "--store", tmp_path / "new", "--name", "ok", "--name", name)
+    assert (2, True) == (code, "is no host name or address" in found["reasons"][0])
+    assert [] == list((tmp_path / "new").iterdir())
 
 
 def test_what_cannot_be_meant_is_said(cli: Cli, store: Path, tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ def launch_of(args: Namespace) -> Launch | DirectLaunch:
 
 
 def _kernel(args: Namespace) -> Kernel:
+    try:
+        (args.append or "").encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--append: {args.append[error.start]!r} is no letter that has bytes") from None
     words = {
         "cmdline": args.append or "",
         "kernel_name": basename(args.kernel),

@@ -58,7 +58,7 @@ def configure(parser: Parser) -> None:
         type=address,
         default=("127.0.0.1", 8443),
         metavar="HOST:PORT",
-        help="where (default: 127.0.0.1:8443); port 0 takes a free one",
+        help="where (default: 127.0.0.1:8443), [::1]:8443 for IPv6; port 0 takes a free one",
     )
     audit = action("audit", "verify the log")
     where = audit.add_mutually_exclusive_group(required=True)
@@ -112,6 +112,10 @@ def address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT; an IPv6 address stands in brackets")
     return host, int(port)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import socket
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -110,9 +112,8 @@ def _list(args: Namespace) -> Outcome:
 
 def _run(args: Namespace) -> Outcome:
     """Serve until SIGINT or SIGTERM."""
-    context = tls.server_context(args.store)
-    with _store(args) as store, Server(args.listen, _broker(store), context=context, log=_log) as server:
-        host, port = args.listen[0], server.server_port
+    with _store(args) as store, _server(args, store) as server:
+        host, port = _shown(args.listen[0]), server.server_port
         if not args.json:
             print(f"https://{host}:{port} under {args.store / tls.CERTIFICATE}", flush=True)
         old = signal.signal(signal.SIGTERM, _interrupt)
@@ -123,6 +124,22 @@ def _run(args: Namespace) -> Outcome:
         finally:
             signal.signal(signal.SIGTERM, old)
     return Outcome(ok=True, result={"host": host, "port": port}, lines=lambda: ["stopped"])
+
+
+def _server(args: Namespace, store: SqliteStore) -> Server:
+    context = tls.server_context(args.store)
+    host, port = args.listen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return Server(args.listen, _broker(store), context=context, log=_log, family=family)
+    except OSError as error:
+        what = f"--listen {_shown(host)}:{port}: {error.strerror or error}"
+        taken = "; take another port (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
+        raise OSError(f"{what}{taken}") from None
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

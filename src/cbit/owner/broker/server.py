@@ -46,6 +46,7 @@ class Server(ThreadingHTTPServer):
         context: how TLS is spoken.
         log: takes one line for each request.
         limits: what clients may take.
+        family: the address family, as the operating system numbers it; None for IPv4.
 
     Raises:
         OSError: the address cannot be listened at.
@@ -62,7 +63,10 @@ class Server(ThreadingHTTPServer):
         context: ssl.SSLContext,
         log: Callable[[str], None],
         limits: Limits | None = None,
+        family: int | None = None,
     ) -> None:
+        if family is not None:
+            self.address_family = family
         self.broker: Final = broker
         self.log: Final = log
         self.limits: Final = limits or Limits()

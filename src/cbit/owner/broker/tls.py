@@ -38,11 +38,14 @@ def make_certificate(
         entropy: where the key comes from.
 
     Raises:
-        ValueError: no name.
+        ValueError: no name, or one that is none.
         FileExistsError: there is a key already.
     """
     if not names:
         raise ValueError("a certificate is for at least one name or address")
+    for name in names:
+        if not name or not name.isascii() or not name.isprintable() or " " in name:
+            raise ValueError(f"{name!r} is no host name or address; write others than ASCII as xn--…")
     key = ec.random_key(entropy)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cbit owner's broker")])
     certificate = (
@@ -77,6 +80,9 @@ def server_context(folder: Path) -> ssl.SSLContext:
     Raises:
         OSError: a file is missing, or key and certificate do not belong together.
     """
+    for path in (folder / CERTIFICATE, folder / PRIVATE_KEY):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: the broker's own certificate and key are wanted; put it back")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(folder / CERTIFICATE, folder / PRIVATE_KEY)

@@ -62,6 +62,11 @@ class Kernel(Frozen, kw_only=True):
     kernel_name: str = "kernel"
     initrd_name: str = ""
 
+    @property
+    def cmdline_bytes(self) -> bytes:
+        """The command line as the hypervisor gets it: bytes, which need not be UTF-8 (PEP 383)."""
+        return self.cmdline.encode(errors="surrogateescape")
+
     @cached_property
     def _blobs(self) -> tuple[Blob, Blob]:
         return Blob(self.initrd), Blob(self.kernel)
@@ -78,7 +83,7 @@ class Kernel(Frozen, kw_only=True):
         """
         initrd, kernel = self._blobs
         return KernelHashTable(
-            cmdline_hash=hashlib.sha256(self.cmdline.encode() + b"\x00").digest(),
+            cmdline_hash=hashlib.sha256(self.cmdline_bytes + b"\x00").digest(),
             initrd_hash=initrd.sha256(),
             kernel_hash=kernel.sha256(),
         )
@@ -91,7 +96,7 @@ class Kernel(Frozen, kw_only=True):
         """Its parts, in the order of the table; the command line with the NUL that is hashed too."""
         hashes, (initrd, kernel) = self.hashes, self._blobs
         return (
-            Input("command line", "", len(self.cmdline.encode()) + 1, hashes.cmdline_hash.hex()),
+            Input("command line", "", len(self.cmdline_bytes) + 1, hashes.cmdline_hash.hex()),
             Input("initrd", self.initrd_name, len(initrd), hashes.initrd_hash.hex()),
             Input("kernel", self.kernel_name, len(kernel), hashes.kernel_hash.hex()),
         )

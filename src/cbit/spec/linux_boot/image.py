@@ -152,7 +152,7 @@ def boot_image(
 
 
 def _command_line(image: KernelImage, cmdline: str) -> bytes:
-    line = cmdline.encode()
+    line = cmdline.encode(errors="surrogateescape")
     most = min(image.params.cmdline_size, ACPI_BASE - _CMDLINE_AT - 1)
     if len(line) > most:
         raise Unbootable(f"the command line has {len(line)} bytes; this kernel takes {most}")
