@@ -51,6 +51,9 @@ def _section(attack: Attack, tasks: Sequence[str]) -> Iterator[str]:
     for variant, what in attack.defences.items():
         yield f"| {attack.defended.value}, `--variant {variant}` | stopped | {_because(what)} |"
     yield ""
+    if attack.unshown:
+        yield f"Not shown stopped: {attack.unshown}."
+        yield ""
     if attack.parameters:
         given = ", ".join(f"`{name}={value}`" for name, value in attack.parameters.items())
         yield f"Parameters: {given}."

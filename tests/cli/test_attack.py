@@ -94,6 +94,16 @@ def test_a_journal_that_is_none_is_named(
     assert str(tmp_path) in answer["reasons"][0]
 
 
+def test_matrix_says_what_it_cannot_show_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("matrix", "--only", "register-oracle", "--only", "replay", "--jobs", "1")
+    unshown = told(capsys, *words)["result"]["not_shown_stopped"]
+    assert ["register-oracle"] == list(unshown)
+    assert 0 == main(["attack", *words])
+    text = capsys.readouterr().out
+    assert f"  not shown stopped: {unshown['register-oracle']}\n" in text
+    assert "  with counter        sev: stopped" in text
+
+
 def test_sweep_runs_every_point(capsys: pytest.CaptureFixture[str]) -> None:
     cases = told(capsys, "sweep", "replay", "--seeds", "2", "--mode", "none", "--jobs", "1")["result"][
         "cases"

@@ -34,10 +34,12 @@ FIGURES: dict[tuple[str, str], Figures] = {
         "bytes written by each chain of three pieces": 8,
     },
     ("tweak-constants-xe", ""): {"blocks moved": 50, "constants recovered": 28},
+    ("tweak-constants-xe", "xex"): {"blocks moved": 50},
     ("tweak-constants-xex", ""): {"own encryptions for all constants": 589824, "constants recovered": 28},
     ("tweak-constants-xex", "fresh"): {"own encryptions for all constants": 655360},
     ("block-move-xe", ""): {"two-byte values at one address from 1 MiB": 63.272},
     ("block-move-xex", ""): {"two-byte values at one address from 1 MiB": 63.272},
+    ("block-move-xe", "xex"): {"two-byte values at one address from 1 MiB": 63.272},
     ("block-move-xex", "fresh"): {"two-byte values at one address from 1 MiB": 63.272},
     ("code-injection", ""): {
         "exits for each 16-byte block": 1.0,

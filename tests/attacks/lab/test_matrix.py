@@ -14,13 +14,16 @@ from attacks.lab.cells import LINUX, QUICK, defended_cells, main_cells, modelled
 from attacks.lab.figures import FIGURES, LINUX_FIGURES
 from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.attack import Attack, BadCase
-from cbit.attacks.lab.hands import PowerNotHeld
+from cbit.attacks.lab.hands import Hands, PowerNotHeld
+from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import MODELLED, Mode, Verdict
 from cbit.attacks.lab.run import NoControl, Result, attempt, run
-from cbit.attacks.lab.scene import Scene
+from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand, Workshop
 from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
+from cbit.crypto.memory_modes import Tweak
+from cbit.machine.profiles import Profile
 
 
 def cell_id(cell: object) -> str:
@@ -190,6 +193,41 @@ def test_a_rule_of_the_machine_is_not_the_adversarys_to_drop(
     on_another = dataclasses.replace(attack, setups={})  # the same attempt and victim, without the rule
     assert Verdict.STOPPED is run(attack, workshop, mode=Mode.SEV, variant=variant).verdict
     assert Verdict.SUCCEEDED is run(on_another, workshop, mode=Mode.SEV, variant=variant).verdict
+
+
+def test_every_attack_is_stopped_somewhere_or_says_why_that_cannot_be_shown() -> None:
+    unshown = {attack.name for attack in ALL if attack.unshown}
+    stopped = {
+        attack.name
+        for attack in ALL
+        if attack.defences or any(attack.expect[mode].verdict is Verdict.STOPPED for mode in MODELLED)
+    }
+    assert {"register-oracle", "linux-registers"} == unshown
+    assert {attack.name for attack in ALL} - unshown == stopped
+
+
+def test_fresh_constants_do_not_stop_linear_algebra(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Profile, "tweak", lambda _, mode, entropy: Tweak.random(entropy))
+    result = run(named("tweak-constants-xe"), workshop, mode=Mode.SEV)
+    assert (Verdict.SUCCEEDED, 28) == (result.verdict, result.found)
+
+
+def test_a_counter_is_put_back_by_who_has_memory_and_registers(workshop: Workshop) -> None:
+    replay = named("replay")
+
+    def with_registers(hands: Hands, facts: Facts, log: Log) -> bytes:
+        saved = hands.registers["r15"]
+        loot = replay.attempt(hands, facts, log)
+        assert b"too old!" == loot[:8]
+        hands.registers["r15"] = saved
+        return hands.client.ask(facts.data("old") + bytes(24), 32)
+
+    stronger = dataclasses.replace(replay, attempt=with_registers, holds=replay.holds | {Power.USE_REGISTERS})
+    result = run(stronger, workshop, mode=Mode.SEV, variant="counter")
+    assert Verdict.SUCCEEDED is result.verdict
+    assert not result.as_expected  # plain SEV does not keep what the defence stands on
 
 
 def test_every_defence_and_every_stop_is_named() -> None:

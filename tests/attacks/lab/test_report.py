@@ -109,6 +109,12 @@ def test_what_was_not_run_is_said_aloud() -> None:
     assert 'class="absent"' in text
 
 
+def test_what_cannot_be_shown_is_said_in_its_row() -> None:
+    text = page(ALL, results())
+    assert 2 == text.count('<td class="defence">not shown: what stops it is SEV-ES')
+    assert 2 == text.count("<li><b>not shown</b>: what stops it is SEV-ES")
+
+
 def test_what_stands_between_backquotes_is_code() -> None:
     told = results()
     told[0]["steps"] = [{"text": "`rep movsb` <here>", "data": "", "length": 0, "picture": None}]

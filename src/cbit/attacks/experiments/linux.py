@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cbit.attacks import forensics
+from cbit.attacks.experiments.registers import NEEDS_ES
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.disk_keys import expanded_keys, opened_disks
 from cbit.attacks.lab.guest import Crashed
@@ -147,6 +148,7 @@ _COPY: Final = bytes.fromhex("f348a5 89d1 f3a4")
         Mode.SEV_ES: stopped_by("SEV-ES: registers are encrypted and their integrity is checked at VMRUN"),
         Mode.SEV_SNP: stopped_by("SEV-ES: registers are encrypted and their integrity is checked at VMRUN"),
     },
+    unshown=NEEDS_ES,
     victim=linux,
     setup=_SETUP,
     linux=True,

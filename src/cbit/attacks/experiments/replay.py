@@ -14,6 +14,7 @@ from cbit.attacks.lab.tools import Client
 from cbit.attacks.power import Power
 from cbit.spec.address import PAGE
 
+NOTICED = b"too old!"  #: what it answers when its account is not the latest one
 #: Each request of 16 bytes is a password.  The right one is answered with the secret.  With the word "change"
 #: behind it, the next 16 bytes become the password that is valid from now on.
 LOGIN = f"""
@@ -21,15 +22,29 @@ LOGIN = f"""
     mov rdi, {ACCOUNT:#x}
     movups xmm0, [rsi]
     movups [rdi], xmm0
+    xor r15d, r15d                # how many changes there have been
+    mov [{ACCOUNT + 16:#x}], r15
 again:
-    hlt{IS_PASSWORD}    jne refuse
+    hlt
+    @fresh@{IS_PASSWORD}    jne refuse
     movabs rbx, 0x65676e616863     # "change"
     cmp [{VIEW + SHARED + 24:#x}], rbx
     jne serve
     movups xmm2, [{VIEW + SHARED + 32:#x}]
     movups [{ACCOUNT:#x}], xmm2
-{ANSWERS}first:
+    inc r15
+    mov [{ACCOUNT + 16:#x}], r15
+{ANSWERS}stale:
+    movabs rbx, {int.from_bytes(NOTICED, "little"):#x}
+    mov [{VIEW + SHARED + PAGE:#x}], rbx
+    jmp again
+first:
     .ascii "{FIRST_PASSWORD.decode()}"
+"""
+#: The number of changes lies beside the password, and in a register as well.
+COUNTER = f"""
+    cmp [{ACCOUNT + 16:#x}], r15
+    jne stale
 """
 OLD, NEW = FIRST_PASSWORD, b"password of 2026"
 
@@ -37,11 +52,16 @@ OLD, NEW = FIRST_PASSWORD, b"password of 2026"
 def login(stand: Stand) -> Scene:
     """Start a small program that answers a password with its secret; the built-in guest lets nobody in."""
     secret = stand.entropy.draw(32)
-    guest = stand.guest(Program(LOGIN), secret=secret)
+    source = LOGIN.replace("@fresh@", COUNTER if stand.variant == "counter" else "")
+    guest = stand.guest(Program(source), secret=secret)
     guest.until_idle()
     planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == OLD
     client = Client(guest)
-    serves = client.ask(OLD + bytes(24), 32) == secret and not any(client.ask(NEW + bytes(24), 32))
+    serves = True
+    for valid, other in ((OLD, NEW), (NEW, OLD)):  # and the password is changed there and back
+        serves &= client.ask(valid + bytes(24), 32) == secret
+        serves &= not any(client.ask(other + bytes(24), 32))
+        serves &= client.ask(valid + b"change\0\0" + other, 32) == secret
     facts = Facts({"account_at": ACCOUNT, "old": OLD, "new": NEW})
     return Scene((secret,), facts, guest, planted=planted, serves=serves)
 
@@ -57,6 +77,13 @@ def login(stand: Stand) -> Scene:
         Mode.SEV: succeeds("no integrity, no freshness"),
         Mode.SEV_ES: SUCCEEDS,
         Mode.SEV_SNP: stopped_by("the RMP refuses the host's write; not the one through an alias of DRAM"),
+    },
+    defences={
+        "counter": stopped_by(
+            "freshness: the guest counts changes in memory and in a register, and who writes memory puts back"
+            " one of them alone (who has plain SEV's registers too puts back both)",
+            shown="the victim noticed that its account is an old one",
+        )
     },
     victim=login,
 )
@@ -83,4 +110,6 @@ def replay(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step("the old ciphertext is put back")
     loot = hands.client.ask(facts.data("old") + bytes(24), 32)
     log.step("the old password again: the service answers", loot)
+    if loot.startswith(NOTICED):
+        log.obstacle = "the victim noticed that its account is an old one"
     return loot

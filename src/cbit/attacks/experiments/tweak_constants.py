@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 import numpy as np
 
 from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.corpus import xor
 from cbit.attacks.lab.gf2 import solve
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log, curve
@@ -70,8 +74,15 @@ def _known(log: Log, constants: dict[int, bytes]) -> bytes:
     paper="Du et al. 2017 (A5); SEVurity, S&P 2020 (A10); memory-encryption.md §9.2",
     holds={Power.RUN_GUEST, Power.MAP_MEMORY, Power.FLUSH_CACHES},
     expect=EXPECT,
+    defences={
+        "xex": stopped_by(
+            "XEX adds the tweak before the cipher as well: no move is a linear equation",
+            shown="equations contradict the others",
+        )
+    },
     victim=engine_constants,
     setup=Setup(engine=Engine.XE, memory=4 * GIB),
+    setups={"xex": Setup(engine=Engine.XEX, memory=4 * GIB)},
     executes=False,
 )
 def tweak_constants_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -92,7 +103,19 @@ def tweak_constants_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
         hands.caches.write_back()
     log.step(f"{len(equations)} blocks moved; the last one decrypts to", equations[-1][1])
     log.figure("blocks moved", len(equations), published="no figure", source=_SOURCE)
-    return _known(log, {bit + 4: value for bit, value in solve(equations).items()})
+    constants = solve(equations)
+    if wrong := sum(not _holds(equation, constants) for equation in equations):
+        raise Thwarted(f"{wrong} of {len(equations)} equations contradict the others: moved blocks are noise")
+    return _known(log, {bit + 4: value for bit, value in constants.items()})
+
+
+def _holds(equation: tuple[int, bytes], constants: Mapping[int, bytes]) -> bool:
+    """Whether the constants give what a move gave, as far as they are known."""
+    mask, total = equation
+    bits = [bit for bit in range(mask.bit_length()) if mask >> bit & 1]
+    if any(bit not in constants for bit in bits):
+        return True
+    return functools.reduce(xor, (constants[bit] for bit in bits), total) == bytes(BLOCK)
 
 
 _LOOK = 1 << 16  # blocks between two looks for collisions

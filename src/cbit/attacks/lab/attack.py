@@ -47,6 +47,7 @@ class Attack:
         parameters: what may be varied, with what it is by default.
         prepare: makes the victim.
         attempt: the adversary.
+        unshown: what would stop it, and why that cannot be shown; "" if some cell shows it stopped.
         executes: whether the victim's program is executed, which needs the engine.
         linux: whether the victim is a distribution's Linux.
     """
@@ -64,6 +65,7 @@ class Attack:
     parameters: Mapping[str, Number]
     prepare: Prepare = field(repr=False)
     attempt: Attempt = field(repr=False)
+    unshown: str = ""
     executes: bool = True
     linux: bool = False
 
@@ -122,6 +124,7 @@ def attack(
     setup: Setup | None = None,
     setups: Mapping[str, Setup] | None = None,
     parameters: Mapping[str, Number] | None = None,
+    unshown: str = "",
     executes: bool = True,
     linux: bool = False,
 ) -> Callable[[Attempt], Attack]:
@@ -153,6 +156,7 @@ def attack(
             parameters=MappingProxyType(dict(parameters or {})),
             prepare=victim,
             attempt=attempt,
+            unshown=unshown,
             executes=executes,
             linux=linux,
         )

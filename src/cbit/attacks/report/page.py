@@ -88,8 +88,9 @@ def _matrix(attacks: Sequence[Attack], told: Sequence[Told]) -> Iterator[str]:
         for mode in Mode:
             (cell,) = (cell for cell in row if cell["mode"] == mode.value and not cell["variant"])
             yield _cell(cell, _word(cell["verdict"]))
-        defences = (f"{cell['variant']}: {cell['verdict']}" for cell in row if cell["variant"])
-        yield f'<td class="defence">{escape("; ".join(defences))}</td></tr>'
+        defences = [f"{cell['variant']}: {cell['verdict']}" for cell in row if cell["variant"]]
+        shown = "; ".join(defences) or (f"not shown: {attack.unshown}" if attack.unshown else "")
+        yield f'<td class="defence">{escape(shown)}</td></tr>'
     yield "</tbody></table></section>"
 
 
@@ -148,6 +149,8 @@ def _attack(attack: Attack, row: Sequence[Told]) -> Iterator[str]:
         yield f"<li><b>{mode.value}</b>: {expected.verdict.value}{because}</li>"
     for variant, what in attack.defences.items():
         yield f"<li><b>--variant {escape(variant)}</b>: {escape(what.why)}</li>"
+    if attack.unshown:
+        yield f"<li><b>not shown</b>: {escape(attack.unshown)}</li>"
     yield f"</ul><h3>Run it</h3><pre>cbit attack run {attack.name}</pre></section>"
 
 

@@ -42,6 +42,7 @@ def as_json(attack: Attack) -> dict[str, Any]:
             for mode, expected in attack.expect.items()
         },
         "defences": {variant: told.why for variant, told in attack.defences.items()},
+        "unshown": attack.unshown,
         "parameters": dict(attack.parameters),
         "executes": attack.executes,
         "linux": attack.linux,
@@ -58,3 +59,5 @@ def _lines(attacks: tuple[Attack, ...]) -> Iterator[str]:
             yield f"{'':<22} parameters: {given}"
         for variant, what in attack.defences.items():
             yield f"{'':<22} --variant {variant}: {what.why}"
+        if attack.unshown:
+            yield f"{'':<22} not shown stopped: {attack.unshown}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,8 +78,14 @@ def run(args: argparse.Namespace) -> Outcome:
         from cbit.attacks.report.page import page
 
         args.html.write_text(page(rows, told), encoding="utf-8")
+    unshown = {attack.name: attack.unshown for attack in rows if attack.unshown}
     reasons = tuple(_surprise(cell) for cell in told if not cell["as_expected"])
-    return Outcome(not reasons, {"cells": told}, reasons=reasons, lines=lambda: _lines(told, args.html))
+    return Outcome(
+        not reasons,
+        {"cells": told, "not_shown_stopped": unshown},
+        reasons=reasons,
+        lines=lambda: _lines(told, args.html, unshown),
+    )
 
 
 def run_campaign(args: argparse.Namespace, cases: list[Any], linux: LinuxFiles | str) -> list[Told]:
@@ -100,7 +106,7 @@ def _surprise(cell: Told) -> str:
     return f"{where}: predicted {cell['expected']}, the run says {cell['verdict']}"
 
 
-def _lines(told: list[Told], html: Path | None) -> Iterator[str]:
+def _lines(told: list[Told], html: Path | None, unshown: Mapping[str, str]) -> Iterator[str]:
     modes = list(dict.fromkeys(cell["mode"] for cell in told if not cell["variant"]))
     yield f"{'':<22}" + "".join(f"{mode:<14}" for mode in modes)
     for name in dict.fromkeys(cell["attack"] for cell in told):
@@ -110,6 +116,8 @@ def _lines(told: list[Told], html: Path | None) -> Iterator[str]:
         for cell in row:
             if cell["variant"]:
                 yield f"  with {cell['variant']:<15}{cell['mode']}: {_mark(cell)} - {cell['why']}"
+        if unshown.get(name):
+            yield f"  not shown stopped: {unshown[name]}"
     for why, names in _not_run(told).items():
         yield f"not run: {', '.join(names)}: {why}"
     if html:
