@@ -65,20 +65,26 @@ class Host:
         )
         self.last_vmcb: dict[tuple[int, int], Spa] = {}
 
-    def initialise(self) -> None:
+    def initialise(self) -> str:
         """INIT, as a driver does: once more if the NV store was damaged, for INIT erased it.
+
+        Returns:
+            What was wrong with the store, if it was damaged: the platform has made itself a new identity.
 
         Raises:
             FirmwareError: INIT is refused.
         """
+        damage = ""
         try:
             self.ccp.call(Command.INIT, buffers.Init())
         except FirmwareError as error:
             if error.status != Status.SECURE_DATA_INVALID:
                 raise
+            damage = error.why
             self.ccp.call(Command.INIT, buffers.Init())
         self.asids = self._all_asids()  # INIT makes all of them dirty, whatever was known before
         self.es_asids = self._all_es_asids()
+        return damage
 
     def take_ownership(self, sign: Signs) -> None:
         """PEK_CSR and PEK_CERT_IMPORT: let an organisation own the platform.

@@ -66,6 +66,33 @@ def test_a_text_that_does_not_come_times_out(run: Run) -> None:
     assert "cbit run: time-out: the guest still runs after 0.2 s" in ran.err
 
 
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "torn": (lambda nv: nv.write_bytes(nv.read_bytes()[:100]), "NV store: 100 bytes, must be 6496: torn"),
+    "altered": (lambda nv: nv.write_bytes(bytes(6496)), "NV store: the MAC does not match"),
+    "missing": (Path.unlink, "sev.nv is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_store_is_reported_and_what_it_held_is_made_anew(
+    run: Run, tmp_path: Path, damage: str
+) -> None:
+    well, folder = (0, None), tmp_path / "machine"
+    assert 0 == main(["setup", "--profile", "naples", "--state", str(folder)])
+    harm, words = DAMAGES[damage]
+    ran = run(kernels.small(BYE), "--mode", "sev", machine=folder)
+    assert well == (ran.code, ran.report["new_identity"])
+    assert "identity" not in ran.err
+    harm(folder / "spi" / "sev.nv")
+    ran = run(kernels.small(BYE), "--mode", "sev", machine=folder)
+    assert 0 == ran.code
+    assert words in ran.report["new_identity"]
+    (line,) = (line for line in ran.err.splitlines() if "new identity" in line)
+    assert f"cbit run: {ran.report['new_identity']}; the platform has made itself a new identity" in line
+    ran = run(kernels.small(BYE), "--mode", "sev", machine=folder)
+    assert well == (ran.code, ran.report["new_identity"])
+
+
 @MODES
 def test_the_smallest_cache_does(run: Run, mode: str) -> None:
     ran = run(kernels.small(BYE), "--mode", mode, "--cache", "256K")

@@ -89,5 +89,6 @@ class LinuxWorld:
         machine = Machine(self.state, options)
         machine.power_on()
         host = Host(machine)
-        host.initialise()
+        if damage := host.initialise():
+            self.show(f"{damage}; the platform has made itself a new identity")
         return host

@@ -18,7 +18,8 @@ def platform(world: World) -> Act:
     """INIT, the certificate chain, and who owns the platform."""
     act = Act(3, "SEV platform: INIT, and the certificate chain that vouches for it")
     world.host = host = Host(world.machine)
-    host.initialise()
+    if damage := host.initialise():
+        act.fact("a new identity", damage)
     act.fact("platform after INIT", _status(host))
     world.tenant = Tenant.beside(world.state, policy=int(Policy.NODBG), image=world.image.data)
     chain = world.tenant.chain(host.export_chain())

@@ -26,10 +26,12 @@ class Place:
     Attributes:
         machine: the machine; no software runs on it yet.
         state: its folder, with what its vendor published.
+        lost: what is missing of the identity that the platform had; empty: nothing.
     """
 
     machine: Machine
     state: StateFolder
+    lost: str
 
 
 @contextmanager
@@ -66,9 +68,15 @@ def place(
             with progress(f"manufacturing a {chosen.name} machine with a {bits}-bit root", quiet=quiet):
                 manufacture(state, chosen, entropy=entropy, root=make_root(bits))
         with StateFolder(state) as opened:
-            machine = Machine(opened, options)
+            machine, lost = Machine(opened, options), _lost(opened)
             machine.power_on()
             try:
-                yield Place(machine, opened)
+                yield Place(machine, opened, lost)
             finally:
                 machine.power_off()
+
+
+def _lost(state: StateFolder) -> str:
+    """Say that a platform which had published its identity has no store any more."""
+    had_one = (state.certs / "pdh.cert").exists()
+    return f"NV store: {state.nv_path} is missing" if had_one and not state.nv_path.exists() else ""

@@ -124,6 +124,7 @@ class Started:
         survey: looks at its pages.
         asid: what tags its accesses; 0 without a hypervisor.
         launched: what a launch came to.
+        new_identity: why the platform's identity is another one than before; empty: it is not.
     """
 
     settings: Settings
@@ -132,6 +133,7 @@ class Started:
     survey: Callable[[], PageSurvey]
     asid: int = 0
     launched: dict[str, Any] | None = None
+    new_identity: str = ""
 
     @property
     def chipset(self) -> Chipset:
@@ -162,7 +164,10 @@ def started(
         ]
         return
     host = Host(machine)
-    host.initialise()
+    if damage := host.initialise() or place.lost:
+        outside.say(
+            f"{damage}; the platform has made itself a new identity: what was sealed for the old is void"
+        )
     launched: dict[str, LinuxGuest] = {}
     with ExitStack() as stack:
         running = []
@@ -173,12 +178,12 @@ def started(
             stack.callback(guest.end)
             launched[settings.name] = guest
             monitor = guest.power_on(console, epoch=epoch, disks=its_disks)
-            running.append(_as_guest(settings, guest, monitor, what))
+            running.append(_as_guest(settings, guest, monitor, what, damage))
         yield running
 
 
 def _as_guest(
-    settings: Settings, guest: LinuxGuest, monitor: Monitor, launched: dict[str, Any] | None
+    settings: Settings, guest: LinuxGuest, monitor: Monitor, launched: dict[str, Any] | None, damage: str
 ) -> Started:
     return Started(
         settings=settings,
@@ -187,6 +192,7 @@ def _as_guest(
         survey=lambda: survey(guest.vm),
         asid=guest.vm.asid,
         launched=launched,
+        new_identity=damage,
     )
 
 
@@ -215,6 +221,7 @@ def run_software(
                 "guest": machine.cores[0].guest_features.c_bit,
                 "profile": machine.profile.features.c_bit,
             },
+            "new_identity": running[0].new_identity or None,
             "launch_seconds": round(outside.seconds() - begun, 3),
         }
         for each in running:
