@@ -90,6 +90,7 @@ def test_a_survey_alone_has_no_contents_to_speak_of(report: Path, capsys: pytest
         ('{"pages": {}}', "no survey of pages"),
         (json.dumps(REPORT).replace('"pcd"', '"?"'), "in state '?'"),
         (json.dumps(REPORT).replace("[3, 5, 3", "[3, 50, 3"), "not of one run"),
+        (json.dumps(REPORT).replace("[3, 5, 3", "[3, 5, 99999999999"), "pages in 24576 bytes of memory"),
     ],
 )
 def test_a_report_that_cannot_be_used_says_why(
@@ -107,6 +108,9 @@ def test_a_report_that_cannot_be_used_says_why(
         ((), "a dump, a --report, or both"),
         (("absent.bin",), "absent.bin: No such file"),
         (("--rows", "0", "absent.bin"), "one at least"),
+        (("/dev/zero",), "/dev/zero: not a regular file"),
+        (("--report", "/dev/zero"), "/dev/zero: not a regular file"),
+        (("/",), "/: not a regular file"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(
@@ -196,3 +200,20 @@ def test_a_picture_holds_its_pixels(rows: list[list[tuple[int, int, int]]], scal
 def test_a_picture_of_nothing_is_refused(rows: list[list[tuple[int, int, int]]]) -> None:
     with pytest.raises(ValueError, match="one pixel at least"):
         png(rows)
+
+
+def test_a_pipe_and_a_file_of_no_machines_size_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, (64 << 30) + 1)
+    for words, reason in (
+        (["pipe"], "not a regular file"),
+        (["--report", "pipe"], "not a regular file"),
+        (["large"], "68719476737 bytes are too many for a machine's memory"),
+        (["--report", "large"], "68719476737 bytes are too many for a report"),
+    ):
+        code, printed = ran(capsys, *words[:-1], tmp_path / words[-1])
+        assert (2, True) == (code, reason in printed), printed

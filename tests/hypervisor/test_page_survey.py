@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbit.hypervisor.page_survey import STATES, PageRun, PageSurvey, runs_of
+from cbit.spec.address import PAGE
 from cbit.spec.errors import WireError
 
 GOOD: dict[str, Any] = {
@@ -46,6 +47,11 @@ def test_a_survey_is_written_and_read_back() -> None:
         ({"guest": [[0, 1, 1, ["p"]]]}, "in state"),
         ({"guest": [[4, 1, 1, "p"], [3, 1, 1, "p"]]}, "out of order"),
         ({"guest": [[4, 1, 2, "p"], [5, 1, 1, "p"]]}, "out of order"),
+        ({"guest": [[0, 256, 99999999999, "p"]]}, "99999999999 pages in 65536 bytes"),
+        ({"guest": [[0, 16, 17, "p"]]}, "17 pages in 65536 bytes"),
+        ({"guest": [[0, 16, 9, "p"], [9, 25, 8, "s"]]}, "17 pages in 65536 bytes"),
+        ({"memory_size": 0x5000}, "7 pages in 20480 bytes"),
+        ({"memory_size": (64 << 30) + 4096}, "no machine has more than"),
     ],
 )
 def test_what_is_no_survey_is_refused(change: dict[str, Any], words: str) -> None:
@@ -68,7 +74,7 @@ def test_runs_hold_the_pages_and_are_as_long_as_they_can_be(steps: list[tuple[in
         at += step
         pages.append((at, at + spa, state))
     runs = list(runs_of(pages))
-    survey = PageSurvey(0, 0, tuple(runs))
+    survey = PageSurvey(len(pages) * PAGE, 0, tuple(runs))
     assert pages == list(survey.pages())
     assert survey == PageSurvey.from_json(survey.as_json())
     for a, b in itertools.pairwise(runs):

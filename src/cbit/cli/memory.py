@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,8 +85,7 @@ def _lines(args: Namespace, pages: list[Any], result: dict[str, Any]) -> Iterato
 def _report(path: Path, name: str | None) -> Any:
     from cbit.hypervisor.page_survey import PageSurvey
 
-    if path.stat().st_size > _LARGEST_REPORT:
-        raise ValueError(f"{path}: too large to be a report")
+    _check(path, largest=_LARGEST_REPORT, what="a report")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -94,6 +94,15 @@ def _report(path: Path, name: str | None) -> Any:
     if not isinstance(found, dict) or "pages" not in found:
         raise WireError(f"{path}: a report without pages: `cbit run --report` writes one")
     return PageSurvey.from_json(found["pages"])
+
+
+def _check(path: Path, *, largest: int, what: str) -> None:
+    """Refuse what has no end, or none worth waiting for: a device, a pipe, a file of no machine's size."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path}: not a regular file")
+    if found.st_size > largest:
+        raise ValueError(f"{path}: {found.st_size} bytes are too many for {what}")
 
 
 def _of_one_guest(value: Any, name: str | None, path: Path) -> Any:
@@ -129,7 +138,9 @@ def _pages(dump: Path | None, report: Any) -> list[Any]:
 def _entropies(dump: Path) -> list[float]:
     """Compute the entropy of each page; pages of zeros, most of a sparse dump, cost next to nothing."""
     from cbit.cli.page_map import entropies
+    from cbit.machine.address_map import MAX_DRAM
 
+    _check(dump, largest=MAX_DRAM, what="a machine's memory")
     zeros, found = bytes(PAGE), []
     with dump.open("rb") as file:
         while part := file.read(_READ):

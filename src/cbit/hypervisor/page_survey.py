@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cbit.machine.address_map import MAX_DRAM
 from cbit.spec.address import PAGE
 from cbit.spec.errors import WireError
 
 STATES: Final = frozenset(use + held for use in "ps-" for held in ("", "c", "cd"))
-_MOST: Final = 1 << 40  # page numbers
+_MOST: Final = 1 << 40  # page numbers, and pages that were written back
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,16 @@ class PageSurvey:
         for name in ("memory_size", "flushed"):
             if not _is_count(value.get(name)):
                 raise WireError(f"a survey of pages whose {name} is {value.get(name)!r}")
+        memory_size = value["memory_size"]
+        if memory_size > MAX_DRAM:
+            raise WireError(f"a survey of {memory_size} bytes of memory: no machine has more than {MAX_DRAM}")
         runs = tuple(_run(item) for item in value["guest"])
         for before, after in itertools.pairwise(runs):
             if before.gpa_page + before.count > after.gpa_page:
                 raise WireError(f"a survey in which guest page {after.gpa_page:#x} comes out of order")
-        return cls(value["memory_size"], value["flushed"], runs)
+        if (pages := sum(run.count for run in runs)) > memory_size // PAGE:
+            raise WireError(f"a survey of {pages} pages in {memory_size} bytes of memory")
+        return cls(memory_size, value["flushed"], runs)
 
     def pages(self) -> Iterator[tuple[int, int, str]]:
         """Give every page: guest page, system page, state."""
