@@ -108,6 +108,7 @@ def test_a_report_that_cannot_be_used_says_why(
         ((), "a dump, a --report, or both"),
         (("absent.bin",), "absent.bin: No such file"),
         (("--rows", "0", "absent.bin"), "one at least"),
+        (("--guest", "foo", "absent.bin"), "--guest foo: guests are named in a --report"),
         (("/dev/zero",), "/dev/zero: not a regular file"),
         (("--report", "/dev/zero"), "/dev/zero: not a regular file"),
         (("/",), "/: not a regular file"),

@@ -45,6 +45,8 @@ def run(args: Namespace) -> Outcome:
 
     if args.dump is None and args.report is None:
         raise ValueError("a dump, a --report, or both are wanted")
+    if args.guest is not None and args.report is None:
+        raise ValueError(f"--guest {args.guest}: guests are named in a --report, and there is none")
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: one at least")
     report = _report(args.report, args.guest) if args.report else None

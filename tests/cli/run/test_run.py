@@ -93,6 +93,18 @@ def test_a_damaged_store_is_reported_and_what_it_held_is_made_anew(
     assert well == (ran.code, ran.report["new_identity"])
 
 
+@pytest.mark.parametrize("profile", ["naples", "garbage"])
+def test_a_machine_of_another_profile_is_not_taken_for_one(run: Run, machine: Path, profile: str) -> None:
+    ran = run(kernels.small(BYE), "--profile", profile)
+    assert (2, b"", {}) == (ran.code, ran.raw, ran.report)
+    words = f"--profile naples: the machine in {machine} is milan" if profile == "naples" else "no profile"
+    assert words in ran.err
+
+
+def test_a_machine_of_the_profile_that_is_asked_for_runs(run: Run) -> None:
+    assert 0 == run(kernels.small(BYE), "--profile", "milan").code
+
+
 @MODES
 def test_the_smallest_cache_does(run: Run, mode: str) -> None:
     ran = run(kernels.small(BYE), "--mode", mode, "--cache", "256K")

@@ -74,6 +74,7 @@ def test_an_initrd_beyond_memory(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--memory", "5G"], "3072M at most"),
         (["--profile", "turin"], "no profile 'turin'"),
         (["--state", "/no/such/machine"], "/no/such/machine"),
+        (["--state", "/no/such/machine", "--profile", "garbage"], "no profile 'garbage'"),
         (["--guest", "a", "--guest", "a"], "--guest a: there is one of that name already"),
         (["--guest", "a", "--guest", "b,key=c,mode=sev"], "no encrypted guest 'c' was named before it"),
         (["--guest", "a", "--guest", "b,key=a,mode=sev"], "no encrypted guest 'a' was named before it"),

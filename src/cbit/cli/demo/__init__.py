@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
@@ -27,6 +27,10 @@ EXAMPLE = """examples:
   cbit demo
   cbit demo --linux
   cbit demo --firmware OVMF.fd --secret-gpa 0x810000 --json"""
+DEFAULTS: Final = {"secret_gpa": 0x810000, "profile": "milan", "append": "", "memory": 256 * MIB}
+OF_FIRMWARE: Final[tuple[str, ...]] = ("firmware", "secret_gpa")
+OF_LINUX: Final[tuple[str, ...]] = ("kernel", "modules", "busybox", "write", "append", "memory")
+OF_THE_RUN: Final[tuple[str, ...]] = ("profile", "append", "memory")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--secret-gpa",
         type=_address,
-        default=0x810000,
         metavar="ADDRESS",
         help="where the owner wants its secret if the image announces no place (default 0x810000)",
     )
-    parser.add_argument("--profile", default="milan", help="naples, rome, milan (default) or genoa")
+    parser.add_argument("--profile", help="naples, rome, milan (default) or genoa")
     parser.add_argument(
         "--seed",
         type=int,
@@ -65,10 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write kernel, initramfs, encrypted disk and its key there, for `cbit run`, and stop",
     )
-    linux.add_argument("--append", default="", metavar="S", help="append to its command line")
-    linux.add_argument(
-        "--memory", type=size, default=256 * MIB, metavar="SIZE", help="of the guest (default: 256M)"
-    )
+    linux.add_argument("--append", metavar="S", help="append to its command line")
+    linux.add_argument("--memory", type=size, metavar="SIZE", help="of the guest (default: 256M)")
 
 
 def _address(text: str) -> int:
@@ -78,9 +79,26 @@ def _address(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no address: write 0x810000") from None
 
 
+def _refuse(args: argparse.Namespace) -> None:
+    """Refuse what would have no effect."""
+    if not args.linux:
+        useless, why = OF_LINUX, "belongs to --linux"
+    elif args.write:
+        useless, why = (*OF_FIRMWARE, *OF_THE_RUN), "has no effect on the files that --write writes"
+    else:
+        useless, why = OF_FIRMWARE, "has no effect with --linux, which boots a kernel directly"
+    for name in useless:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
+
+
 def run(args: argparse.Namespace) -> Outcome:
     """Manufacture a machine in a temporary folder and let it tell the story."""
     require_machine()
+    _refuse(args)
+    for name, value in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.linux:
         from cbit.cli.demo import linux
 

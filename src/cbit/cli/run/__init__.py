@@ -79,7 +79,7 @@ def configure(parser: Parser) -> None:
         help="one of several guests, with what it has of its own; repeated",
     )
     machine = parser.add_argument_group("the machine")
-    machine.add_argument("--profile", default="milan", help="naples, rome, milan (default) or genoa")
+    machine.add_argument("--profile", help="naples, rome, milan (default) or genoa; with --state, its own")
     machine.add_argument(
         "--state", type=Path, metavar="DIR", help="a machine of `cbit setup` (default: made anew)"
     )

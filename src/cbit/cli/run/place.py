@@ -16,6 +16,7 @@ from cbit.machine.manufacture import make_root, manufacture
 from cbit.machine.profiles import profile
 from cbit.machine.state_folder import StateFolder
 
+DEFAULT_PROFILE: Final = "milan"
 _SMALL_ROOT: Final = 2048  # bits, of a machine whose certificates nobody will look at
 
 
@@ -38,7 +39,7 @@ class Place:
 def place(
     *,
     state: Path | None,
-    profile_name: str,
+    profile_name: str | None,
     memory: int,
     cache: int,
     entropy: Entropy,
@@ -49,7 +50,7 @@ def place(
 
     Args:
         state: its folder; None: make one.
-        profile_name: of a machine that is made.
+        profile_name: of a machine that is made (None: milan), or the one that a folder's machine has to have.
         memory: bytes of DRAM.
         cache: bytes of plaintext that the machine may hold.
         entropy: where all of its randomness comes from; keys of the emulated vendor excepted.
@@ -59,15 +60,18 @@ def place(
     Raises:
         UnknownProfile, StateError, MachineOff, FirmwareError, ValueError: it cannot be had.
     """
+    wanted = None if profile_name is None else profile(profile_name)
     options = Options(memory_size=memory, cache_size=cache, entropy=entropy)
     with tempfile.TemporaryDirectory(prefix="cbit-run-") as folder:
         if state is None:
             state = Path(folder) / "machine"
-            chosen = profile(profile_name)
+            chosen = profile(profile_name or DEFAULT_PROFILE)
             bits = chosen.root_bits if certified else _SMALL_ROOT
             with progress(f"manufacturing a {chosen.name} machine with a {bits}-bit root", quiet=quiet):
                 manufacture(state, chosen, entropy=entropy, root=make_root(bits))
         with StateFolder(state) as opened:
+            if wanted is not None and wanted != opened.profile:
+                raise ValueError(f"--profile {wanted.name}: the machine in {state} is {opened.profile.name}")
             machine, lost = Machine(opened, options), _lost(opened)
             machine.power_on()
             try:
