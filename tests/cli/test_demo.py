@@ -424,7 +424,7 @@ def test_firmware_that_cannot_be_launched_is_refused_at_once(
 def test_a_secret_outside_the_guests_memory_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], gpa: str
 ) -> None:
-    (tmp_path / "silent.fd").write_bytes(bytes(4096))
+    (tmp_path / "silent.fd").write_bytes(bytes(4080) + 16 * b"\x90")
     why = refused(capsys, "--firmware", tmp_path / "silent.fd", f"--secret-gpa={gpa}")
     assert "--secret-gpa" in why
     assert "0x800000..0x9fffff" in why
