@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -91,6 +92,72 @@ def test_a_client_whose_first_command_is_good_for_nothing_is_watched_too(
     assert 1 == len(begun), "it begins once"
     clients.ended(begun[0])
     assert 0 == len(clients)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """No descriptor is left for watching a client."""
+    asked: list[int] = []
+
+    def refuse(process: int) -> int:
+        asked.append(process)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    return asked
+
+
+@contextmanager
+def a_child() -> Iterator[int]:
+    """A process with our descriptors, which ends with the block."""
+    ready, stop = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        prctl(PR_SET_DUMPABLE, 1)  # whatever another test did to this process
+        os.close(stop[1])
+        os.write(ready[1], b".")
+        os.read(stop[0], 1)
+        os._exit(0)
+    try:
+        os.read(ready[0], 1)
+        yield child
+    finally:
+        for end in (*ready, *stop):
+            os.close(end)
+        os.waitpid(child, 0)
+
+
+def test_a_client_that_cannot_be_watched_is_served_and_its_end_is_found_out(
+    clients: Clients, book: Book, sev: int, begun: list[int], full: list[int]
+) -> None:
+    with a_child() as first, a_child() as second:
+        for child in (first, second):
+            session, name = clients.named(child, sev)
+            assert (child, SEV) == (session.client.pid, name)
+            clients.handle(session, SEV, sev)
+            assert session is clients.named(child, sev)[0]
+        assert ([first] * 2 + [second] * 2, [], []) == (full, begun, list(clients.pidfds()))
+        assert 2 == len(clients)
+    assert 2 == len(clients), "nothing tells"
+    with a_child() as third:
+        clients.named(third, sev)
+        assert 1 == len(clients), "but the next one finds out"
+        assert ["open 0", "open 1", "close of open 0", "close of open 1"] == book.lines
+    clients.close()
+    assert 0 == len(clients)
+
+
+def test_a_number_of_one_that_was_not_watched_may_be_anothers(
+    clients: Clients, book: Book, sev: int, full: list[int]
+) -> None:
+    with a_child() as child:
+        before, _ = clients.named(child, sev)
+        clients.handle(before, SEV, sev)
+        before.begun -= 1  # an earlier process had this number
+        after, name = clients.named(child, sev)
+        assert before is not after
+        assert SEV == name
+        assert ["open 0", "close of open 0"] == book.lines
 
 
 def test_a_descriptor_is_what_its_inode_says(clients: Clients, sev: int) -> None:

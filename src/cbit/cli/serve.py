@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.machine.state_folder import StateFolder
     from cbit.redirect.backend import Backend
     from cbit.redirect.daemon import Daemon, listening
+    from cbit.redirect.descriptor_limit import raise_limit
     from cbit.trace import Trace
 
     reasons: list[tuple[str, str]] = []
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> Outcome:
             reasons.append((event.what, event.why))
 
     trace = Trace()
+    raise_limit()  # every launcher takes one
     with ExitStack() as stack:
         state = stack.enter_context(StateFolder(args.state))
         sock = stack.enter_context(listening(args.socket))

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
+from cbit.redirect.descriptor_limit import NO_MORE, Spare
 from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Client, Device
 
@@ -20,11 +22,20 @@ _NO_NUMBER: Final = -1
 
 
 class Session:
-    """One client process with its open handles."""
+    """One client process with its open handles.
 
-    def __init__(self, client: Client, pidfd: int) -> None:
+    Attributes:
+        client: it.
+        pidfd: hears of its end; None where there was no descriptor left for that.
+        begun: when it began, in clock ticks since the computer did: whoever has its number later began later.
+        handles: what it has open.
+        threads: those of its threads that have called.
+    """
+
+    def __init__(self, client: Client, pidfd: int | None, begun: int) -> None:
         self.client = client
         self.pidfd = pidfd
+        self.begun = begun
         self.handles: dict[Key, Any] = {}
         self.threads: set[int] = set()
 
@@ -54,6 +65,8 @@ class Clients:
         self._failed = failed
         self._sessions: dict[int, Session] = {}
         self._process_of: dict[int, int] = {}
+        self._unwatched: set[int] = set()
+        self._spare = Spare()
         self._process = self._thread = 0  # the one being served: its view of descriptors counts
 
     def __len__(self) -> int:
@@ -63,6 +76,9 @@ class Clients:
         """Return the session of a calling thread, and what its number stands for; raises OSError."""
         self._thread = thread
         process = self._process_of.get(thread)
+        if process in self._unwatched:
+            self._sweep_unwatched([process])
+            process = self._process_of.get(thread)
         if process is not None:
             self._process = process
             try:
@@ -71,7 +87,7 @@ class Clients:
                 if error.errno != errno.ESRCH:
                     raise
         # New to us, or the number has passed to a thread of another process.
-        session = self._session(process_of(thread))
+        session = self._session(self._spare.look(partial(process_of, thread)))
         self._remember(session, thread)
         self._process = session.client.pid
         return session, self._descriptors.name(session.client.pid, thread, number)
@@ -88,18 +104,21 @@ class Clients:
 
     def pidfds(self) -> Iterable[int]:
         """Return the descriptors that become readable when a client has ended."""
-        return [session.pidfd for session in self._sessions.values()]
+        return [session.pidfd for session in self._sessions.values() if session.pidfd is not None]
 
     def ended(self, pidfd: int) -> None:
         """Close what an ended client had open, the latest first."""
-        session = next(one for one in self._sessions.values() if one.pidfd == pidfd)
+        self._end(next(one for one in self._sessions.values() if one.pidfd == pidfd))
+        os.close(pidfd)
+
+    def _end(self, session: Session) -> None:
         del self._sessions[session.client.pid]
+        self._unwatched.discard(session.client.pid)
         for thread in session.threads:
             self._process_of.pop(thread, None)
         for (name, _, _), handle in reversed(session.handles.items()):
             self._close(name, handle)
         self._descriptors.left(session.client.pid)
-        os.close(pidfd)
 
     def sweep(self, session: Session) -> None:
         """Close the handles of foreign descriptors that a process does not have any more.
@@ -120,7 +139,10 @@ class Clients:
         """End all clients."""
         for pidfd in self.pidfds():
             self.ended(pidfd)
+        for session in list(self._sessions.values()):
+            self._end(session)
         self._descriptors.close()
+        self._spare.close()
 
     def _close(self, name: str, handle: Any) -> None:
         try:
@@ -135,10 +157,37 @@ class Clients:
                 # Of whoever is being served: a virtual machine may be another process's by now.
                 return self._descriptors.name(self._process, self._thread, number)
 
-            session = Session(Client(process, name_of), os.pidfd_open(process))
-            self._sessions[process] = session
-            self._begun(session.pidfd)
+            self._sweep_unwatched(list(self._unwatched))
+            pidfd = self._watch(process)
+            begun = self._spare.look(partial(begun_at, process)) if pidfd is None else 0
+            self._sessions[process] = Session(Client(process, name_of), pidfd, begun)
+            if pidfd is None:
+                self._unwatched.add(process)
+            else:
+                self._begun(pidfd)
         return self._sessions[process]
+
+    def _watch(self, process: int) -> int | None:
+        """Make a descriptor that hears of a process's end; None if there is no room for one."""
+        for _ in range(2):
+            try:
+                return os.pidfd_open(process)
+            except OSError as error:
+                if error.errno not in NO_MORE:
+                    raise
+            self._descriptors.close()  # what is held open only because it is quicker
+        return None
+
+    def _sweep_unwatched(self, processes: Iterable[int]) -> None:
+        """End those whose end nobody hears of, and who are gone: before their numbers mean somebody else."""
+        for process in processes:
+            session = self._sessions[process]
+            try:
+                begun = self._spare.look(partial(begun_at, process))
+            except OSError:
+                begun = -1
+            if begun != session.begun:
+                self._end(session)
 
     def _remember(self, session: Session, thread: int) -> None:
         previous = self._process_of.get(thread)
@@ -159,3 +208,18 @@ def process_of(thread: int) -> int:
             if line.startswith(b"Tgid:"):
                 return int(line.split()[1])
     raise OSError(errno.ESRCH, "the caller is gone")
+
+
+def begun_at(process: int) -> int:
+    """Return when a process began, in clock ticks since the computer did; raises ESRCH if it is gone.
+
+    One that has ended, and whose parent has not heard of it, is gone too.
+    """
+    try:
+        with open(f"/proc/{process}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        fields = [b"X"]
+    if fields[0] in {b"X", b"Z"}:
+        raise OSError(errno.ESRCH, "the caller is gone")
+    return int(fields[19])

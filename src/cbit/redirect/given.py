@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cbit.redirect.clients import AnyDevice
+from cbit.redirect.descriptor_limit import NO_MORE, no_more
 from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Give
 from cbit.redirect.seccomp import Listener
@@ -67,15 +68,13 @@ class GivenOut:
             id_: the call.
             what: the new object.
             asked_of: the handle of the device that was asked.
+
+        Raises:
+            OSError: ENFILE where we have no descriptor left; the object is closed.
         """
         made = _Object(what.link, what.handle)
         try:
-            if what.size:
-                made.room = theirs = os.memfd_create(what.link.rpartition(":")[2], os.MFD_CLOEXEC)
-                os.ftruncate(theirs, what.size)
-            else:
-                made.end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                theirs = other.detach()
+            theirs = self._opened(made, what.size)
         except OSError:
             self._devices[what.link].close(what.handle)
             raise
@@ -90,6 +89,17 @@ class GivenOut:
         listener.give(id_, theirs, close_on_exec=True)
         if made.end is not None:
             os.close(theirs)  # if the caller died meanwhile this was the last one
+
+    def _opened(self, made: _Object, size: int) -> int:
+        """Make both ends of a descriptor; return the caller's."""
+        for _ in range(2):
+            try:
+                return _pair(made, size)
+            except OSError as error:
+                if error.errno not in NO_MORE:
+                    raise
+            self._descriptors.close()  # what is held open only because it is quicker
+        raise no_more()
 
     def close(self) -> None:
         """Close everything, parts first."""
@@ -118,3 +128,17 @@ class GivenOut:
             self._devices[made.link].close(made.handle)
         except Exception as error:  # the others are to be closed all the same
             self._failed(error)
+
+
+def _pair(made: _Object, size: int) -> int:
+    if not size:
+        made.end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return other.detach()
+    room = os.memfd_create(made.link.rpartition(":")[2], os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(room, size)
+    except OSError:
+        os.close(room)
+        raise
+    made.room = room
+    return room

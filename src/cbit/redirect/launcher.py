@@ -27,6 +27,7 @@ from typing import Final, Self
 
 from cbit.redirect import door as child
 from cbit.redirect.clients import AnyDevice
+from cbit.redirect.descriptor_limit import raise_limit, restore_limit
 from cbit.redirect.errors import NamespaceRefused, NotStarted, RedirectError, Unsupported
 from cbit.redirect.features import GIVE, NAMESPACE, KernelFeatures, probe, require_fuse
 from cbit.redirect.files import Files, Mechanism
@@ -184,6 +185,7 @@ class Target:
                 )
             finally:
                 os._exit(125)
+        self._limit_before = raise_limit()  # ours, now that the program has its own
         inside.close()
         try:
             self._descriptors = self._meet()
@@ -307,6 +309,7 @@ class Target:
                     _, status = os.waitpid(self.pid, 0)
                 self._status = status
         self._signals.close()
+        restore_limit(self._limit_before)
         prctl(PR_SET_CHILD_SUBREAPER, self._reaper_before)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cbit.redirect.bpf import Rule
+from cbit.redirect.descriptor_limit import Spare
 from cbit.redirect.files import Files
 from cbit.redirect.linux import AT_EMPTY_PATH, AT_FDCWD, Call, syscall
 from cbit.redirect.process_memory import ClientMemory
@@ -63,6 +64,7 @@ class OpenAnswers:
 
     def __init__(self, files: Files, listener: Listener) -> None:
         self._listener = listener
+        self._spare = Spare()
         self._texts = {text.path: _readable(text.path, text.content) for text in files.texts}
         self._found = {
             **{device.path: Found(device.stand_in, "device") for device in files.devices},
@@ -76,6 +78,7 @@ class OpenAnswers:
         for number in self._texts.values():
             os.close(number)
         self._texts.clear()
+        self._spare.close()
 
     def serve(self, call: Notification, memory: ClientMemory) -> None:
         """Answer one call, or let it pass."""
@@ -129,11 +132,15 @@ class OpenAnswers:
             return
         # A descriptor that is only a place in the tree (O_PATH) cannot be given: a readable one replaces it.
         kept = flags & _KEPT if not flags & os.O_PATH else os.O_RDONLY
-        descriptor = os.open(found.shown, kept | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            self._listener.give(call.id, descriptor, close_on_exec=bool(flags & os.O_CLOEXEC))
-        finally:
-            os.close(descriptor)
+
+        def give() -> None:
+            descriptor = os.open(found.shown, kept | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                self._listener.give(call.id, descriptor, close_on_exec=bool(flags & os.O_CLOEXEC))
+            finally:
+                os.close(descriptor)
+
+        self._spare.look(give)
 
     def stat(self, call: Notification, found: Found, memory: ClientMemory) -> None:
         """Write the kernel's own description of what stands for the file."""
