@@ -241,6 +241,51 @@ def test_the_cache_is_the_layout_that_clients_read(made: Path, tmp_path: Path) -
     )
 
 
+#: Issue commands, and write what PDH_CERT_EXPORT gives to a file if one is named: PDH, then PEK, OCA and CEK.
+COMMANDS = """
+import ctypes, fcntl, os, struct, sys
+fd = os.open("/dev/sev", os.O_RDWR)
+for command in map(int, sys.argv[2:]):
+    fcntl.ioctl(fd, 0xC0105300, struct.pack("<IQI", command, 0, 0))
+if sys.argv[1]:
+    pdh, chain = ctypes.create_string_buffer(0x824), ctypes.create_string_buffer(0x186c)
+    asked = struct.pack("<QIQI", ctypes.addressof(pdh), 0x824, ctypes.addressof(chain), 0x186c)
+    want = ctypes.create_string_buffer(asked)
+    fcntl.ioctl(fd, 0xC0105300, struct.pack("<IQI", 5, ctypes.addressof(want), 0))
+    open(sys.argv[1], "wb").write(pdh.raw + chain.raw)
+"""
+RESET, PEK_GEN, PDH_GEN = 0, 2, 4
+
+
+@pytest.mark.parametrize("commands", [[PEK_GEN], [PDH_GEN], [RESET], [PEK_GEN, PDH_GEN]])
+def test_the_cache_is_the_chain_that_the_machine_has_now(
+    any_way: None, made: Path, tmp_path: Path, commands: list[int]
+) -> None:
+    machine, out = shutil.copytree(made, tmp_path / "machine"), tmp_path / "exported"
+    before = (machine / "certs/pdh.cert").read_bytes()
+    program = [sys.executable, "-c", COMMANDS]
+    ended = cbit("exec", "--state", machine, "--", *program, out, *commands)
+    assert 0 == ended.returncode, ended.stderr
+    assert 0 == cbit("kds", "--state", machine, "--cache", tmp_path).returncode
+    chain = (tmp_path / "amd-sev/chain").read_bytes()
+    assert before != chain[:CERT]
+    assert out.read_bytes()[: 3 * CERT] == chain[: 3 * CERT]
+    trust = ["--trust", machine / "certs/ark.cert"]
+    for what in (tmp_path / "amd-sev/chain", machine / "certs"):
+        assert 0 == cbit("owner", "verify", what, *trust).returncode
+
+
+def test_after_a_factory_reset_there_is_no_chain(any_way: None, made: Path, tmp_path: Path) -> None:
+    machine = shutil.copytree(made, tmp_path / "machine")
+    assert 0 == cbit("exec", "--state", machine, "--", sys.executable, "-c", COMMANDS, "", RESET).returncode
+    ended = cbit("kds", "--state", machine, "--cache", tmp_path)
+    reason = "the platform has no keys since its factory reset: its next INIT makes them, and the chain"
+    assert (2, f"cbit kds: {reason}\n") == (ended.returncode, ended.stderr)
+    assert not (tmp_path / "amd-sev").exists()
+    with serving(machine) as running:
+        assert (machine / "certs/cek.cert").read_bytes() == running.get(CEK + chip_id(machine))
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

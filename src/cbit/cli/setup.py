@@ -68,20 +68,16 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _first_start(path: Path) -> bytes:
-    """Let the platform make its identity, publish its certificates, and return the chip's id."""
+    """Let the platform make its identity, whose certificates are published, and return the chip's id."""
     from cbit.hypervisor.host import Host
     from cbit.machine.board import Machine
     from cbit.machine.state_folder import StateFolder
-    from cbit.spec.certificate import CERT_SIZE
 
     with StateFolder(path) as state:
         machine = Machine(state)
         machine.power_on()
         host = Host(machine)
         host.initialise()
-        exported = host.export_chain()
-        for index, name in enumerate(("pdh.cert", "pek.cert", "oca.cert")):
-            state.write(f"certs/{name}", exported[index * CERT_SIZE : (index + 1) * CERT_SIZE])
         return host.chip_id()
 
 

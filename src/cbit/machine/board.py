@@ -21,6 +21,7 @@ from cbit.crypto.memory_modes import KEY_BYTES, Mode
 from cbit.machine.address_map import MAILBOX_BAR, MAILBOX_BAR_SIZE, MAX_DRAM
 from cbit.machine.dumpable import forbid_dumps
 from cbit.machine.profiles import Profile
+from cbit.machine.published import PublishedStore
 from cbit.machine.state_folder import StateFolder
 from cbit.memory.bus import Bus
 from cbit.memory.cache import Cache
@@ -35,7 +36,6 @@ from cbit.secure_processor.dispatch import dispatch
 from cbit.secure_processor.firmware import Firmware, Limits
 from cbit.secure_processor.mailbox import Mailbox
 from cbit.secure_processor.memory_port import AddressRules, MemoryPort
-from cbit.secure_processor.nv_store import NvStore
 from cbit.spec.address import MIB, PAGE
 from cbit.spec.errors import CbitError
 from cbit.spec.status import Status
@@ -148,7 +148,7 @@ class Machine:
             build=booted.build,
             implements=booted.implements,
             fuses=fuses,
-            nv=NvStore(self._state.nv_path, fuses, options.entropy),
+            nv=PublishedStore(self._state, fuses, options.entropy, self.trace),
             memory=MemoryPort(fabric, AddressRules(c_bit=features.c_bit, dram_size=self.memory_size)),
             cores=_Complexes(self.cores),
             limits=Limits(

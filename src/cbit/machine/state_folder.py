@@ -3,7 +3,7 @@
     cbit.json            profile; says that this is not AMD's
     chip/fuses.bin       the chip's secrets
     spi/                 signed images, and sev.nv: the firmware's non-volatile store
-    certs/               ark.cert ask.cert ask_ark.cert cek.cert
+    certs/               ark.cert ask.cert ask_ark.cert cek.cert; the platform's pdh.cert pek.cert oca.cert
     manufacturer/        the private keys of the emulated vendor
 
 Every file is its owner's alone (0600).

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from cbit.machine.published import NAMES
 from cbit.machine.state_folder import StateError
 from cbit.secure_processor.nv_store import replace_file
 from cbit.spec.certificate import CERT_SIZE
@@ -54,7 +55,8 @@ class Published:
         chip_id: 128 digits.
         cek: the chip's certificate.
         ask_ark: its root's.
-        chain: PDH, PEK, OCA, CEK, ASK, ARK: what clients keep in their cache.
+        chain: PDH, PEK, OCA, CEK, ASK, ARK: what clients keep in their cache; empty while the platform has no
+            identity: after a factory reset, until its next INIT.
     """
 
     product: str
@@ -72,10 +74,7 @@ class Published:
         """
         try:
             description = json.loads((state / "cbit.json").read_bytes())
-            certs = {
-                name: (state / "certs" / f"{name}.cert").read_bytes()
-                for name in ("pdh", "pek", "oca", "cek", "ask_ark")
-            }
+            certs = {name: (state / "certs" / f"{name}.cert").read_bytes() for name in ("cek", "ask_ark")}
             product, chip_id = description["profile"], description["chip_id"]
         except OSError as error:
             hint = f"make a machine with 'cbit setup --state {state}'"
@@ -84,10 +83,11 @@ class Published:
             raise StateError(
                 f"{state / 'cbit.json'}: damaged, or of an older cbit: make a new machine"
             ) from None
-        platform = b"".join(certs[name] for name in ("pdh", "pek", "oca", "cek"))
-        if len(platform) != 4 * CERT_SIZE:
+        identity = _identity(state / "certs")
+        if len(certs["cek"]) != CERT_SIZE or len(identity) not in (0, 3 * CERT_SIZE):
             raise StateError(f"{state / 'certs'}: a certificate has not {CERT_SIZE:#x} bytes")
-        return cls(product, chip_id, certs["cek"], certs["ask_ark"], platform + certs["ask_ark"])
+        chain = identity + certs["cek"] + certs["ask_ark"] if identity else b""
+        return cls(product, chip_id, certs["cek"], certs["ask_ark"], chain)
 
     def answer(self, target: str) -> Reply:
         """Answer the target of a request: a path, with a query or without."""
@@ -112,8 +112,13 @@ class Published:
             Name of each file: its path.
 
         Raises:
+            StateError: the platform has no identity now, so there is no chain.
             OSError: the folder cannot be written.
         """
+        if not self.chain:
+            raise StateError(
+                "the platform has no keys since its factory reset: its next INIT makes them, and the chain"
+            )
         cache = folder / "amd-sev"
         cache.mkdir(parents=True, exist_ok=True)
         files = {"chain": self.chain, "cek.cert": self.cek, f"ask_ark_{self.product}.cert": self.ask_ark}
@@ -137,6 +142,14 @@ class Published:
         if product != self.product:
             return _says(404, f"no root of {product}: this machine is a {self.product}")
         return Reply(200, BINARY, self.ask_ark)
+
+
+def _identity(certs: Path) -> bytes:
+    """Read PDH, PEK and OCA; nothing if the platform has none."""
+    try:
+        return b"".join((certs / f"{name}.cert").read_bytes() for name in NAMES)
+    except FileNotFoundError:
+        return b""
 
 
 def _snp(kind: str, product: str, what: str) -> Reply:

@@ -125,8 +125,13 @@ class NvStore:
             raise NvUnusable(f"NV store: {error.strerror}") from None
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Replace a file at once, for its owner's eyes only: write beside it, sync, rename, sync the folder.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+        sync: wait for the disk; without, a power cut may take the content, and readers see all or none still.
 
     Raises:
         OSError: the file is as it was.
@@ -136,11 +141,14 @@ def replace_file(path: Path, content: bytes) -> None:
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+    if not sync:
+        return
     # The new content is in force now, so nothing from here on is a failure: a file system that cannot sync a
     # folder only leaves open from when on the rename survives a power cut.
     with suppress(OSError):
