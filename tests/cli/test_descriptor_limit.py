@@ -127,6 +127,8 @@ def test_where_there_is_no_room_the_machine_is_refused_and_room_is_used_again(
     program = f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (70, 70))\n{MACHINES}"
     ended = limited("-n 70", "exec", *options, "--", sys.executable, "-c", program)
     assert (0, "ENFILE True\nand again\n") == (ended.returncode, ended.stdout), ended.stderr
+    reason = "cbit exec: KVM_CREATE_VM: cbit has no descriptor left: its limit is 70 (ulimit -Hn)\n"
+    assert reason == ended.stderr
 
 
 def test_a_daemon_takes_as_many_launchers_as_the_hard_limit_allows(served: Served) -> None:

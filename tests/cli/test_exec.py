@@ -219,6 +219,23 @@ def test_a_command_line_that_makes_no_sense_is_125(any_way: None) -> None:
     assert 2 == cbit("setup", "--nonsense").returncode, "of all others the code stays"
 
 
+def test_what_the_launcher_refuses_itself_is_explained_too(any_way: None, made: Path) -> None:
+    script = (
+        "import fcntl, os\nkvm = os.open('/dev/kvm', os.O_RDWR)\n"
+        "for fd, request in ((99, 0xC0105300), (kvm, 0xAE00), (kvm, 0xAE47)):\n"
+        "    try:\n        fcntl.ioctl(fd, request, 1)\n"
+        "    except OSError as error:\n        print(error.errno)\n"
+    )
+    words = ["--state", made, "--kvm", "supplied", "--mechanism", "opens", "--", sys.executable, "-c", script]
+    ended = cbit("exec", *words)
+    assert (0, "9\n22\n25\n") == (ended.returncode, ended.stdout), ended.stderr
+    assert [
+        "cbit exec: SEV_ISSUE_CMD: no descriptor 99",
+        "cbit exec: KVM_GET_API_VERSION: argument 0x1: it has none",
+        "cbit exec: KVM_SET_TSS_ADDR: cbit's /dev/kvm does not answer it",
+    ] == told(ended)
+
+
 def test_a_machine_that_does_not_start_runs_no_program(any_way: None, made: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(made, broken)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cbit.redirect.files import REQUEST_NAMES, UNANSWERED
 from redirect.conftest import Way, run
 
 PRELUDE = """
@@ -111,6 +116,10 @@ def test_the_books_are_the_kernels(kvm_mechanism: Way, report_at: Path) -> None:
     assert "KVM_RUN: this KVM launches guests and runs none; cbit run does" in ran.report["reasons"]
     assert "KVM_CREATE_VM: type 0x4 is none of [0, 2, 3]" in ran.report["reasons"]
     assert "KVM_SET_USER_MEMORY_REGION: slot 2: slot 0 has memory there already" in ran.report["reasons"]
+    assert "KVM_GET_API_VERSION: argument 0x1: it has none" in ran.report["reasons"]
+    assert "KVM_CREATE_IRQCHIP: cbit's anon_inode:kvm-vm does not answer it" in ran.report["reasons"]
+    assert "KVM_CREATE_VCPU: cbit's /dev/kvm does not answer it" in ran.report["reasons"]
+    assert ran.report["reasons"][-1].startswith("KVM_SET_USER_MEMORY_REGION: the caller has no such memory")
     assert [
         "1: open",
         "1: 0xae01 0",
@@ -138,6 +147,62 @@ def test_a_thousand_machines_leave_nothing_behind(kvm_mechanism: Way, report_at:
     assert 0 == ran.code, ran.err
     assert 1000 == sum("close" in line for line in ran.report["behind"])
     assert ran.report["descriptors"][0] == ran.report["descriptors"][1]
+
+
+REFUSED = (
+    PRELUDE
+    + """
+vm = ask(kvm, 0xAE01)
+cpu = ask(vm, 0xAE41, 0)
+unanswered = {"kvm": (0xC004AE02, 0xC008AE05), "vm": (0xAE47, 0x4008AE48, 0xAE60, 0x4040AE77, 0x4068AEA3)}
+unanswered["cpu"] = (0x8090AE81, 0x4090AE82, 0x8138AE83, 0x4138AE84, 0x4008AE89, 0x4008AE90)
+room = bytearray(4096)
+for fd, requests in zip((kvm, vm, cpu), unanswered.values()):
+    print([ask(fd, request, room) for request in requests])
+print(ask(99, 0xAE01), ask(kvm, 0xAE04, 5), ask(0, 0xAE01))
+"""
+)
+
+
+def test_whatever_is_refused_is_explained(kvm_mechanism: Way, report_at: Path) -> None:
+    """Hypervisors stop at their first unanswered request with a bare number: here it has a name."""
+    ran = run(kvm_mechanism, report_at, sys.executable, "-c", REFUSED, extra=("--supplied-kvm",))
+    assert 0 == ran.code, ran.err
+    expected = [
+        f"{UNANSWERED[request]}: cbit's {name} does not answer it"
+        for name, requests in (
+            ("/dev/kvm", (0xC004AE02, 0xC008AE05)),
+            ("anon_inode:kvm-vm", (0xAE47, 0x4008AE48, 0xAE60, 0x4040AE77, 0x4068AEA3)),
+            ("anon_inode:kvm-vcpu", (0x8090AE81, 0x4090AE82, 0x8138AE83, 0x4138AE84, 0x4008AE89, 0x4008AE90)),
+        )
+        for request in requests
+    ]
+    assert len(UNANSWERED) == len(expected)
+    own = ["KVM_CREATE_VM: no descriptor 99", "KVM_GET_VCPU_MMAP_SIZE: argument 0x5: it has none"]
+    assert [*expected, *own] == ran.report["reasons"], "and not what concerns somebody else's file"
+    counts = [line.count("'ENOTTY'") for line in ran.out.splitlines()]
+    assert [2, 5, 6, 0] == counts
+    assert "EBADF EINVAL ENOTTY" == ran.out.splitlines()[-1]
+
+
+def test_the_kernels_header_has_the_same_numbers(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc is not here: apt install gcc libc6-dev")
+    names = sorted(set(REQUEST_NAMES.values()))
+    prints = "".join(f'printf("%s %lu\\n", "{name}", (unsigned long){name});' for name in names)
+    source = tmp_path / "numbers.c"
+    headers = "".join(f"#include <{name}>\n" for name in ("stdio.h", "linux/kvm.h", "linux/psp-sev.h"))
+    source.write_text(f"{headers}int main(void) {{ {prints} return 0; }}\n")
+    built = subprocess.run(
+        [compiler, "-o", tmp_path / "numbers", source], capture_output=True, text=True, check=False
+    )
+    if ".h: No such file" in built.stderr:
+        pytest.skip("the kernel's headers are not here: apt install linux-libc-dev")
+    assert 0 == built.returncode, built.stderr
+    said = subprocess.run([tmp_path / "numbers"], capture_output=True, text=True, check=True).stdout
+    found = {int(number): name for name, number in (line.split() for line in said.splitlines())}
+    assert found == REQUEST_NAMES
 
 
 def test_the_file_is_a_character_device(kvm_mechanism: Way, report_at: Path) -> None:

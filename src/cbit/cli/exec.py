@@ -129,7 +129,7 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
         kvm, rule = _mode(args)
         cpuid = _Cpuid() if args.cpuid else None
         files = sev_files(es=True, kvm=kvm)
-        target = stack.enter_context(_started(args, files, cpuid))
+        target = stack.enter_context(_started(args, files, cpuid, trace))
         stack.enter_context(trace.watched_by(hear, only="driver"))
         profile, devices = stack.enter_context(_machine(args, kvm, rule, trace))
         if cpuid is not None:
@@ -225,13 +225,13 @@ def _machine(
 
 
 @contextmanager
-def _started(args: argparse.Namespace, files: Files, cpuid: _Cpuid | None) -> Iterator[Target]:
+def _started(args: argparse.Namespace, files: Files, cpuid: _Cpuid | None, trace: Trace) -> Iterator[Target]:
     """Fork the program; with --json its standard output becomes standard error, for ours is one object."""
     from cbit.redirect.launcher import start
 
     with _program_on_stderr(wanted=args.json):
         tracer = cpuid.tracer if cpuid else None
-        target = start(args.program, files, mechanism=_mechanism(args), tracer=tracer)
+        target = start(args.program, files, mechanism=_mechanism(args), tracer=tracer, trace=trace)
     with target:
         yield target
 

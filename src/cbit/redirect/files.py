@@ -50,6 +50,36 @@ VM_REQUESTS: Final = (
     *ENCRYPTION_REQUESTS,
 )
 VCPU_REQUESTS: Final = (KVM_RUN,)
+#: What hypervisors ask first that the supplied KVM does not answer: they are told why (linux: kvm.h).
+UNANSWERED: Final = {
+    0xC004AE02: "KVM_GET_MSR_INDEX_LIST",
+    0xC008AE05: "KVM_GET_SUPPORTED_CPUID",
+    0x0000AE47: "KVM_SET_TSS_ADDR",
+    0x4008AE48: "KVM_SET_IDENTITY_MAP_ADDR",
+    0x0000AE60: "KVM_CREATE_IRQCHIP",
+    0x4040AE77: "KVM_CREATE_PIT2",
+    0x4068AEA3: "KVM_ENABLE_CAP",
+    0x8090AE81: "KVM_GET_REGS",
+    0x4090AE82: "KVM_SET_REGS",
+    0x8138AE83: "KVM_GET_SREGS",
+    0x4138AE84: "KVM_SET_SREGS",
+    0x4008AE89: "KVM_SET_MSRS",
+    0x4008AE90: "KVM_SET_CPUID2",
+}
+#: Every request that a reason may have to name.
+REQUEST_NAMES: Final = UNANSWERED | {
+    SEV_ISSUE_CMD: "SEV_ISSUE_CMD",
+    KVM_GET_API_VERSION: "KVM_GET_API_VERSION",
+    KVM_CREATE_VM: "KVM_CREATE_VM",
+    KVM_CHECK_EXTENSION: "KVM_CHECK_EXTENSION",
+    KVM_GET_VCPU_MMAP_SIZE: "KVM_GET_VCPU_MMAP_SIZE",
+    KVM_CREATE_VCPU: "KVM_CREATE_VCPU",
+    KVM_SET_USER_MEMORY_REGION: "KVM_SET_USER_MEMORY_REGION",
+    KVM_RUN: "KVM_RUN",
+    KVM_MEMORY_ENCRYPT_OP: "KVM_MEMORY_ENCRYPT_OP",
+    KVM_MEMORY_ENCRYPT_REG_REGION: "KVM_MEMORY_ENCRYPT_REG_REGION",
+    KVM_MEMORY_ENCRYPT_UNREG_REGION: "KVM_MEMORY_ENCRYPT_UNREG_REGION",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +129,8 @@ class Files:
         foreign: descriptors of the kernel's own on which some requests are answered.
         given: descriptors that devices give out (``device.Give``).
         observed: descriptors of the kernel's own, and requests that it answers after we have seen them pass.
+        unanswered: requests that nothing here answers, and that are seen only so that their refusal is
+            explained.
     """
 
     devices: tuple[DeviceFile, ...]
@@ -106,6 +138,7 @@ class Files:
     foreign: tuple[DescriptorKind, ...] = ()
     given: tuple[DescriptorKind, ...] = ()
     observed: tuple[DescriptorKind, ...] = ()
+    unanswered: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         paths = self.paths
@@ -123,9 +156,9 @@ class Files:
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """Every request number that is answered."""
+        """Every request number that is to be seen."""
         kinds = (*self.foreign, *self.given, *self.observed)
-        lists = [*(one.requests for one in self.devices), *(kind.requests for kind in kinds)]
+        lists = [*(one.requests for one in self.devices), *(kind.requests for kind in kinds), self.unanswered]
         return tuple(sorted({request for requests in lists for request in requests}))
 
     @property
@@ -198,5 +231,5 @@ def sev_files(*, es: bool = False, snp: bool = False, kvm: Kvm = Kvm.NONE, guest
     if kvm is Kvm.SUPPLIED:
         devices.append(DeviceFile(KVM, KVM_REQUESTS, stand_in="/dev/urandom"))
         given = (DescriptorKind(KVM_VM, VM_REQUESTS), DescriptorKind(KVM_VCPU, VCPU_REQUESTS))
-        return Files(tuple(devices), texts, given=given)
+        return Files(tuple(devices), texts, given=given, unanswered=tuple(UNANSWERED))
     return Files(tuple(devices), texts)

@@ -33,6 +33,7 @@ from cbit.redirect.files import (
     KVM_SET_USER_MEMORY_REGION,
     KVM_VCPU,
     KVM_VM,
+    REQUEST_NAMES,
 )
 from cbit.spec.address import PAGE
 from cbit.trace import Trace
@@ -127,7 +128,7 @@ class _System:
         if request == KVM_CREATE_VM:
             return self._create(handle, argument, memory)
         if argument:
-            raise OSError(errno.EINVAL, "this request has no argument")
+            self._refuses(REQUEST_NAMES[request], errno.EINVAL, f"argument {argument:#x}: it has none")
         return {KVM_GET_API_VERSION: API_VERSION, KVM_GET_VCPU_MMAP_SIZE: RUN_SIZE}[request]
 
     def close(self, handle: Client) -> None:
@@ -160,7 +161,14 @@ class _Machine:
         if request == KVM_CREATE_VCPU:
             return self._create(handle, argument, memory)
         assert request == KVM_SET_USER_MEMORY_REGION
-        self._set(handle, memory.read(argument, _REGION.size))
+        try:
+            region = memory.read(argument, _REGION.size)
+        except OSError as fault:
+            what = REQUEST_NAMES[request]
+            self._refuses(
+                what, fault.errno or errno.EFAULT, fault.strerror or "the caller has no such memory"
+            )
+        self._set(handle, region)
         return 0
 
     def close(self, handle: Vm) -> None:

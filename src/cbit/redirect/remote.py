@@ -134,7 +134,9 @@ class RemoteMachine:
         except Broken as broken:
             raise self._lose(broken) from None
         if result < 0:
-            raise OSError(-result, "the machine does not open it")
+            why = "the machine does not open it"
+            self._trace.emit(PART, "the device", why, errno=errno.errorcode.get(-result, ""))
+            raise OSError(-result, why)
         return handle
 
     def ioctl(self, handle: _Handle, request: int, argument: int, memory: Memory) -> int:

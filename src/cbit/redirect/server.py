@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from cbit.redirect.clients import AnyDevice, Clients, Session
+from cbit.redirect.descriptor_limit import NO_MORE, no_more
 from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Give, report_fault
-from cbit.redirect.files import Files
+from cbit.redirect.files import REQUEST_NAMES, Files
 from cbit.redirect.given import GivenOut
 from cbit.redirect.linux import Call
 from cbit.redirect.opens import CALLS, OpenAnswers
@@ -25,6 +26,7 @@ from cbit.trace import SILENT, Trace
 
 _LOW: Final = 0xFFFFFFFF
 PART: Final = "redirect"
+REASONS: Final = "driver"  #: the part in whose name refusals are explained, whoever refuses
 
 
 class Server:
@@ -94,8 +96,11 @@ class Server:
                 self._opens.serve(call, self._memory.of(id_=call.id, tid=call.tid))
             else:
                 self._listener.let_pass(call.id)
-        except OSError as error:  # of a caller that is gone, the answer is for nobody
-            self._listener.answer(call.id, -(error.errno or errno.EIO))
+        except OSError as error:
+            if error.errno in NO_MORE:
+                error = no_more()
+            if self._listener.answer(call.id, -(error.errno or errno.EIO)):  # the caller is still there
+                self._explain(call, error)
         except Exception as error:  # a fault of ours is one client's EIO, not everybody's end
             self._failed(error)
             self._listener.answer(call.id, -errno.EIO)
@@ -109,6 +114,8 @@ class Server:
             return
         if name is None or request not in self._requests.get(name, ()):
             self._listener.answer(call.id, -errno.ENOTTY)
+            if name is not None:
+                self._explain(call, OSError(errno.ENOTTY, f"cbit's {name} does not answer it"))
             return
         why = ""
         handle = None
@@ -119,6 +126,8 @@ class Server:
             result = self._devices[name].ioctl(handle, request, argument, memory)
         except OSError as error:
             result, why = -(error.errno or errno.EIO), error.strerror or ""
+            if handle is None and error.errno == errno.ESRCH:  # no device has been asked, none explains it
+                self._explain(call, error)
         if self._trace.watched(PART):
             shown = result if isinstance(result, int) else result.link
             pid = session.client.pid
@@ -127,6 +136,14 @@ class Server:
             self._listener.answer(call.id, result)
         else:
             self._given.give(self._listener, call.id, result, handle)
+
+    def _explain(self, call: Notification, error: OSError) -> None:
+        """Say why we refuse a request ourselves; what a device refuses it explains itself."""
+        if call.number == Call.IOCTL:
+            request = call.arguments[1] & _LOW
+            what = REQUEST_NAMES.get(request, f"request {request:#x}")
+            symbol = errno.errorcode.get(error.errno or 0, "EIO")
+            self._trace.emit(REASONS, what, error.strerror or symbol, errno=symbol)
 
     def _observe(self, call: Notification, session: Session, name: str, request: int) -> None:
         """See a request pass that the kernel answers."""
