@@ -223,6 +223,84 @@ def test_a_file_has_one_handle_for_each_mode_and_a_foreign_number_its_own(
     assert [f"close of open {number}" for number in names] == book.lines[5:]
 
 
+def test_a_copy_of_a_foreign_descriptor_has_its_handle_until_the_last_is_closed(
+    clients: Clients, book: Book, sev: int
+) -> None:
+    session, _ = clients.named(me(), sev)
+    first, other = os.eventfd(0), os.eventfd(0)
+    copy = os.dup(first)
+    try:
+        assert "open 0" == clients.handle(session, TIMER, first) == clients.handle(session, TIMER, copy)
+        assert "open 1" == clients.handle(session, TIMER, other), "which is no copy"
+        os.close(first)
+        clients.sweep(session)
+        assert "open 0" == clients.handle(session, TIMER, copy)
+        assert ["open 0", "open 1"] == book.lines
+        again = os.dup(copy)
+        assert first == again
+        assert "open 0" == clients.handle(session, TIMER, again)
+    finally:
+        for descriptor in (copy, other, first):
+            os.close(descriptor)
+    clients.sweep(session)
+    assert ["close of open 0", "close of open 1"] == sorted(book.lines[2:]), "once each"
+
+
+def test_an_ended_client_closes_a_handle_of_several_numbers_once(
+    clients: Clients, book: Book, begun: list[int]
+) -> None:
+    event = os.eventfd(0)
+    copy = os.dup(event)
+    try:
+        session, _ = clients.named(me(), event)
+        for number in (event, copy):
+            assert "open 0" == clients.handle(session, TIMER, number)
+        clients.ended(begun[0])
+    finally:
+        os.close(event)
+        os.close(copy)
+    assert ["open 0", "close of open 0"] == book.lines
+
+
+def test_a_foreign_descriptor_of_another_process_is_refused_as_kvm_does(
+    clients: Clients, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = os.eventfd(0)
+    try:
+        mine, _ = clients.named(me(), event)
+        assert "open 0" == clients.handle(mine, TIMER, event)
+        with a_child() as child:
+            theirs, name = clients.named(child, event)
+            assert TIMER == name
+            with pytest.raises(OSError, match="a virtual machine of another process") as refused:
+                clients.handle(theirs, TIMER, event)
+            assert errno.EIO == refused.value.errno
+            assert ["open 0"] == book.lines
+            monkeypatch.setattr("cbit.redirect.clients.same_memory", lambda one, other: True)
+            assert "open 0" == clients.handle(theirs, TIMER, event), "a thread in all but name"
+    finally:
+        os.close(event)
+
+
+def test_where_the_kernel_does_not_compare_each_number_has_its_handle(
+    clients: Clients, sev: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int, *words: object) -> int:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("cbit.redirect.linux.syscall", refuse)
+    session, _ = clients.named(me(), sev)
+    event = os.eventfd(0)
+    copy = os.dup(event)
+    try:
+        assert ("open 0", "open 1") == tuple(
+            clients.handle(session, TIMER, number) for number in (event, copy)
+        )
+    finally:
+        os.close(event)
+        os.close(copy)
+
+
 def test_an_open_that_is_refused_is_tried_again(clients: Clients, book: Book, sev: int) -> None:
     session, _ = clients.named(me(), sev)
     book.fails.add("open")

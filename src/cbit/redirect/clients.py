@@ -12,6 +12,7 @@ from typing import Any, Final
 from cbit.redirect.descriptor_limit import NO_MORE, Spare
 from cbit.redirect.descriptors import Descriptors
 from cbit.redirect.device import Client, Device
+from cbit.redirect.linux import same_file, same_memory
 
 AnyDevice = Device[Any]
 Key = tuple[str, int, bool]
@@ -99,8 +100,28 @@ class Clients:
         writable = self._descriptors.is_writable(session.client.pid, self._thread, number)
         key = (name, number if self._descriptors.is_foreign(name) else _NO_NUMBER, writable)
         if key not in session.handles:
-            session.handles[key] = self._devices[name].open(session.client, writable=writable)
+            shared = self._of_another_number(session, name, number) if key[1] != _NO_NUMBER else None
+            opened = self._devices[name].open(session.client, writable=writable) if shared is None else shared
+            session.handles[key] = opened
         return session.handles[key]
+
+    def _of_another_number(self, session: Session, name: str, number: int) -> Any | None:
+        """Find the handle of a foreign descriptor under another number, which dup gave it.
+
+        Raises:
+            OSError: EIO if it is another process's, by fork or however it came: a virtual machine belongs
+                to one memory, and so KVM answers.
+        """
+        asked = session.client.pid, number
+        for other in sorted(self._sessions.values(), key=lambda other: other is not session):
+            process = other.client.pid
+            for (link, known, _), handle in other.handles.items():
+                if link != name or not same_file(asked, (process, known)):
+                    continue
+                if other is session or same_memory(asked[0], process):
+                    return handle
+                raise OSError(errno.EIO, f"descriptor {number} is a virtual machine of another process")
+        return None
 
     def pidfds(self) -> Iterable[int]:
         """Return the descriptors that become readable when a client has ended."""
@@ -116,8 +137,10 @@ class Clients:
         self._unwatched.discard(session.client.pid)
         for thread in session.threads:
             self._process_of.pop(thread, None)
-        for (name, _, _), handle in reversed(session.handles.items()):
-            self._close(name, handle)
+        while session.handles:
+            (name, _, _), handle = session.handles.popitem()
+            if not any(handle is one for one in session.handles.values()):
+                self._close(name, handle)
         self._descriptors.left(session.client.pid)
 
     def sweep(self, session: Session) -> None:
@@ -145,6 +168,11 @@ class Clients:
         self._spare.close()
 
     def _close(self, name: str, handle: Any) -> None:
+        """Close a handle, unless it is somebody's under another number."""
+        if self._descriptors.is_foreign(name) and any(
+            handle is one for other in self._sessions.values() for one in other.handles.values()
+        ):
+            return
         try:
             self._devices[name].close(handle)
         except Exception as error:  # the other handles are to be closed all the same

@@ -31,6 +31,7 @@ class Call(IntEnum):
     NEWFSTATAT = 262
     READLINKAT = 267
     FACCESSAT = 269
+    KCMP = 312
     SECCOMP = 317
     STATX = 332
     OPEN_TREE = 428
@@ -47,6 +48,9 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 PR_SET_NO_NEW_PRIVS: Final = 38
+
+_KCMP_FILE: Final = 0
+_KCMP_VM: Final = 1
 
 _MNT_DETACH: Final = 0x2
 _UMOUNT_NOFOLLOW: Final = 0x8
@@ -103,6 +107,26 @@ def unmount(target: str) -> None:
         OSError: the kernel refuses.
     """
     checked(libc().umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW))
+
+
+def same_file(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two descriptors (process, number) are one open file: by dup, fork, or however it came over.
+
+    False where the kernel does not say: without kcmp, or for a process that is closed to us.
+    """
+    return _same(_KCMP_FILE, one, other)
+
+
+def same_memory(one: int, other: int) -> bool:
+    """Whether two processes have one memory; False where the kernel does not say."""
+    return _same(_KCMP_VM, (one, 0), (other, 0))
+
+
+def _same(what: int, one: tuple[int, int], other: tuple[int, int]) -> bool:
+    try:
+        return syscall(Call.KCMP, one[0], other[0], what, one[1], other[1]) == 0
+    except OSError:
+        return False
 
 
 def checked(result: int) -> int:

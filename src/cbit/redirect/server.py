@@ -26,6 +26,7 @@ from cbit.trace import SILENT, Trace
 
 _LOW: Final = 0xFFFFFFFF
 PART: Final = "redirect"
+_OURS: Final = frozenset({errno.ESRCH, errno.EIO})  #: what looking for a handle may end with
 REASONS: Final = "driver"  #: the part in whose name refusals are explained, whoever refuses
 
 
@@ -126,7 +127,7 @@ class Server:
             result = self._devices[name].ioctl(handle, request, argument, memory)
         except OSError as error:
             result, why = -(error.errno or errno.EIO), error.strerror or ""
-            if handle is None and error.errno == errno.ESRCH:  # no device has been asked, none explains it
+            if handle is None and error.errno in _OURS:  # no device has been asked, none explains it
                 self._explain(call, error)
         if self._trace.watched(PART):
             shown = result if isinstance(result, int) else result.link
