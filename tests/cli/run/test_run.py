@@ -162,6 +162,44 @@ def test_a_panic_is_none_the_less_a_panic_for_the_reset_behind_it(run: Run, then
     assert "cbit run: Kernel panic - not syncing: no init" in ran.err
 
 
+VERSION = "[    0.000000] Linux version 6.1.0\r\n"
+PANIC = "Kernel panic - not syncing: no init"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{VERSION}[   12.345678] {PANIC}\r\n",
+        f"{VERSION}/ # [   12.345678] {PANIC}\r\n",  # behind a prompt
+        f"{VERSION}[   12.345678][    T1] {PANIC}\r\n",
+        f"<0>[   12.345678] {PANIC}\r\n",
+        f"Linux version 6.1.0\r\n{PANIC}\r\n",  # printk.time=0
+        f"<0>{PANIC}\r\n",
+    ],
+)
+def test_a_kernels_own_panic_is_known(run: Run, said: str) -> None:
+    ran = run(kernels.small(kernels.says(said) + kernels.RESET + kernels.HALT))
+    assert (1, "panic", PANIC) == (ran.code, ran.report["end"], ran.report["why"])
+
+
+@pytest.mark.parametrize(
+    ("said", "end"),
+    [
+        (f"{VERSION}/ # echo {PANIC}\r\n{PANIC}\r\n", kernels.POWER_OFF),
+        (f"{VERSION}/ # echo {PANIC}\r\n{PANIC}\r\n", kernels.RESET),
+        (f"{VERSION}init: [12] {PANIC}\r\n", kernels.RESET),
+        (f"Linux version 6.1.0\r\n/ # echo {PANIC}\r\n", kernels.RESET),
+        (f"{VERSION}[   12.345678] {PANIC}\r\n", kernels.POWER_OFF),  # an old log: a panic does not power off
+    ],
+)
+def test_the_same_words_of_a_program_are_no_panic(run: Run, said: str, end: bytes) -> None:
+    ran = run(kernels.small(kernels.says(said) + end + kernels.HALT))
+    assert (0, {kernels.POWER_OFF: "power-off", kernels.RESET: "reboot"}[end]) == (
+        ran.code,
+        ran.report["end"],
+    )
+
+
 DEADLOCKED = "Kernel panic - not syncing: System is deadlocked on memory"
 BOUNCES = "[    0.0] software IO TLB: SWIOTLB bounce buffer size adjusted to 64MB\r\n"
 

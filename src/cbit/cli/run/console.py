@@ -9,10 +9,15 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-PANIC: Final = b"Kernel panic - not syncing"
+# What a kernel says begins with its time, and may stand behind what a program has not finished; anybody may print
+# the words alone.  A kernel told to leave its time out (printk.time=0) has nothing but the line's beginning.
+_TIME: Final = rb"\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? "
+_TIMED: Final = re.compile(rb"(?:<\d>)?" + _TIME)
+_PANIC: Final = re.compile(_TIME + rb"(Kernel panic - not syncing.*)")
+_PANIC_WITHOUT_TIME: Final = re.compile(rb"(?:<\d>)?(Kernel panic - not syncing.*)")
 _NO_MEMORY: Final = re.compile(r"deadlocked on memory|[Oo]ut of memory")
 _BOUNCES: Final = re.compile(r"software IO TLB: .*\b(\d+)MB\)?$")
-_KEEP: Final = 4096  # bytes of output among which a text is looked for
+_KEEP: Final = 4096  # bytes of a line that are looked at
 
 
 class GuestConsole:
@@ -51,6 +56,9 @@ class GuestConsole:
         self._typed = typed
         self._until = until
         self._shown = 0
+        self._line = 0  # where the line begins
+        self._timed = False  # the kernel says when it says something
+        self._panic = ""
 
     def write(self, byte: int, /) -> None:
         """Take a byte; a line at a time is shown, or what there is at the next `flush`."""
@@ -59,9 +67,18 @@ class GuestConsole:
         if self._until and not self.seen and byte == self._until[-1]:
             self.seen = transcript.endswith(self._until)
         if byte == 0x0A:
-            if not self.panicked and PANIC in transcript[-_KEEP:]:
-                self.panicked = True
+            if not self.panicked:
+                self._look(bytes(transcript[self._line : self._line + _KEEP]))
+            self._line = len(transcript)
             self.flush()
+
+    def _look(self, line: bytes) -> None:
+        """See whether a line is a kernel's last."""
+        self._timed = self._timed or _TIMED.match(line) is not None
+        found = _PANIC.search(line) if self._timed else _PANIC_WITHOUT_TIME.match(line)
+        if found is not None:
+            self.panicked = True
+            self._panic = found[1].decode("utf-8", "replace").rstrip("\r\n")
 
     def read(self) -> bytes:
         """Give what was typed."""
@@ -85,10 +102,8 @@ class GuestConsole:
     @property
     def panic(self) -> str:
         """What the kernel said when it panicked; and if memory ran out, what it had taken for its devices."""
-        lines = self.lines
-        said = next((line for line in lines if PANIC.decode() in line), "")
-        said = said[said.find("Kernel panic") :]
-        bounces = next((found[1] for line in lines if (found := _BOUNCES.search(line))), "")
+        said = self._panic
+        bounces = next((found[1] for line in self.lines if (found := _BOUNCES.search(line))), "")
         if not bounces or not _NO_MEMORY.search(said):
             return said
         # Not ours to mend: under SEV Linux takes 6 % of memory for bounce buffers, and 64 MiB at least.

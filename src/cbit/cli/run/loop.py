@@ -99,7 +99,12 @@ class Seat:
         console, stop, now = self.console, self.monitor.stop, self.monitor.clock.ns
         if console.panicked and self._panicked_at is None:
             self._panicked_at = now
-        panicked = self._panicked_at is not None and (stop is not None or now > self._panicked_at + PANIC_NS)
+        # Whoever can power the machine off is healthy: the words were a program's.
+        panicked = (
+            self._panicked_at is not None
+            and stop is not Power.OFF
+            and (stop is not None or now > self._panicked_at + PANIC_NS)
+        )
         if console.seen:
             self.ending = Ending(End.SEEN, "the text of --until has come")
         elif panicked:
