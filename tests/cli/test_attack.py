@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from cbit.attacks import experiments
 from cbit.attacks.experiments import ALL, named
+from cbit.attacks.lab.executors import Processes
 from cbit.cli import linux_files, main
 from cbit.cli.packages import NoPackage
 
@@ -54,6 +56,15 @@ def test_run_shows_steps_and_what_was_found(capsys: pytest.CaptureFixture[str]) 
         (("run", "replay", "--set", "x=1"), "no parameter 'x'"),
         (("run", "block-move-xe", "--set", "corpus_mib"), "'corpus_mib': write NAME=VALUE"),
         (("run", "block-move-xe", "--set", "corpus_mib=much"), "'much' is no number"),
+        (("run", "block-move-xex", "--set", "constants=zen9"), "constants is zen1 or fresh, not zen9"),
+        (
+            ("sweep", "block-move-xex", "--over", "constants=zen1,zen9"),
+            "constants is zen1 or fresh, not zen9",
+        ),
+        (("sweep", "block-move-xe", "--over", "corpus_mib=one:2:3"), "'one' is no number"),
+        (("sweep", "severed", "--variant", "none", "--variant", "x"), "severed has no variant 'x'"),
+        (("sweep", "severed", "--mode", "sme", "--variant", "other-guest"), "other-guest is one of mode sev"),
+        (("run", "severed", "--set", "memory=2"), "contiguous bytes wanted"),
         (("sweep", "block-move-xe", "--over", "corpus_mib=1:2"), "FIRST:LAST:STEP"),
         (("sweep", "block-move-xe", "--over", "corpus_mib=3:2:1"), "FIRST:LAST:STEP"),
         (("sweep", "block-move-xe", "--over", "x=1"), "no parameter 'x'"),
@@ -68,6 +79,68 @@ def test_what_makes_no_sense_is_said_in_one_sentence(
     assert not answer["ok"]
     (reason,) = answer["reasons"]
     assert why in reason
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict", "why"),
+    [
+        (
+            ("severed", "--mode", "sev-es"),
+            "not modelled",
+            "severed, sev-es: not modelled (predicted: succeeds",
+        ),
+        (
+            ("severed", "--mode", "sev-snp"),
+            "not modelled",
+            "severed, sev-snp: not modelled (predicted: stopped",
+        ),
+        (
+            ("debug-policy", "--mode", "none"),
+            "does not apply",
+            "debug-policy, none: does not apply (no guest key",
+        ),
+    ],
+)
+def test_where_nothing_can_be_run_the_exit_code_is_2(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], verdict: str, why: str
+) -> None:
+    answer = told(capsys, "run", *words, code=2)
+    assert (False, verdict) == (answer["ok"], answer["result"]["verdict"])
+    assert answer["reasons"][0].startswith(why)
+    assert 2 == main(["attack", "run", *words])
+    assert why in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[object] = []
+
+    def run(self: Processes, cases: object) -> Iterator[object]:
+        ran.append(cases)
+        yield from ()
+
+    monkeypatch.setattr(Processes, "run", run)
+    absent = tmp_path / "nowhere" / "lab.html"
+    for place in (absent, tmp_path):
+        answer = told(capsys, "matrix", "--only", "replay", "--html", str(place), code=2)
+        assert str(place) in answer["reasons"][0]
+    assert [] == ran
+
+
+def test_a_report_that_was_there_outlives_a_campaign_that_fails(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old.html", tmp_path / "new.html"
+    old.write_text("last week's")
+    no_journal = tmp_path / "journal"
+    no_journal.write_text("nonsense\n")
+    for report in (old, new):
+        told(
+            capsys, "matrix", "--only", "replay", "--html", str(report), "--journal", str(no_journal), code=2
+        )
+    assert "last week's" == old.read_text()
+    assert not new.exists()
 
 
 def test_matrix_runs_the_rows_that_are_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -109,6 +182,27 @@ def test_sweep_runs_every_point(capsys: pytest.CaptureFixture[str]) -> None:
         "cases"
     ]
     assert [1, 2] == [case["seed"] for case in cases]
+
+
+def test_sweep_goes_over_words_memory_and_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    over = ("--over", "corpus_mib=1", "--over", "constants=zen1,fresh", "--over", "memory=16,32")
+    cases = told(capsys, "sweep", "block-move-xex", *over, "--jobs", "1")["result"]["cases"]
+    assert [
+        ("zen1", 16, "succeeds"),
+        ("zen1", 32, "succeeds"),
+        ("fresh", 16, "stopped"),
+        ("fresh", 32, "stopped"),
+    ] == [(case["parameters"]["constants"], case["parameters"]["memory"], case["verdict"]) for case in cases]
+    assert all(case["as_expected"] for case in cases)
+    variants = ("--variant", "none", "--variant", "deactivated", "--variant", "flushed")
+    assert 0 == main(["attack", "sweep", "crossline-tlb", *variants, "--jobs", "1"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [
+        ["mode", "with", "seed", "secrets", "verdict"],
+        ["sev", "1", "2/2", "succeeds"],
+        ["sev", "deactivated", "1", "0/2", "stopped"],
+        ["sev", "flushed", "1", "0/2", "stopped"],
+    ] == rows
 
 
 def test_where_there_is_no_linux_its_rows_say_so_and_the_others_are_run(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cbit.attacks.experiments import ALL
-from cbit.attacks.lab.attack import Attack, Number
+from cbit.attacks.lab.attack import Attack, Value
 from cbit.attacks.lab.outcome import Mode, Verdict
 
 #: Smaller than the default, where the default takes seconds and shows nothing more.
-QUICK: dict[str, dict[str, Number]] = {
+QUICK: dict[str, dict[str, Value]] = {
     "block-move-xe": {"corpus_mib": 1},
     "block-move-xex": {"corpus_mib": 1},
     "code-injection": {"corpus_mib": 1},

@@ -23,7 +23,10 @@ from cbit.attacks.lab.stand import Stand, Workshop
 from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power
 from cbit.crypto.memory_modes import Tweak
+from cbit.hypervisor.frames import OutOfMemory
+from cbit.machine.board import BadMachine
 from cbit.machine.profiles import Profile
+from cbit.spec.address import MIB
 
 
 def cell_id(cell: object) -> str:
@@ -257,7 +260,7 @@ def test_the_same_seed_gives_the_same_result(workshop: Workshop) -> None:
     [
         ("nonsense", Mode.SEV, {}, "no variant 'nonsense'; it has: nodbg"),
         ("nodbg", Mode.SME, {}, "nodbg is one of mode sev, not of sme"),
-        ("", Mode.SEV, {"depth": 3}, "no parameter 'depth'; it has: none"),
+        ("", Mode.SEV, {"depth": 3}, "no parameter 'depth'; it has: memory"),
     ],
 )
 def test_a_case_that_makes_no_sense_is_refused(
@@ -274,9 +277,59 @@ def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
 
 def test_a_parameter_keeps_its_kind() -> None:
     attack = named("block-move-xe")
-    assert {"corpus_mib": 4} == attack.check(Mode.SEV, "", {"corpus_mib": 4.0})
+    assert {"corpus_mib": 4, "memory": 32} == attack.check(Mode.SEV, "", {"corpus_mib": 4.0})
     with pytest.raises(BadCase, match=r"corpus_mib is a whole number, not 1\.5"):
         attack.check(Mode.SEV, "", {"corpus_mib": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("much", "corpus_mib: 'much' is no number"), (float("nan"), "nan is no number")],
+)
+def test_a_number_is_wanted_where_one_is(value: float | str, why: str) -> None:
+    with pytest.raises(BadCase, match=why):
+        named("block-move-xex").check(Mode.SEV, "", {"corpus_mib": value})
+
+
+def test_every_attack_on_a_small_program_runs_with_the_memory_that_is_wanted(workshop: Workshop) -> None:
+    for attack in ALL:
+        assert ("memory" in attack.parameters) is (attack.executes and not attack.linux), attack.name
+    attack = named("replay")
+    for mib in (4, 24):
+        assert mib * MIB == attack.setup_for("", attack.check(Mode.SEV, "", {"memory": mib})).memory
+        assert Verdict.SUCCEEDED is run(attack, workshop, mode=Mode.SEV, parameters={"memory": mib}).verdict
+    with pytest.raises(OutOfMemory):
+        run(attack, workshop, mode=Mode.SEV, parameters={"memory": 2})
+    with pytest.raises(BadMachine, match="0x0 bytes of memory"):
+        run(attack, workshop, mode=Mode.SEV, parameters={"memory": 0})
+
+
+@pytest.mark.parametrize("mode", [Mode.SME, Mode.SEV])
+def test_constants_as_a_parameter_are_the_defence_that_they_are(workshop: Workshop, mode: Mode) -> None:
+    attack, small = named("block-move-xex"), {"corpus_mib": 1}
+    fresh = run(attack, workshop, mode=mode, parameters=small | {"constants": "fresh"})
+    assert Verdict.STOPPED is fresh.verdict
+    assert fresh.as_expected
+    assert attack.defences["fresh"] == fresh.expected
+    plain = run(attack, workshop, mode=mode, parameters=small | {"constants": "zen1"})
+    assert (Verdict.SUCCEEDED, True) == (plain.verdict, plain.as_expected)
+
+
+def test_constants_are_known_ones_and_agree_with_the_variant() -> None:
+    attack = named("block-move-xex")
+    assert "zen1" == attack.check(Mode.SEV, "", {})["constants"]
+    assert "fresh" == attack.check(Mode.SEV, "fresh", {})["constants"]
+    assert "fresh" == attack.check(Mode.SEV, "fresh", {"constants": "fresh"})["constants"]
+    assert Verdict.NOT_APPLICABLE is attack.expectation(Mode.NONE, "", {"constants": "fresh"}).verdict
+    with pytest.raises(BadCase, match="constants is zen1 or fresh, not zen9"):
+        attack.check(Mode.SEV, "", {"constants": "zen9"})
+    with pytest.raises(BadCase, match="constants=zen1 contradicts the variant fresh"):
+        attack.check(Mode.SEV, "fresh", {"constants": "zen1"})
+    for attack in ALL:
+        if "constants" in attack.parameters:
+            assert attack.setups["fresh"] == attack.setup_for(
+                "", attack.check(Mode.SEV, "", {"constants": "fresh"})
+            )
 
 
 def test_a_mode_that_the_machine_lacks_says_what_is_predicted(workshop: Workshop) -> None:

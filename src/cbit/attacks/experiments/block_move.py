@@ -122,7 +122,7 @@ def _coverage(corpus: Corpus, target: int, log: Log) -> None:
     victim=service,
     setup=replace(SETUP, engine=Engine.XE),
     setups={"xex": SETUP},
-    parameters=PARAMETERS,
+    parameters={"corpus_mib": PARAMETERS["corpus_mib"]},
 )
 def block_move_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Copy a ciphertext block of known plaintext over a record of the victim's; two bytes of it are chosen.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cbit.attacks.lab.attack import Value
 from cbit.attacks.lab.outcome import SUCCEEDS, Expectation, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.stand import Setup, Stand
 from cbit.crypto.entropy import SeededEntropy
@@ -20,7 +21,9 @@ EXPECT: Final[Mapping[Mode, Expectation]] = {
 }
 SETUP: Final = Setup(engine=Engine.XEX, memory=32 * MIB)
 SETUPS: Final = {"fresh": Setup(profile="rome", engine=Engine.XEX, memory=32 * MIB)}
-PARAMETERS: Final = {"corpus_mib": 8}
+#: Of all that move ciphertext with the published constants: what the constants are.
+CONSTANTS: Final[Mapping[str, Value]] = {"constants": "zen1"}
+PARAMETERS: Final[Mapping[str, Value]] = {"corpus_mib": 8, **CONSTANTS}
 
 
 def fresh(shown: str) -> Mapping[str, Expectation]:

@@ -84,7 +84,7 @@ _UNMEASURED = does_not_apply("nothing is measured: the host loads what it likes"
     },
     victim=firmware,
     setup=SETUP,
-    parameters=PARAMETERS,
+    parameters={"corpus_mib": PARAMETERS["corpus_mib"]},
 )
 def launch_permutation(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Launch the owner's image with blocks exchanged, and turn its start-up into a chain of pieces.

@@ -136,7 +136,7 @@ _LOOK = 1 << 16  # blocks between two looks for collisions
     victim=engine_constants,
     setup=Setup(engine=Engine.XEX, memory=4 * GIB, cache=1 << 22),
     setups={"fresh": Setup(profile="rome", engine=Engine.XEX, memory=4 * GIB, cache=1 << 22)},
-    parameters={"blocks": 1 << 20},
+    parameters={"blocks": 1 << 20, "constants": "zen1"},
     executes=False,
 )
 def tweak_constants_xex(hands: Hands, facts: Facts, log: Log) -> bytes:

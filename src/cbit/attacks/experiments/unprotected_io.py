@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from cbit.attacks.experiments.correspondent import places, with_letters
-from cbit.attacks.experiments.known_constants import EXPECT, SETUP, SETUPS, fresh
+from cbit.attacks.experiments.known_constants import CONSTANTS, EXPECT, SETUP, SETUPS, fresh
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import difference, xor
 from cbit.attacks.lab.hands import Hands
@@ -40,6 +40,7 @@ def trader(stand: Stand) -> Scene:
     victim=trader,
     setup=SETUP,
     setups=SETUPS,
+    parameters=CONSTANTS,
 )
 def unprotected_io(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Let a guest encrypt what is sent to it, and decrypt what is put in the way of its device.

@@ -6,10 +6,13 @@ def attempt(hands: Hands, facts: Facts, log: Log) -> bytes: ...
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
@@ -17,9 +20,13 @@ from cbit.attacks.lab.outcome import Expectation, Mode, Verdict
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
 from cbit.attacks.power import Power
+from cbit.spec.address import MIB
 from cbit.spec.errors import CbitError
 
-Number = int | float
+Value = int | float | str
+#: Parameters that are words: what they may be, and the processor that each is a matter of.
+PROFILES: Final[Mapping[str, str]] = {"zen1": "naples", "fresh": "rome"}
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"constants": tuple(PROFILES)}
 Prepare = Callable[[Stand], Scene]
 Attempt = Callable[[Hands, Facts, Log], bytes]
 
@@ -62,7 +69,7 @@ class Attack:
     defended: Mode
     setup: Setup
     setups: Mapping[str, Setup]
-    parameters: Mapping[str, Number]
+    parameters: Mapping[str, Value]
     prepare: Prepare = field(repr=False)
     attempt: Attempt = field(repr=False)
     unshown: str = ""
@@ -79,21 +86,42 @@ class Attack:
         """What it is run against, and why that: as the victim's maker says."""
         return inspect.getdoc(self.prepare) or ""
 
-    def expectation(self, mode: Mode, variant: str) -> Expectation:
-        """Say what should come out of a cell."""
+    def expectation(
+        self, mode: Mode, variant: str, parameters: Mapping[str, Value] = MappingProxyType({})
+    ) -> Expectation:
+        """Say what should come out of a cell; a parameter that is a defence counts as one."""
         if variant:
             return self.defences[variant]
-        return self.expect[mode]
+        constants = parameters.get("constants")
+        plain = self.expect[mode]
+        if constants in self.defences and plain.verdict is Verdict.SUCCEEDED:
+            return self.defences[str(constants)]
+        return plain
+
+    def setup_for(self, variant: str, parameters: Mapping[str, Value]) -> Setup:
+        """Say which machine a case is run on.
+
+        Args:
+            variant: the defence, or "".
+            parameters: complete, as `check` gives them.
+        """
+        setup = self.setups.get(variant, self.setup)
+        if "memory" in parameters:
+            setup = dataclasses.replace(setup, memory=int(parameters["memory"]) * MIB)
+        if "constants" in parameters:
+            setup = dataclasses.replace(setup, profile=PROFILES[str(parameters["constants"])])
+        return setup
 
     def cells(self) -> list[tuple[Mode, str]]:
         """List the cells of its row: every mode, then every variant in the mode that it defends."""
         return [*((mode, "") for mode in Mode), *((self.defended, variant) for variant in self.defences)]
 
-    def check(self, mode: Mode, variant: str, parameters: Mapping[str, Number]) -> dict[str, Number]:
+    def check(self, mode: Mode, variant: str, parameters: Mapping[str, Value]) -> dict[str, Value]:
         """Complete the parameters of a case.
 
         Raises:
-            BadCase: a variant or a parameter that there is not, or a value of another type.
+            BadCase: a variant or a parameter that there is not, a value of another type, or one against the
+                variant.
         """
         if variant and variant not in self.defences:
             known = ", ".join(self.defences) or "none"
@@ -105,10 +133,26 @@ class Attack:
             if name not in complete:
                 known = ", ".join(complete) or "none"
                 raise BadCase(f"{self.name} has no parameter {name!r}; it has: {known}")
-            if isinstance(complete[name], int) and value != int(value):
-                raise BadCase(f"{self.name}: {name} is a whole number, not {value}")
-            complete[name] = type(complete[name])(value)
+            complete[name] = self._checked(name, value)
+        if "constants" in complete and variant in CHOICES["constants"]:
+            if complete["constants"] != variant and "constants" in parameters:
+                raise BadCase(
+                    f"{self.name}: constants={complete['constants']} contradicts the variant {variant}"
+                )
+            complete["constants"] = variant
         return complete
+
+    def _checked(self, name: str, value: Value) -> Value:
+        default = self.parameters[name]
+        if isinstance(default, str):
+            if value not in CHOICES[name]:
+                raise BadCase(f"{self.name}: {name} is {' or '.join(CHOICES[name])}, not {value}")
+            return value
+        if isinstance(value, str) or not math.isfinite(value):
+            raise BadCase(f"{self.name}: {name}: {value!r} is no number")
+        if isinstance(default, int) and value != int(value):
+            raise BadCase(f"{self.name}: {name} is a whole number, not {value}")
+        return type(default)(value)
 
 
 def attack(
@@ -123,7 +167,7 @@ def attack(
     defended: Mode = Mode.SEV,
     setup: Setup | None = None,
     setups: Mapping[str, Setup] | None = None,
-    parameters: Mapping[str, Number] | None = None,
+    parameters: Mapping[str, Value] | None = None,
     unshown: str = "",
     executes: bool = True,
     linux: bool = False,
@@ -140,6 +184,9 @@ def attack(
             raise ValueError(f"{name}: nothing is expected in mode {', '.join(missing)}")
         if weak := [each for each, told in (defences or {}).items() if told.verdict is not Verdict.STOPPED]:
             raise ValueError(f"{name} is not stopped by {', '.join(weak)}")
+        machine = setup or Setup()
+        # Whoever looks at address bits, and Linux, want the memory that they have.
+        memory: dict[str, Value] = {"memory": machine.memory // MIB} if executes and not linux else {}
         if not attempt.__doc__:
             raise ValueError(f"{name} does not say what it does")
         return Attack(
@@ -151,9 +198,9 @@ def attack(
             expect=MappingProxyType(dict(expect)),
             defences=MappingProxyType(dict(defences or {})),
             defended=defended,
-            setup=setup or Setup(),
+            setup=machine,
             setups=MappingProxyType(dict(setups or {})),
-            parameters=MappingProxyType(dict(parameters or {})),
+            parameters=MappingProxyType({**(parameters or {}), **memory}),
             prepare=victim,
             attempt=attempt,
             unshown=unshown,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from cbit.attacks.lab.attack import Number
+from cbit.attacks.lab.attack import Value
 from cbit.attacks.lab.outcome import Mode
 
 Told = dict[str, Any]  #: a `Result` as JSON values
@@ -21,7 +21,7 @@ class Case:
     mode: Mode
     variant: str = ""
     seed: int = 1
-    parameters: Mapping[str, Number] = field(default_factory=dict)
+    parameters: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

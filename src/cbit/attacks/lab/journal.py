@@ -214,10 +214,11 @@ def judged(case: Case, told: Told) -> Told:
         BadCase: there is no such case.
     """
     attack = named(case.attack)
-    of = {**case.as_json(), "parameters": attack.check(case.mode, case.variant, case.parameters)}
+    complete = attack.check(case.mode, case.variant, case.parameters)
+    of = {**case.as_json(), "parameters": complete}
     if differs := [name for name, value in of.items() if told[name] != value]:
         raise BadJournal(f"the result is another case's: {', '.join(differs)}")
-    expected = attack.expectation(case.mode, case.variant)
+    expected = attack.expectation(case.mode, case.variant, complete)
     if not case.mode.modelled:
         verdict, agrees = Verdict.NOT_MODELLED, True
     elif expected.verdict is Verdict.NOT_APPLICABLE:

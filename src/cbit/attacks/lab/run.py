@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from cbit.attacks.lab.attack import Attack, Number
+from cbit.attacks.lab.attack import Attack, Value
 from cbit.attacks.lab.guest import Crashed
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Figure, Log, Step, picture_as_json
@@ -52,7 +52,7 @@ class Result:
     mode: Mode
     variant: str
     seed: int
-    parameters: Mapping[str, Number]
+    parameters: Mapping[str, Value]
     verdict: Verdict
     expected: Expectation
     found: int = 0
@@ -110,7 +110,7 @@ def run(
     mode: Mode,
     variant: str = "",
     seed: int = 1,
-    parameters: Mapping[str, Number] | None = None,
+    parameters: Mapping[str, Value] | None = None,
 ) -> Result:
     """Run one cell.
 
@@ -121,7 +121,7 @@ def run(
         NoEngine: this computer cannot execute guests.
     """
     complete = attack.check(mode, variant, parameters or {})
-    expected = attack.expectation(mode, variant)
+    expected = attack.expectation(mode, variant, complete)
     blank = Result(attack.name, mode, variant, seed, complete, expected.verdict, expected)
     if not mode.modelled:
         return _as(blank, Verdict.NOT_MODELLED, f"predicted: {_prediction(expected)}")
@@ -129,7 +129,7 @@ def run(
         return _as(blank, Verdict.NOT_APPLICABLE, expected.why)
     if attack.linux and workshop.why_no_linux:
         return _as(blank, Verdict.NOT_RUN, workshop.why_no_linux)
-    setup = attack.setups.get(variant, attack.setup)
+    setup = attack.setup_for(variant, complete)
     stand = Stand(workshop, setup, mode=mode, variant=variant, seed=seed, parameters=complete)
     try:
         return attempt(attack, stand, attack.prepare(stand))
@@ -169,7 +169,7 @@ def attempt(attack: Attack, stand: Stand, scene: Scene) -> Result:
         seed=stand.seed,
         parameters=stand.parameters,
         verdict=verdict_of(found, len(scene.secrets)),
-        expected=attack.expectation(stand.mode, stand.variant),
+        expected=attack.expectation(stand.mode, stand.variant, stand.parameters),
         found=found,
         planted=len(scene.secrets),
         note=note,

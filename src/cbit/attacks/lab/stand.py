@@ -138,7 +138,7 @@ class Stand:
         mode: Mode,
         variant: str,
         seed: int,
-        parameters: Mapping[str, int | float],
+        parameters: Mapping[str, int | float | str],
     ) -> None:
         self.mode, self.variant, self.seed, self.parameters = mode, variant, seed, parameters
         self.entropy = SeededEntropy(f"victim {seed}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from cbit.attacks.lab.attack import Attack, BadCase, Number
+from cbit.attacks.lab.attack import Attack, BadCase, Value
 from cbit.attacks.lab.outcome import Mode
 from cbit.guest.linux.files import LinuxFiles
 
@@ -22,34 +22,40 @@ def mode_named(name: str) -> Mode:
         raise BadCase(f"no mode {name!r}: there are {', '.join(Mode)}") from None
 
 
-def number(text: str) -> Number:
-    """Read a number: whole, in hexadecimal, or with a point.
+def value(text: str) -> Value:
+    """Read a number, whole, in hexadecimal, or with a point; else a word."""
+    for read in (lambda word: int(word, 0), float):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    return text
+
+
+def number(text: str) -> int | float:
+    """Read a number (as `value`).
 
     Raises:
         BadCase: it is none.
     """
-    try:
-        return int(text, 0)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise BadCase(f"{text!r} is no number") from None
+    found = value(text)
+    if isinstance(found, str):
+        raise BadCase(f"{text!r} is no number")
+    return found
 
 
-def parameters(settings: Sequence[str]) -> dict[str, Number]:
+def parameters(settings: Sequence[str]) -> dict[str, Value]:
     """Read NAME=VALUE words.
 
     Raises:
         BadCase: a word of another form.
     """
-    found: dict[str, Number] = {}
+    found: dict[str, Value] = {}
     for setting in settings:
-        name, equals, value = setting.partition("=")
+        name, equals, text = setting.partition("=")
         if not equals or not name:
             raise BadCase(f"{setting!r}: write NAME=VALUE")
-        found[name] = number(value)
+        found[name] = value(text)
     return found
 
 

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.cli.attack.arguments import linux_for
     from cbit.cli.packages import NoPackage
 
+    if args.html:
+        _insist_on_a_place(args.html)  # before minutes are spent on what cannot be written
     rows = tuple(named(name) for name in dict.fromkeys(args.only)) or ALL
     try:
         linux = linux_for(rows, args)
@@ -86,6 +88,18 @@ def run(args: argparse.Namespace) -> Outcome:
         reasons=reasons,
         lines=lambda: _lines(told, args.html, unshown),
     )
+
+
+def _insist_on_a_place(html: Path) -> None:
+    """Try whether the report can be written; what is there stays as it is.
+
+    Raises:
+        OSError: it cannot.
+    """
+    new = not html.exists()
+    html.open("ab").close()
+    if new:
+        html.unlink()
 
 
 def run_campaign(args: argparse.Namespace, cases: list[Any], linux: LinuxFiles | str) -> list[Told]:

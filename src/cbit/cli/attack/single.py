@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from cbit.cli.envelope import Outcome
+from cbit.cli.envelope import Exit, Outcome
 from cbit.cli.linux_options import add_linux_options
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    """Run one cell; exit code 1 if it does not come out as the rules say."""
+    """Run one cell; exit code 1 if it does not come out as the rules say, 2 if there was nothing to run."""
     from cbit.attacks.experiments import named
-    from cbit.attacks.lab.outcome import Mode
+    from cbit.attacks.lab.outcome import Mode, Verdict
     from cbit.attacks.lab.run import run as run_case
     from cbit.attacks.lab.stand import Workshop
     from cbit.cli.attack.arguments import linux_for, mode_named, parameters
@@ -51,6 +51,9 @@ def run(args: argparse.Namespace) -> Outcome:
         result = run_case(
             attack, workshop, mode=mode, variant=args.variant, seed=args.seed, parameters=settings
         )
+    if result.verdict in (Verdict.NOT_MODELLED, Verdict.NOT_APPLICABLE):
+        why = f"{attack.name}, {mode}: {result.verdict} ({result.note})"
+        return Outcome(False, result.as_json(), reasons=(why,), exit_code=Exit.UNUSABLE)
     reasons = () if result.as_expected else (surprise(result),)
     return Outcome(
         result.as_expected, result.as_json(), reasons=reasons, lines=lambda: _lines(attack, result)

@@ -11,14 +11,16 @@ from cbit.cli.attack.matrix import add_campaign_arguments, run_campaign
 from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
-    from cbit.attacks.lab.attack import Number
+    from cbit.attacks.lab.attack import Value
     from cbit.attacks.lab.case import Told
 
 HELP: Final = "run one attack over ranges of its parameters, seeds and modes; resumable after a kill"
 EXAMPLE: Final = """examples:
   cbit attack sweep cold-boot --mode none --over decay=0:0.2:0.02 --seeds 3 --journal decay.jsonl
-  cbit attack sweep block-move-xex --over corpus_mib=1,2,4,8"""
+  cbit attack sweep block-move-xex --over corpus_mib=1,2,4,8 --over constants=zen1,fresh
+  cbit attack sweep crossline-tlb --variant deactivated --variant flushed --variant none"""
 _MOST: Final = 100_000  # cases
+_NO_VARIANT: Final = "none"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +31,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUES",
-        help="FIRST:LAST:STEP, or values with commas; may be repeated",
+        help="FIRST:LAST:STEP, or numbers or words with commas; may be repeated",
     )
     parser.add_argument(
         "--mode", action="append", default=[], metavar="MODE", help="may be repeated (default: sev)"
     )
-    parser.add_argument("--variant", default="", metavar="V", help="with this defence switched on")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="V",
+        help="with this defence switched on, or none; may be repeated (default: none)",
+    )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="seeds 1 to N for each point (default 1)"
     )
@@ -50,13 +58,19 @@ def run(args: argparse.Namespace) -> Outcome:
 
     attack = named(args.name)
     axes = dict(_axis(word) for word in args.over)
-    modes = [mode_named(mode) for mode in args.mode] or [attack.defended if args.variant else Mode.SEV]
+    variants = ["" if variant == _NO_VARIANT else variant for variant in args.variant] or [""]
+    modes = [mode_named(mode) for mode in args.mode]
+    rows = [
+        (mode, variant)
+        for variant in dict.fromkeys(variants)
+        for mode in modes or [attack.defended if variant else Mode.SEV]
+    ]
     points = list(itertools.product(*axes.values()))
-    if not 0 < len(points) * len(modes) * args.seeds <= _MOST:
-        raise ValueError(f"{len(points) * len(modes) * args.seeds} cases: from 1 to {_MOST}")
+    if not 0 < len(points) * len(rows) * args.seeds <= _MOST:
+        raise ValueError(f"{len(points) * len(rows) * args.seeds} cases: from 1 to {_MOST}")
     cases = [
-        Case(attack.name, mode, args.variant, seed, dict(zip(axes, point, strict=True)))
-        for mode in modes
+        Case(attack.name, mode, variant, seed, dict(zip(axes, point, strict=True)))
+        for mode, variant in rows
         for point in points
         for seed in range(1, args.seeds + 1)
     ]
@@ -66,15 +80,15 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(True, {"cases": told}, lines=lambda: _lines(told, list(axes)))
 
 
-def _axis(word: str) -> tuple[str, list[Number]]:
+def _axis(word: str) -> tuple[str, list[Value]]:
     from cbit.attacks.lab.attack import BadCase
-    from cbit.cli.attack.arguments import number
+    from cbit.cli.attack.arguments import number, value
 
     name, equals, values = word.partition("=")
     if not equals or not name or not values:
         raise BadCase(f"{word!r}: write NAME=FIRST:LAST:STEP or NAME=VALUE,VALUE")
     if ":" not in values:
-        return name, [number(value) for value in values.split(",")]
+        return name, [value(word) for word in values.split(",")]
     parts = [number(part) for part in values.split(":")]
     if len(parts) != 3 or parts[2] <= 0 or parts[1] < parts[0]:
         raise BadCase(
@@ -88,9 +102,11 @@ def _axis(word: str) -> tuple[str, list[Number]]:
 
 
 def _lines(told: list[Told], axes: list[str]) -> Iterator[str]:
-    yield "".join(f"{axis:<14}" for axis in axes) + f"{'mode':<9}{'seed':<6}{'secrets':<10}verdict"
+    yield (
+        "".join(f"{axis:<14}" for axis in axes) + f"{'mode':<9}{'with':<13}{'seed':<6}{'secrets':<10}verdict"
+    )
     for case in told:
         parameters: dict[str, Any] = case["parameters"]
         point = "".join(f"{parameters.get(axis, ''):<14}" for axis in axes)
         share = f"{case['found']}/{case['planted']}"
-        yield f"{point}{case['mode']:<9}{case['seed']:<6}{share:<10}{case['verdict']}"
+        yield f"{point}{case['mode']:<9}{case['variant']:<13}{case['seed']:<6}{share:<10}{case['verdict']}"
