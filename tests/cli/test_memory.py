@@ -203,6 +203,22 @@ def test_a_picture_of_nothing_is_refused(rows: list[list[tuple[int, int, int]]])
         png(rows)
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("/dev/full", "/dev/full: No space left"),
+        ("/", "--png /: Is a directory"),
+        ("/no/x", "--png /no/x: No such"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_named(
+    dump: Path, capsys: pytest.CaptureFixture[str], target: str, words: str
+) -> None:
+    code, printed = ran(capsys, dump, "--png", target)
+    assert (2, True) == (code, words in printed), printed
+    assert [dump] == list(dump.parent.iterdir())
+
+
 def test_a_pipe_and_a_file_of_no_machines_size_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

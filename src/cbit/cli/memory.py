@@ -42,6 +42,7 @@ def run(args: Namespace) -> Outcome:
     """Read, count, draw."""
     from cbit.cli.memory_map import pixels, table
     from cbit.cli.picture import png
+    from cbit.cli.target import Target
 
     if args.dump is None and args.report is None:
         raise ValueError("a dump, a --report, or both are wanted")
@@ -58,7 +59,8 @@ def run(args: Namespace) -> Outcome:
     if report is not None:
         result["flushed"] = report.flushed
     if args.png is not None:
-        args.png.write_bytes(png(pixels(pages, width=min(WIDTH, len(pages))), scale=2))
+        with Target(args.png, option="--png") as picture:
+            picture.write(png(pixels(pages, width=min(WIDTH, len(pages))), scale=2))
     return Outcome(ok=True, result=result, lines=lambda: _lines(args, pages, result))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from cbit.cli import main
 from cbit.cli.run.settings import DEFAULT_POLICY, table_of
 from cbit.crypto.entropy import SeededEntropy
 from cbit.driver.errors import FirmwareError
+from cbit.memory.probe import Probe
 from cbit.owner.measure import DirectLaunch, Kernel
 from cbit.spec import acpi
 from cbit.spec.address import MIB
@@ -91,6 +93,44 @@ def test_a_damaged_store_is_reported_and_what_it_held_is_made_anew(
     assert f"cbit run: {ran.report['new_identity']}; the platform has made itself a new identity" in line
     ran = run(kernels.small(BYE), "--mode", "sev", machine=folder)
     assert well == (ran.code, ran.report["new_identity"])
+
+
+def test_a_report_that_does_not_fit_is_named_and_the_rest_is_said(run: Run) -> None:
+    ran = run(kernels.small(BYE), "--report", "/dev/full")
+    assert (2, "bye\r\n") == (ran.code, ran.out)
+    assert "cbit run: the guest powered itself off" in ran.err
+    assert "cbit run: --report /dev/full: No space left on device" in ran.err.splitlines()
+
+
+def test_a_dump_that_does_not_fit_is_named_and_the_report_is_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_probe: Probe, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Probe, "dump", full)
+    dump = tmp_path / "dram.bin"
+    ran = run(kernels.small(BYE), "--dump-dram", str(dump))
+    why = f"{dump}: No space left on device"
+    assert (2, why) == (ran.code, ran.report["dump"]["error"])
+    assert f"cbit run: --dump-dram {why}" in ran.err.splitlines()
+    assert ("power-off", ["bye", ""]) == (ran.report["end"], ran.report["console"])
+
+
+@pytest.mark.parametrize("code", [BYE, kernels.TRIPLE_FAULT])
+def test_a_report_replaces_the_old_one_as_a_whole(run: Run, tmp_path: Path, code: bytes) -> None:
+    report = tmp_path / "report.json"
+    report.write_text('{"old": true}')
+    assert 2 == run(b"no kernel").code
+    assert '{"old": true}' == report.read_text()
+    assert "end" in run(kernels.small(code)).report
+    assert ["kernel", "report.json"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_a_cache_beyond_this_computer_is_named(run: Run) -> None:
+    ran = run(kernels.small(BYE), "--cache", "1000000G")
+    assert (2, {}) == (ran.code, ran.report)
+    assert "cbit run: --memory 32M, --cache 1000000G: this computer has no room for such a machine" in ran.err
 
 
 @pytest.mark.parametrize("profile", ["naples", "garbage"])

@@ -179,6 +179,23 @@ def test_what_comes_through_a_pipe_is_typed_once_the_guest_listens(command: list
     assert (0, b"ready\r\ntyped early.") == (done.returncode, done.stdout)
 
 
+def test_what_cbit_says_begins_a_line_where_both_go_to_one_place(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(kernels.small(kernels.says("login: ") + kernels.FOREVER))
+    words = [*command, "--until", "login: "]
+    for together in (True, False):
+        stderr = subprocess.STDOUT if together else subprocess.PIPE
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            timeout=PATIENCE,
+            check=True,
+        )
+        said = b"login: \ncbit run: the text of --until has come"
+        assert (said in done.stdout) if together else (done.stdout == b"login: ")
+
+
 def test_a_reader_that_goes_away_ends_the_run(command: list[str]) -> None:
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE

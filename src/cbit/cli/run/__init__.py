@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from cbit.cli.capabilities import require_machine
-from cbit.cli.envelope import Outcome
+from cbit.cli.envelope import Exit, Outcome
 from cbit.cli.owner.arguments import policy
 from cbit.cli.parser import Parser
 from cbit.cli.sizes import in_words, size
@@ -23,6 +25,7 @@ from cbit.spec.errors import NotModelled
 if TYPE_CHECKING:
     from cbit.cli.run.ending import Ending
     from cbit.cli.run.session import Account, Outside
+    from cbit.cli.target import Target
 
 HELP: Final = "boot a Linux kernel as a guest; your terminal is its console"
 EXAMPLE: Final = """examples:
@@ -111,8 +114,20 @@ def _seconds(text: str) -> float:
 def run(args: Namespace) -> Outcome:
     """Read, make a machine, boot, account."""
     require_machine()
+    _refuse(args)
+    try:
+        return _run(args)
+    except OSError as error:
+        if error.errno != errno.ENOMEM or error.filename is not None:
+            raise
+        sizes = f"--memory {in_words(args.memory)}, --cache {in_words(args.cache)}"
+        raise ValueError(f"{sizes}: this computer has no room for such a machine") from None
+
+
+def _run(args: Namespace) -> Outcome:
     from cbit.cli.run.guests import guests
     from cbit.cli.run.settings import read_all
+    from cbit.cli.target import Target
     from cbit.cpu.engine.interpose import interpose
     from cbit.cpu.engine.layout import layout
     from cbit.cpu.engine.library import check_platform
@@ -120,7 +135,6 @@ def run(args: Namespace) -> Outcome:
     from cbit.hypervisor.devices.disk import FileDisk
     from cbit.hypervisor.host import Protection
 
-    _refuse(args)
     settings = read_all(guests(args))
     until = _until(args.until)
     check_platform()
@@ -128,6 +142,7 @@ def run(args: Namespace) -> Outcome:
     layout()
     entropy = SystemEntropy() if args.seed is None else SeededEntropy(args.seed)
     with ExitStack() as stack:
+        report = args.report and stack.enter_context(Target(args.report, option="--report"))
         disks = [[stack.enter_context(closing(FileDisk(path))) for path in each.disks] for each in settings]
         from cbit.cli.run.place import place
         from cbit.cli.run.session import run_software
@@ -144,11 +159,22 @@ def run(args: Namespace) -> Outcome:
             )
         )
         outside, close = _outside(args, until, [each.name for each in settings])
+        stack.callback(close)
         account = run_software(
             where, settings, entropy=entropy, outside=outside, disks=disks, dump=args.dump_dram
         )
-        close()
-    return _outcome(args, account)
+        unwritten = _write_report(report, account)
+    return _outcome(account, unwritten)
+
+
+def _write_report(report: Target | None, account: Account) -> tuple[str, ...]:
+    """Write the account where it is wanted; say why it could not be."""
+    try:
+        if report is not None:
+            report.write((json.dumps(account.result, indent=1) + "\n").encode())
+    except OSError as error:
+        return (f"--report {error.filename}: {error.strerror}",)
+    return ()
 
 
 def _refuse(args: Namespace) -> None:
@@ -163,6 +189,11 @@ def _refuse(args: Namespace) -> None:
         path: Path | None = getattr(args, name)
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"--{name.replace('_', '-')} {path}: there is no such folder")
+    dump: Path | None = args.dump_dram
+    if dump is not None and dump.exists() and not dump.is_file():
+        raise ValueError(f"--dump-dram {dump}: is there already, and is no regular file")
+    if dump is not None and not os.access(dump.absolute().parent, os.W_OK):
+        raise ValueError(f"--dump-dram {dump}: nothing can be written into this folder")
 
 
 def _until(text: str | None) -> bytes:
@@ -197,8 +228,8 @@ def _outside(args: Namespace, until: bytes, names: list[str]) -> tuple[Outside, 
 
     def close() -> None:
         screen.close()
-        unfinished = len(names) == 1 and not consoles[0].transcript.endswith(b"\n")
-        if unfinished and sys.stderr.isatty() and stream.isatty():
+        printed = consoles[0].transcript
+        if len(names) == 1 and printed and not printed.endswith(b"\n") and _same_file(stream, sys.stderr):
             print(file=sys.stderr)  # what cbit says begins a line of its own
 
     outside = Outside(
@@ -212,6 +243,14 @@ def _outside(args: Namespace, until: bytes, names: list[str]) -> tuple[Outside, 
     return outside, close
 
 
+def _same_file(one: TextIO, other: TextIO) -> bool:
+    """Say whether two streams end on one terminal, in one pipe or in one file."""
+    try:
+        return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
+    except (OSError, ValueError):  # one of them is closed, or no file
+        return False
+
+
 def _stdin() -> int | None:
     try:
         return sys.stdin.fileno()
@@ -219,16 +258,19 @@ def _stdin() -> int | None:
         return None
 
 
-def _outcome(args: Namespace, account: Account) -> Outcome:
+def _outcome(account: Account, unwritten: tuple[str, ...]) -> Outcome:
+    """Say how it ended, and what of it could not be written."""
     endings, result = account.endings, account.result
-    if args.report is not None:
-        args.report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if result["dump"] is not None and result["dump"]["error"]:
+        unwritten = (f"--dump-dram {result['dump']['error']}", *unwritten)
     code = max((ending.code for ending in endings.values()), default=0)
     for line in _summary(result, endings):
         print(f"cbit run: {line}", file=sys.stderr)
     reasons = tuple(
         f"{name}: {ending.why}" if name else ending.why for name, ending in endings.items() if ending.code
     )
+    if unwritten:
+        code, reasons = max(code, int(Exit.UNUSABLE)), (*reasons, *unwritten)
     brief = _without_pages(result)
     if "guests" in result:
         brief["guests"] = [_without_pages(guest) for guest in result["guests"]]
@@ -249,7 +291,7 @@ def _summary(result: dict[str, Any], endings: dict[str, Ending]) -> Iterator[str
         yield f"all of it: {result['executed_blocks']} blocks in {result['seconds']} s"
     elif not endings[""].code:
         yield f"{result['why']}; {_used(result)}, in {result['seconds']} s"
-    if result["dump"] is not None:
+    if result["dump"] is not None and not result["dump"]["error"]:
         yield (
             f"before the dump, WBINVD wrote {result['dump']['flushed']} pages back; it is in "
             f"{result['dump']['file']}"

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-# What a kernel says begins with its time, and may stand behind what a program has not finished; anybody may print
-# the words alone.  A kernel told to leave its time out (printk.time=0) has nothing but the line's beginning.
+# What a kernel says begins with its time, and may stand behind what a program has not finished; anybody may
+# print the words alone.  A kernel that leaves its time out (printk.time=0) has the line's beginning alone.
 _TIME: Final = rb"\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? "
 _TIMED: Final = re.compile(rb"(?:<\d>)?" + _TIME)
 _PANIC: Final = re.compile(_TIME + rb"(Kernel panic - not syncing.*)")

@@ -210,7 +210,6 @@ def run_software(
     Raises:
         NoEngine, EngineFault: guests do not execute here, or the engine failed.
         Untrusted, BadMeasurement, FirmwareError, NoAsid, OutOfMemory: as `launch`.
-        OSError: the dump cannot be written.
     """
     machine, begun, cpu_begun = place.machine, outside.seconds(), outside.cpu_seconds()
     with started(place, guests, entropy=entropy, outside=outside, disks=disks) as running:
@@ -332,10 +331,15 @@ def _pages(
     machine: Machine, running: Sequence[Started], described: list[dict[str, Any]], dump: Path | None
 ) -> dict[str, Any]:
     """Survey the pages as they are, and only then write the caches back for a dump."""
-    seen, flushed = [each.survey() for each in running], 0
+    seen, flushed, error = [each.survey() for each in running], 0, ""
     if dump is not None:
         flushed = machine.wbinvd_on_all_cores()
-        machine.probe.dump(dump)
+        try:
+            machine.probe.dump(dump)
+        except OSError as failed:  # the account of the run is worth no less for it
+            error = f"{dump}: {failed.strerror}"
     for guest, pages in zip(described, seen, strict=True):
         guest["pages"] = dataclasses.replace(pages, flushed=flushed).as_json()
-    return {"dump": None if dump is None else {"file": str(dump), "flushed": flushed}}
+    if dump is None:
+        return {"dump": None}
+    return {"dump": {"file": str(dump), "flushed": flushed, "error": error or None}}
