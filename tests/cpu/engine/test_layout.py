@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from cbit.cpu.engine import layout as module
-from cbit.cpu.engine.errors import LayoutError
+from cbit.cpu.engine.errors import LayoutError, NoEngine
 from cbit.cpu.engine.layout import Layout, Scratch, find_all, layout, one
-from cbit.cpu.engine.library import SUPPORTED, library, peek
+from cbit.cpu.engine.library import REQUIREMENT, SUPPORTED, library, peek
+
+ON_EVERY_WHEEL = (
+    *("memory_rules", "exits", "stale_code", "determinism", "strings"),
+    *("safety", "layout", "eviction", "least_cache", "overflush"),
+)
+
+
+def test_what_pip_is_asked_for_is_what_is_supported() -> None:
+    root = Path(__file__).parents[3]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (wanted,) = (each for each in project["optional-dependencies"]["machine"] if each.startswith("unicorn"))
+    assert f"unicorn{REQUIREMENT}" == wanted
+    allowed = SpecifierSet(REQUIREMENT)
+    assert all(version in allowed for version in SUPPORTED)
+    assert not any(version in allowed for version in ("2.1.0", "2.1.5", "2.2.0", "3.0.0"))
+    locked = (root / "requirements" / "machine.txt").read_text(encoding="utf-8")
+    assert any(f"unicorn=={version} " in locked for version in SUPPORTED)
+
+
+def test_without_the_package_the_hint_names_the_supported_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "unicorn", None)
+    monkeypatch.setitem(sys.modules, "unicorn.x86_const", None)
+    library.cache_clear()
+    with pytest.raises(NoEngine, match=re.escape("pip install 'unicorn>=2.1.1,<=2.1.4'")):
+        library()
+    monkeypatch.undo()
+    library.cache_clear()
 
 
 def test_everything_is_found_and_lies_in_the_cpu_object() -> None:
@@ -120,15 +150,12 @@ def test_every_supported_wheel_runs_the_rules_of_memory(version: str, tmp_path: 
     root = Path(__file__).parents[3]
     paths = os.pathsep.join([str(tmp_path), str(root / "src"), str(root / "tests")])
     here = Path(__file__).parent
-    tests = [
-        here / f"test_{name}.py"
-        for name in ("memory_rules", "exits", "stale_code", "determinism", "strings", "least_cache")
-    ]
+    tests = [here / f"test_{name}.py" for name in ON_EVERY_WHEEL]
     check = f"""
 from cbit.cpu.engine.library import library
 assert library().version == {version!r}, library().version
 import pytest, sys
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *{[str(test) for test in tests]!r}]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-m", "not slow", *{[str(test) for test in tests]!r}]))
 """
     ended = subprocess.run(
         [sys.executable, "-c", check],

@@ -20,6 +20,7 @@ from typing import Any, Final
 from cbit.cpu.engine.errors import LayoutError, NoEngine
 
 SUPPORTED: Final = ("2.1.1", "2.1.2", "2.1.3", "2.1.4")
+REQUIREMENT: Final = f">={SUPPORTED[0]},<={SUPPORTED[-1]}"  #: of the package, as pip reads it
 SUFFIX: Final = "_x86_64"  # of every internal function of the x86-64 half of the library
 _PT_DYNAMIC: Final = 2
 _R_64, _R_GLOB_DAT, _R_JUMP_SLOT = 1, 6, 7
@@ -152,7 +153,7 @@ def library() -> Library:
     try:
         import unicorn.x86_const  # noqa: PLC0415  # everything but execution must work without it
     except ImportError as error:
-        wanted = "pip install 'unicorn>=2.1.1,<3'"
+        wanted = f"pip install 'unicorn{REQUIREMENT}'"
         raise NoEngine(f"guests need the package unicorn ({error}): {wanted}") from None
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     mapped = [line.split() for line in maps if "libunicorn" in line]
