@@ -1,7 +1,9 @@
 # cbit: `make demo` shows the machine, `make test` proves it.  `make help` lists the rest.
 #
-# Nothing here needs root or writes outside this folder.  What is installed goes to .venv, from hash-locked lists;
-# without a network, PIP_NO_INDEX=1 PIP_FIND_LINKS=<folder with the wheels> is honoured by pip.
+# Nothing here needs root.  What is installed goes to .venv, from hash-locked lists.  Outside this folder are written:
+# machines that last no longer than a command, in $TMPDIR, and guest firmware that `make demo` fetches where none is
+# installed, in ~/.cache/cbit.
+# Without a network, PIP_NO_INDEX=1 PIP_FIND_LINKS=<folder with the wheels> is honoured by pip.
 
 PYTHON ?= python3
 VENV   := .venv

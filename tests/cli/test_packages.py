@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cbit.cli.linux_files import fetch_linux
-from cbit.cli.packages import NoPackage, depends_on, fetch
+from cbit.cli.packages import NoPackage, cache_folder, depends_on, fetch
 
 APT_GET = """#!/bin/sh
 echo "$@" >> {log}
@@ -58,6 +58,17 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (lists / "linux-image-6.1").write_text("6.1-1")
     (lists / "busybox-static").write_text("1.35")
     return lists
+
+
+@pytest.mark.parametrize("name", ["README.md", "Makefile", "CONTRIBUTING.md"])
+def test_where_packages_are_kept_is_said_where_people_ask_what_is_written(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    kept = "~" / cache_folder().relative_to(Path.home()).parent
+    text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    assert str(kept) in text
+    assert "$TMPDIR" in text
 
 
 def test_a_package_is_downloaded_once_and_kept_by_version(distribution: Path, tmp_path: Path) -> None:
