@@ -62,7 +62,7 @@ class Bare:
             efer=0x500, rip=CODE, rsp=STACK, rflags=2, dr6=0xFFFF_0FF0, dr7=0x400,
         )  # fmt: skip
         core = machine.cores[0]
-        self.cpu = BareCpu(core, start, memory_size=machine.memory_size, elsewhere={})
+        self.cpu = BareCpu(core, start, memory=machine.memory, memory_size=machine.memory_size, elsewhere={})
         clock = BlockClock(core)
         self.desk = Desk(clock)
         self.exits = Exits(self.cpu, cpuid=GuestCpuid(core, sev=False, host=True), ports=self.desk)
@@ -153,3 +153,17 @@ def test_an_image_for_more_memory_is_refused(machine: Machine) -> None:
     image = BootImage((), EntryState(rip=0, rsi=0, gdtr=Segment()), 64 * MIB, None, acpi=False)  # type: ignore[arg-type]
     with pytest.raises(Unbootable, match="the machine has"):
         LinuxHost(machine, image, None, epoch=0)  # type: ignore[arg-type]  # it does not come so far
+
+
+@pytest.mark.parametrize(("view", "plain"), [(0, True), (2 * MIB, False)])
+def test_string_output_reads_through_the_keys_of_the_softwares_tables(
+    machine: Machine, view: int, *, plain: bool
+) -> None:
+    source = (
+        f"mov rsi, offset text + {view}; mov ecx, {len(SECRET)}; mov dx, 0x80; wbinvd; rep outsb; cli; hlt;"
+    )
+    bare = Bare(machine, f'{source} text: .ascii "{SECRET.decode()}"')
+    assert bare.stop.next is Next.HALTED
+    sent = bytes(value for _, _, value in bare.desk.written)
+    assert len(SECRET) == len(sent)
+    assert plain is (sent == SECRET)

@@ -191,7 +191,12 @@ def test_a_share_of_the_core_ends_in_time(host: Host) -> None:
         ("mov eax, [0x40000000]", Next.NO_MEMORY, "read of guest physical 0x40000000"),
         ("mov [0x40000000], eax", Next.NO_MEMORY, "write to guest physical 0x40000000"),
         ("mov eax, 0x40000000; jmp eax", Next.NO_MEMORY, "fetch from guest physical 0x40000000"),
-        ("mov ecx, 1; mov esi, 0x2000; mov dx, 0x3F8; rep outsb", Next.UNKNOWN, "string or repeated I/O"),
+        (
+            "mov esi, 0xFFFFF; mov ecx, 2; mov dx, 0x3F8; rep outsb",
+            Next.NO_MEMORY,
+            "string I/O at port 0x3f8",
+        ),
+        ("mov edi, 0xFFFFF; mov ecx, 2; mov dx, 0x60; rep insb", Next.NO_MEMORY, "string I/O at port 0x60"),
         ("hlt", Next.HALTED, "interrupts disabled"),
     ],
 )

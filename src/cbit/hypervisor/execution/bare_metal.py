@@ -14,9 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Final
 
+from cbit.cpu.control import AddressRules
 from cbit.cpu.core import Core
 from cbit.cpu.engine.block_loan import HeldBlock
+from cbit.cpu.engine.checks import C_BIT
 from cbit.cpu.engine.control_block import Exit
+from cbit.cpu.host_tables import HostTranslator
+from cbit.cpu.physical import CachedMemory, PhysicalPort
 from cbit.hypervisor.devices.chipset import ABSENT_REGISTERS, Chipset
 from cbit.hypervisor.devices.disk import Disk
 from cbit.hypervisor.devices.serial import Console
@@ -27,6 +31,7 @@ from cbit.hypervisor.execution.exits import EXIT_NAMES, Exits, Stop
 from cbit.hypervisor.execution.monitor import Monitor
 from cbit.hypervisor.execution.msrs import msr_map
 from cbit.hypervisor.execution.state import AT_INTERCEPTS, AT_SAVE, BARE_INTERCEPTS, ProcessorState
+from cbit.hypervisor.execution.string_io import LinearMemory
 from cbit.machine.board import Machine
 from cbit.memory.dma import DmaPort
 from cbit.memory.dram import anonymous
@@ -54,12 +59,21 @@ class _Registers:
 class BareCpu(ProcessorState):
     """A core that executes software of the host."""
 
-    def __init__(self, core: Core, start: Vmsa, *, memory_size: int, elsewhere: Mapping[Spa, Spa]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        start: Vmsa,
+        *,
+        memory: CachedMemory,
+        memory_size: int,
+        elsewhere: Mapping[Spa, Spa],
+    ) -> None:
         """Put the core at its first instruction.
 
         Args:
             core: which.
             start: its registers.
+            memory: what lies behind the core.
             memory_size: bytes of DRAM.
             elsewhere: pages behind DRAM that can be read, and the frame of DRAM that each shows.
 
@@ -67,6 +81,7 @@ class BareCpu(ProcessorState):
             NoEngine: this computer cannot execute anything.
         """
         self._core = core
+        self._port = PhysicalPort(memory)
         self._registers = _Registers()
         self._memory_size = memory_size
         self._elsewhere = elsewhere
@@ -88,6 +103,11 @@ class BareCpu(ProcessorState):
         )
         self.keep_event()
         return done
+
+    def linear_memory(self) -> LinearMemory:
+        """Walk its own tables, whose C-bit chooses the host's key."""
+        rules = AddressRules(C_BIT, C_BIT) if self._core.encryption_on else AddressRules(C_BIT + 1, None)
+        return LinearMemory(HostTranslator(self._port, rules), self._port, self.controls, user=self.user)
 
     def flush_caches(self) -> None:
         """WBINVD."""
@@ -142,7 +162,13 @@ class LinuxHost:
             machine.memory.write(Spa(region.gpa), region.data, UNENCRYPTED)
         machine.memory.write(_NO_ROM, b"\xff" * PAGE, UNENCRYPTED)
         core, elsewhere = machine.cores[0], {Spa(ABSENT_REGISTERS): _NO_ROM}
-        cpu = BareCpu(core, image.entry.save_area(), memory_size=image.memory_size, elsewhere=elsewhere)
+        cpu = BareCpu(
+            core,
+            image.entry.save_area(),
+            memory=machine.memory,
+            memory_size=image.memory_size,
+            elsewhere=elsewhere,
+        )
         clock = BlockClock(core)
         c_bit = core.guest_features.c_bit if core.encryption_on else None
         dma = BareDma(DmaPort(machine.memory, c_bit=c_bit))

@@ -15,13 +15,19 @@ from enum import Enum
 from typing import Final, Protocol
 
 from cbit.cpu.engine.control_block import Exit
+from cbit.cpu.faults import GeneralProtection, NestedPageFault, PageFault
+from cbit.cpu.paging import Kind
 from cbit.hypervisor.execution.cpuid import GuestCpuid
 from cbit.hypervisor.execution.msrs import GuestMsrs, NoSuchMsr
 from cbit.hypervisor.execution.state import ProcessorState
+from cbit.hypervisor.execution.string_io import MOST, RCX, RDI, RSI, LinearMemory, StringIo
+from cbit.memory.errors import AddressError
 
-RCX, RDX, RBX = 1, 2, 3
+RDX, RBX = 2, 3
 INTR: Final = 0x60
 IOIO: Final = 0x7B
+_STRING: Final = 1 << 2  # of EXITINFO1
+_UD: Final = 6
 _LOW: Final = 0xFFFF_FFFF
 _OSXSAVE_LEAF, _OSXSAVE_BIT, _OSXSAVE_CR4 = 0x1, 1 << 27, 1 << 18
 _PAGING: Final = 1 << 31
@@ -133,8 +139,8 @@ class Exits:
 
     def _port_io(self, done: Exit) -> Next:
         info = done.info_1
-        if info & 0b1100:
-            return self._stop(Next.UNKNOWN, f"a string or repeated I/O instruction, port {info >> 16:#x}")
+        if info & _STRING:
+            return self._string_io(done)
         port, size = info >> 16 & 0xFFFF, info >> 4 & 7
         vcpu, mask = self._vcpu, (1 << 8 * size) - 1
         if info & 1:
@@ -144,6 +150,48 @@ class Exits:
             self._ports.write(port, size, vcpu.rax & mask)
         vcpu.go_on_at(done.info_2)
         return Next.RUN
+
+    def _string_io(self, done: Exit) -> Next:
+        """Do INS or OUTS; a repeated one in portions, each an exit of its own, as the guest goes on at it."""
+        vcpu = self._vcpu
+        memory = vcpu.linear_memory()
+        if memory is None:
+            # MODEL CHOICE: #UD, as KVM has it: tables and buffers of a SEV guest are ciphertext out here.
+            vcpu.raise_exception(_UD)
+            return Next.RUN
+        try:
+            finished = self._move(vcpu.string_io(done.info_1), memory)
+        except PageFault as fault:
+            vcpu.raise_page_fault(fault.address, int(fault.code))
+            return Next.RUN
+        except GeneralProtection:
+            vcpu.raise_general_protection()
+            return Next.RUN
+        except (NestedPageFault, AddressError) as fault:
+            port = done.info_1 >> 16
+            return self._stop(Next.NO_MEMORY, f"string I/O at port {port:#x}, RIP {vcpu.rip:#x}: {fault}")
+        if finished:
+            vcpu.go_on_at(done.info_2)
+        return Next.RUN
+
+    def _move(self, what: StringIo, memory: LinearMemory) -> bool:
+        """Move elements between port and memory; say whether none is left (errors as `LinearMemory`)."""
+        registers, base = self._vcpu.context.registers, 0
+        number = RDI if what.reads_port else RSI
+        if what.has_base:
+            base = self._vcpu.segment_base(what.segment)
+        left = what.count(registers[RCX])
+        steps = what.steps(registers[number], registers[RCX])
+        for _ in range(min(left, MOST)):
+            at = what.linear(registers[number], base)
+            if what.reads_port:
+                reached = memory.reach(at, what.size, Kind.WRITE)  # first: a port may change when it is read
+                value = self._ports.read(what.port, what.size)
+                memory.write(reached, (value & (1 << 8 * what.size) - 1).to_bytes(what.size, "little"))
+            else:
+                self._ports.write(what.port, what.size, int.from_bytes(memory.read(at, what.size), "little"))
+            registers[number], registers[RCX] = next(steps)
+        return left <= MOST
 
     def _do_cpuid(self, _done: Exit) -> Next:
         vcpu = self._vcpu

@@ -10,10 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Final, Protocol
 
-from cbit.cpu.control import Efer
+from cbit.cpu.control import Controls, Efer
 from cbit.cpu.engine.block_loan import HeldBlock
 from cbit.cpu.engine.control_block import Exit
 from cbit.cpu.engine.processor import Context
+from cbit.hypervisor.execution.string_io import LinearMemory, StringIo
 from cbit.spec.vmsa import Vmsa
 
 _INTR, _VINTR, _INVD, _CPUID = 1 << 0, 1 << 4, 1 << 0x16, 1 << 0x12
@@ -34,7 +35,11 @@ _EVENT_VALID, _EVENT_ERROR = 1 << 31, 1 << 11
 _EXCEPTION: Final = 3 << 8
 _IF: Final = 1 << 9
 _CLEAN_MAPS: Final = 1 << 1
-_GP: Final = 13
+_GP, _PF = 13, 14
+_AT_SEGMENTS, _AT_CPL, _AT_CR3 = 0x400, 0x4CB, 0x550
+_CS, _USER_CPL = 1, 3
+_LONG_CODE: Final = 1 << 9  # in a segment's attributes, as a VMCB keeps them
+_DF, _AC = 1 << 10, 1 << 18
 _REGISTERS: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 
 
@@ -84,6 +89,10 @@ class ProcessorState(ABC):
     def flush_caches(self) -> None:
         """Do what WBINVD asks for."""
 
+    @abstractmethod
+    def linear_memory(self) -> LinearMemory | None:
+        """Give memory as the software addresses it; None: it is ciphertext to whoever runs the processor."""
+
     def keep_event(self) -> None:
         """After an exit that came while an event was on its way: let it come again."""
         interrupted = self._u64(_AT_INTERRUPTED)
@@ -124,7 +133,32 @@ class ProcessorState(ABC):
         """Inject #GP(0)."""
         self.raise_exception(_GP, 0)
 
+    def raise_page_fault(self, address: int, error_code: int) -> None:
+        """Inject #PF, with its address in CR2."""
+        self._set_u64(_AT_CR2, address)
+        self.raise_exception(_PF, error_code)
+
     # --- registers
+
+    def string_io(self, info: int) -> StringIo:
+        """Describe the INS or OUTS that exited with EXITINFO1."""
+        long = bool(self.efer & Efer.LMA) and bool(self._u64(_AT_SEGMENTS + 16 * _CS) >> 16 & _LONG_CODE)
+        return StringIo(info, long=long, backwards=bool(self.rflags & _DF))
+
+    def segment_base(self, number: int) -> int:
+        """Base of ES, CS, SS, DS, FS, GS."""
+        return self._u64(_AT_SEGMENTS + 16 * number + 8)
+
+    @property
+    def controls(self) -> Controls:
+        """The control registers that its page walks obey."""
+        ac = bool(self.rflags & _AC)
+        return Controls(cr0=self.cr0, cr3=self._u64(_AT_CR3), cr4=self.cr4, efer=self.efer, ac=ac)
+
+    @property
+    def user(self) -> bool:
+        """CPL 3."""
+        return self._page.read(_AT_CPL, 1)[0] == _USER_CPL
 
     @property
     def rip(self) -> int:

@@ -11,13 +11,19 @@ architecture's own.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Final
 
+from cbit.cpu.control import AddressRules
+from cbit.cpu.engine.checks import C_BIT
 from cbit.cpu.engine.control_block import Exit
-from cbit.cpu.tlb import TlbControl
+from cbit.cpu.nested import NestedWalker, World
+from cbit.cpu.physical import PhysicalPort
+from cbit.cpu.tlb import TlbControl, VmMode
 from cbit.cpu.vmcb import Enable
 from cbit.hypervisor.execution.msrs import msr_map
 from cbit.hypervisor.execution.state import AT_INTERCEPTS, AT_SAVE, INTERCEPTS, ProcessorState
+from cbit.hypervisor.execution.string_io import LinearMemory
 from cbit.hypervisor.host import Protection
 from cbit.hypervisor.vm import Vm
 from cbit.spec.address import PAGE, Spa
@@ -68,7 +74,7 @@ class ExecutingVcpu(ProcessorState):
         self._executes = self._core.engine
         self._place = (core, self._asid)
         context = self._core.new_context()
-        sev = vm.protection is Protection.SEV if sev is None else sev
+        self._sev = sev = vm.protection is Protection.SEV if sev is None else sev
         self.vmcb_at = vm.take_page()
         page = vm.host.window(self.vmcb_at)
         page.write(0, self._control_area(self._asid, sev=sev) + bytes(PAGE - AT_SAVE))
@@ -109,6 +115,22 @@ class ExecutingVcpu(ProcessorState):
             self._page.write(_AT_CLEAN, _CLEAN_MAPS.to_bytes(4, "little"))
         self.keep_event()
         return done
+
+    def linear_memory(self) -> LinearMemory | None:
+        """Walk the guest's tables through its nested ones, unless they are ciphertext to the hypervisor."""
+        if self._sev:
+            return None
+        core = self._core
+        world = World(
+            asid=self._asid,
+            mode=VmMode.PLAIN,
+            vte=False,
+            nested=replace(core.controls, cr3=self.vm.tables.ncr3, ac=False),
+            host_rules=core.rules,
+            guest_rules=AddressRules(C_BIT + 1, None),
+        )
+        port = PhysicalPort(self._host.machine.memory)
+        return LinearMemory(NestedWalker(port, world), port, self.controls, user=self.user)
 
     def everything(self) -> Vmsa:
         """All registers as the hypervisor can read them, those among them that VMRUN does not load."""
