@@ -42,6 +42,13 @@ def prints_memory(address: int, length: int) -> bytes:
     return code + b"\xac\xee\xe2\xfc"  # again: lodsb; out dx, al; loop again
 
 
+def sends_memory(address: int, length: int) -> bytes:
+    """Print guest memory with one string instruction."""
+    code = b"\x66\xba" + struct.pack("<H", SERIAL)
+    code += b"\xbe" + struct.pack("<I", address) + b"\xb9" + struct.pack("<I", length)
+    return code + b"\xfc\xf3\x6e"  # cld; rep outsb
+
+
 def writes(address: int, text: bytes) -> bytes:
     """Store a text, byte for byte."""
     return b"".join(

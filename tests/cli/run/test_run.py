@@ -189,6 +189,19 @@ def test_a_write_to_the_absent_registers_ends_the_run(run: Run, mode: str) -> No
     assert "write to guest physical 0xfed803c0, where nothing is" in ran.err
 
 
+@MODES
+def test_string_output_prints_or_an_encrypted_guest_is_told_that_it_does_not(run: Run, mode: str) -> None:
+    text = b"a string\r\n"
+    prints = kernels.sends_memory(PLANTED_AT, len(text)) + kernels.POWER_OFF + kernels.HALT
+    ran = run(kernels.small(kernels.writes(PLANTED_AT, text) + prints), "--mode", mode)
+    if mode == "sev":
+        assert (1, b"", {"0x3f8": 1}) == (ran.code, ran.raw, ran.report["refused_string_io"])
+        assert "INS or OUTS at port 0x3f8 is an invalid opcode to an encrypted guest" in ran.err
+    else:
+        assert (0, text, {}) == (ran.code, ran.raw, ran.report["refused_string_io"])
+        assert 2 == ran.report["exits"]["IOIO"]
+
+
 def test_a_reset_ends_the_run(run: Run) -> None:
     ran = run(kernels.small(kernels.RESET + kernels.HALT))
     assert (0, "reboot") == (ran.code, ran.report["end"])

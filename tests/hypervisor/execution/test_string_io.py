@@ -132,6 +132,7 @@ def test_an_encrypted_guest_gets_an_invalid_opcode_for_its_hypervisor_reads_ciph
     room = a_room(host, source, protection=Protection.SEV)
     state = ran(room).vcpu.save_area()
     assert ([], CODE_AT, 1) == (room.desk.written, state.rsi, state.rcx)
+    assert {PORT: 1} == room.exits.refused_strings
     at = state.rbx - CODE_AT  # what the handler took from the stack: #UD has no error code, so it is EIP
     assert b"\xf3\x6e" == assemble(source, CODE_AT, 32)[at : at + 2]
     room.end()

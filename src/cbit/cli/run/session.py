@@ -306,6 +306,7 @@ def _describe(guest: Started, seat: Seat) -> dict[str, Any]:
         "halts": guest.monitor.halts,
         "exits": guest.exits(),
         "unknown_msrs": {hex(number): count for number, count in sorted(exits.unknown_msrs.items())},
+        "refused_string_io": {hex(port): count for port, count in sorted(exits.refused_strings.items())},
         "unassigned_ports": {hex(port): count for port, count in sorted(ports.unassigned.items())},
         "console": seat.console.lines,
     }

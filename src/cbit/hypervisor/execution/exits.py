@@ -96,6 +96,7 @@ class Exits:
         counts: exits by code.
         msrs: the registers that are not in the VMCB.
         unknown_msrs: registers that the guest asked for and does not have, with how often.
+        refused_strings: ports of INS and OUTS that an encrypted guest was refused, with how often.
         stop: why the guest cannot go on; None while it can.
     """
 
@@ -114,6 +115,7 @@ class Exits:
         self.msrs = GuestMsrs()
         self.counts: dict[int, int] = {}
         self.unknown_msrs: dict[int, int] = {}
+        self.refused_strings: dict[int, int] = {}
         self.stop: Stop | None = None
         self._handlers: Final[dict[int, Callable[[Exit], Next]]] = {
             0x60: self._nothing,
@@ -157,6 +159,8 @@ class Exits:
         memory = vcpu.linear_memory()
         if memory is None:
             # MODEL CHOICE: #UD, as KVM has it: tables and buffers of a SEV guest are ciphertext out here.
+            port = done.info_1 >> 16
+            self.refused_strings[port] = self.refused_strings.get(port, 0) + 1
             vcpu.raise_exception(_UD)
             return Next.RUN
         try:
@@ -242,7 +246,11 @@ class Exits:
 
     def _shutdown(self, _done: Exit) -> Next:
         vcpu = self._vcpu
-        return self._stop(Next.SHUTDOWN, f"triple fault at {vcpu.rip:#x}, last page fault at {vcpu.cr2:#x}")
+        why = f"triple fault at {vcpu.rip:#x}, last page fault at {vcpu.cr2:#x}"
+        if self.refused_strings:
+            ports = ", ".join(map(hex, sorted(self.refused_strings)))
+            why += f"; INS or OUTS at port {ports} is an invalid opcode to an encrypted guest"
+        return self._stop(Next.SHUTDOWN, why)
 
     def _no_memory(self, done: Exit) -> Next:
         what = "write to" if done.info_1 & 2 else "fetch from" if done.info_1 & 16 else "read of"
