@@ -66,7 +66,7 @@ class Clients:
         self._failed = failed
         self._sessions: dict[int, Session] = {}
         self._process_of: dict[int, int] = {}
-        self._unwatched: set[int] = set()
+        self._unwatched: dict[int, None] = {}  # in the order in which they came
         self._spare = Spare()
         self._process = self._thread = 0  # the one being served: its view of descriptors counts
 
@@ -134,7 +134,7 @@ class Clients:
 
     def _end(self, session: Session) -> None:
         del self._sessions[session.client.pid]
-        self._unwatched.discard(session.client.pid)
+        self._unwatched.pop(session.client.pid, None)
         for thread in session.threads:
             self._process_of.pop(thread, None)
         while session.handles:
@@ -190,7 +190,7 @@ class Clients:
             begun = self._spare.look(partial(begun_at, process)) if pidfd is None else 0
             self._sessions[process] = Session(Client(process, name_of), pidfd, begun)
             if pidfd is None:
-                self._unwatched.add(process)
+                self._unwatched[process] = None
             else:
                 self._begun(pidfd)
         return self._sessions[process]

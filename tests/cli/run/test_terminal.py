@@ -30,6 +30,7 @@ PATIENCE = 300  # seconds: a busy computer starts a process when it can
 TAKE_TERMINAL = """
 import fcntl, os, signal, sys, termios
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job's children would ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup's this one
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
