@@ -165,6 +165,7 @@ def test_who_cannot_be_seen_cannot_be_served(world: World) -> None:
 
 def test_an_answer_that_is_not_taken_is_a_fault_of_ours_and_no_end() -> None:
     ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
     faults: list[BaseException] = []
     one = DeviceFile(SEV, (SEV_ISSUE_CMD,))
     with kernel:
@@ -178,6 +179,29 @@ def test_an_answer_that_is_not_taken_is_a_fault_of_ours_and_no_end() -> None:
         assert file.serve()
         assert ["BrokenPipeError"] == [type(fault).__name__ for fault in faults]
         file.close()
+
+
+def test_requests_that_follow_closely_are_answered_in_a_row_and_not_for_ever() -> None:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    kernel.setblocking(False)
+    with kernel:
+        file = FuseFile(ours.detach(), DeviceFile(SEV, ()), Desk(), mode=0, failed=lambda error: None)
+        for _ in range(20):
+            kernel.send(asked(Opcode.STATFS))
+        assert file.serve()
+        assert 16 == sum(1 for _ in iter(lambda: taken(kernel), b""))
+        assert file.serve()
+        assert 4 == sum(1 for _ in iter(lambda: taken(kernel), b""))
+        assert file.serve(), "nothing was asked"
+        file.close()
+
+
+def taken(kernel: socket.socket) -> bytes:
+    try:
+        return kernel.recv(4096)
+    except BlockingIOError:
+        return b""
 
 
 # ---- the file
