@@ -157,8 +157,7 @@ def _attestation_report(vm: SevVm, asked: Asked) -> None:
 
 def _dbg_decrypt(vm: SevVm, asked: Asked) -> None:
     for source, target, count in _debug_pieces(vm, asked):
-        vm.pages.pin(asked.memory, source, count, to_write=False)
-        vm.pages.pin(asked.memory, target, count)  # before the firmware is asked: ENOMEM
+        vm.pages.pin(asked.memory, target, count)  # before the firmware is asked, as the source is
         asked.memory.write(target, _decrypted(vm, asked, source, count))
 
 

@@ -158,15 +158,17 @@ class FuseFile:
         """
         for _ in range(_TOGETHER):
             length = self._next()
-            if length <= 0:
-                return length == 0
+            if length is None:
+                return False
+            if not length:
+                break
             answer = self.answer(self._view[:length])
             if answer is not None:
                 self._send(answer)
         return True
 
-    def _next(self) -> int:
-        """Take a request and return its length; 0 if none comes soon, -1 if none ever will.
+    def _next(self) -> int | None:
+        """Take a request and return its bytes; 0 if none comes soon, None if none ever will.
 
         Who has been answered mostly asks again, and to be woken from sleep takes longer than most commands:
         FUSE has no synchronous wake-up.  So there is a while between looking for nothing and going to sleep,
@@ -177,7 +179,7 @@ class FuseFile:
                 return os.readv(self._channel, (self._buffer,))
             except OSError as error:
                 if error.errno == errno.ENODEV:
-                    return -1
+                    return None
                 if error.errno not in _NEVER_MIND:
                     raise
             os.sched_yield()
