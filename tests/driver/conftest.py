@@ -14,6 +14,7 @@ from cbit.spec.address import Spa
 from cbit.spec.wire import Wire
 from cbit.trace import Event
 from driver.callers import EachWrite
+from driver.kvm_worlds import Desk, Program, a_desk
 from secure_processor.worlds import TMR, Chips, World
 
 AnyWire = TypeVar("AnyWire", bound=Wire)
@@ -105,3 +106,14 @@ def refused(world: World) -> Iterator[list[str]]:
 
     with world.trace.watched_by(hear):
         yield reasons
+
+
+@pytest.fixture
+def desk(chips: Chips) -> Iterator[Desk]:
+    with a_desk(chips) as desk:
+        yield desk
+
+
+@pytest.fixture
+def program(desk: Desk) -> Program:
+    return desk.program()

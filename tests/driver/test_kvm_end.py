@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from cbit.driver.kvm_structs import (
     KVM_MEMORY_ENCRYPT_REG_REGION,
@@ -16,22 +14,10 @@ from cbit.driver.kvm_structs import KvmSevCommand as K
 from cbit.spec.address import PAGE
 from cbit.spec.command import Command
 from cbit.spec.status import Status
-from driver.kvm_worlds import BLOBS, GUEST, Desk, Program, a_desk
-from secure_processor.worlds import Chips
+from driver.kvm_worlds import BLOBS, GUEST, Desk, Program
 
 IMAGE = b"an image".ljust(2 * PAGE, b"\xf4")
 EIO = "EIO"
-
-
-@pytest.fixture
-def desk(chips: Chips) -> Iterator[Desk]:
-    with a_desk(chips) as desk:
-        yield desk
-
-
-@pytest.fixture
-def program(desk: Desk) -> Program:
-    return desk.program()
 
 
 def test_regions_are_registered_and_forgotten_exactly(program: Program) -> None:

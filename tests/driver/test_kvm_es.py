@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,10 @@ from cbit.driver.kvm_vmsa import after_reset
 from cbit.owner.vmsa import Variant, Vcpus
 from cbit.spec.address import PAGE, Spa
 from cbit.spec.policy import Policy
-from driver.kvm_worlds import BLOBS, UNTOUCHED, Desk, Program, a_desk
-from secure_processor.worlds import Chips
+from driver.kvm_worlds import BLOBS, UNTOUCHED, Desk, Program
 
 MILAN = 0x00A00F11
 IMAGE = b"an image".ljust(PAGE, b"\xf4")
-
-
-@pytest.fixture
-def desk(chips: Chips) -> Iterator[Desk]:
-    with a_desk(chips) as desk:
-        yield desk
 
 
 def test_the_page_is_the_published_one(vectors: Path) -> None:

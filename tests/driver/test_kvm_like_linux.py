@@ -5,8 +5,6 @@ Each of these is a fact of arch/x86/kvm/svm/sev.c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from cbit.driver.kvm_structs import KvmDebug, KvmGuestStatus, KvmLaunchStart, KvmLaunchUpdateData
@@ -14,23 +12,11 @@ from cbit.driver.kvm_structs import KvmSevCommand as K
 from cbit.spec.address import PAGE
 from cbit.spec.command import Command
 from cbit.spec.status import Status
-from driver.kvm_worlds import BASE, BLOBS, GUEST, OTHER_FD, SEV_FD, SIZE, UNTOUCHED, Desk, Program, a_desk
-from secure_processor.worlds import Chips
+from driver.kvm_worlds import BASE, BLOBS, GUEST, OTHER_FD, SEV_FD, SIZE, UNTOUCHED, Desk, Program
 
 IMAGE = b"an image".ljust(2 * PAGE, b"\xf4")
 NOWHERE = BASE + SIZE
 STATUS = KvmGuestStatus(handle=0, policy=0, state=0)
-
-
-@pytest.fixture
-def desk(chips: Chips) -> Iterator[Desk]:
-    with a_desk(chips) as desk:
-        yield desk
-
-
-@pytest.fixture
-def program(desk: Desk) -> Program:
-    return desk.program()
 
 
 # ---- whose /dev/sev

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -39,17 +38,6 @@ from secure_processor.worlds import Chips
 
 IMAGE = b"an image that is measured".ljust(2 * PAGE + 48, b"\xf4")
 EIO = "EIO"
-
-
-@pytest.fixture
-def desk(chips: Chips) -> Iterator[Desk]:
-    with a_desk(chips) as desk:
-        yield desk
-
-
-@pytest.fixture
-def program(desk: Desk) -> Program:
-    return desk.program()
 
 
 rules = pytest.mark.parametrize("rule", list(MemoryRule))

@@ -9,12 +9,13 @@ from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import report_fault
 from cbit.redirect.files import Files
 from cbit.redirect.fuse import FuseFile
+from cbit.redirect.watching import Watching
 from cbit.trace import SILENT, Trace
 
 MODE = 0o666  #: of the files: the namespace is the program's alone
 
 
-class FuseServer:
+class FuseServer(Watching):
     """Serves the programs in one mount namespace; one thread, one command after another.
 
     Args:
@@ -34,9 +35,8 @@ class FuseServer:
     ) -> None:
         if set(devices) != set(files.served):
             raise ValueError(f"devices are wanted for {files.served}, and given for {tuple(devices)}")
+        super().__init__()
         self._files: dict[int, FuseFile] = {}
-        self._watched: dict[int, Callable[[], None]] = {}
-        self._poll = select.epoll()
         for channel, one in zip(channels, files.devices, strict=True):
             self._files[channel] = FuseFile(
                 channel,
@@ -47,16 +47,6 @@ class FuseServer:
                 trace=trace,
             )
             self._poll.register(channel, select.EPOLLIN)
-
-    def watch(self, descriptor: int, action: Callable[[], None]) -> None:
-        """Call ``action`` whenever a descriptor is readable or hung up."""
-        self._watched[descriptor] = action
-        self._poll.register(descriptor, select.EPOLLIN)
-
-    def forget(self, descriptor: int) -> None:
-        """End a watch."""
-        del self._watched[descriptor]
-        self._poll.unregister(descriptor)
 
     def run(self, until: Callable[[], bool]) -> None:
         """Serve until ``until()`` holds, or every mount is gone with the last process that could see it."""

@@ -22,6 +22,7 @@ from cbit.redirect.linux import Call
 from cbit.redirect.opens import CALLS, OpenAnswers
 from cbit.redirect.process_memory import ProcessMemory
 from cbit.redirect.seccomp import Listener, Notification
+from cbit.redirect.watching import Watching
 from cbit.trace import SILENT, Trace
 
 _LOW: Final = 0xFFFFFFFF
@@ -30,7 +31,7 @@ _OURS: Final = frozenset({errno.ESRCH, errno.EIO})  #: what looking for a handle
 REASONS: Final = "driver"  #: the part in whose name refusals are explained, whoever refuses
 
 
-class Server:
+class Server(Watching):
     """Serves the programs behind one listener."""
 
     def __init__(
@@ -38,6 +39,7 @@ class Server:
     ) -> None:
         if set(devices) != set(files.served):
             raise ValueError(f"devices are wanted for {files.served}, and given for {tuple(devices)}")
+        super().__init__()
         self._listener = listener
         self._devices = devices
         self._requests = {one.path: one.requests for one in files.devices}
@@ -49,19 +51,7 @@ class Server:
         self._clients = Clients(devices, descriptors, begun=self._begun, failed=self._failed)
         self._given = GivenOut(devices, descriptors, self, self._failed)
         self._opens = OpenAnswers(files, listener)
-        self._poll = select.epoll()  # its cost does not grow with the number of clients
-        self._watched: dict[int, Callable[[], None]] = {}
         self._poll.register(listener.fileno(), select.EPOLLIN)
-
-    def watch(self, descriptor: int, action: Callable[[], None]) -> None:
-        """Call ``action`` whenever a descriptor is readable or hung up."""
-        self._watched[descriptor] = action
-        self._poll.register(descriptor, select.EPOLLIN)
-
-    def forget(self, descriptor: int) -> None:
-        """End a watch."""
-        del self._watched[descriptor]
-        self._poll.unregister(descriptor)
 
     def run(self, until: Callable[[], bool]) -> None:
         """Serve until ``until()`` holds, or the last process that could call has ended."""
