@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from redirect.conftest import WAYS, Way, insist, open_folder, reasons
+from redirect.conftest import WAYS, Way, environment, insist, open_folder, reasons
 
 MECHANISMS = WAYS[::2]
 __all__ = ["open_folder"]  # a fixture that is theirs too
@@ -56,3 +57,18 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("linux/psp-sev.h is not here: apt install linux-libc-dev")
     assert 0 == built.returncode, built.stderr
     return program
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of a new machine, for the tests of one module."""
+    machine = tmp_path_factory.mktemp("made") / "machine"
+    subprocess.run(
+        [sys.executable, "-m", "cbit", "setup", "--state", machine, "--profile", "naples"],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=100,
+        check=True,
+    )
+    return machine

@@ -20,14 +20,6 @@ if not ON_LINUX:
     pytest.skip("programs are redirected on Linux x86-64", allow_module_level=True)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = tmp_path_factory.mktemp("control") / "machine"
-    ended = cbit("setup", "--state", machine, "--profile", "naples")
-    assert 0 == ended.returncode, ended.stderr
-    return machine
-
-
 @pytest.fixture
 def served(made: Path, tmp_path: Path) -> Iterator[Served]:
     shutil.copytree(made, tmp_path / "machine")

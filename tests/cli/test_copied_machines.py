@@ -49,14 +49,6 @@ print("and here", state(copy))
 """
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = tmp_path_factory.mktemp("copies") / "machine"
-    ended = cbit("setup", "--state", machine, "--profile", "naples")
-    assert 0 == ended.returncode, ended.stderr
-    return machine
-
-
 @pytest.mark.parametrize("kvm", ["supplied", "host"])
 def test_a_copy_is_the_same_machine(kvm_mechanism: Way, made: Path, kvm: str) -> None:
     if kvm == "host" and not os.access("/dev/kvm", os.R_OK | os.W_OK):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.test_exec import cbit
 from cli.test_serve import Served, serving
 from redirect.conftest import ON_LINUX, Way, environment
 
@@ -72,14 +71,6 @@ machines = [fcntl.ioctl(kvm, 0xAE01, 0) for _ in range(35)]
 processors = [fcntl.ioctl(vm, 0xAE41, 0) for vm in machines]
 print("all")
 """
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = tmp_path_factory.mktemp("limit") / "machine"
-    ended = cbit("setup", "--state", machine, "--profile", "naples")
-    assert 0 == ended.returncode, ended.stderr
-    return machine
 
 
 @pytest.fixture

@@ -65,14 +65,6 @@ cbit exec: PLATFORM_STATUS: the caller has no such memory at 0x8
 """
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = tmp_path_factory.mktemp("exec") / "machine"
-    ended = cbit("setup", "--state", machine, "--profile", "naples")
-    assert 0 == ended.returncode, ended.stderr
-    return machine
-
-
 @pytest.fixture
 def machine(made: Path, tmp_path: Path) -> Path:
     """A copy, for programs that change the platform."""

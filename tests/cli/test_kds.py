@@ -29,14 +29,6 @@ if not ON_LINUX:
 CERT, CEK = 0x824, "https://kdsintf.amd.com/cek/id/"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = tmp_path_factory.mktemp("kds") / "machine"
-    ended = cbit("setup", "--state", machine, "--profile", "naples")
-    assert 0 == ended.returncode, ended.stderr
-    return machine
-
-
 class Service:
     """A running service, seen from a client."""
 

@@ -29,14 +29,6 @@ CERT = 0x824
 PATIENCE_S = 100  #: on however busy a computer; what goes wrong is mostly seen at once
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = tmp_path_factory.mktemp("serve") / "machine"
-    ended = cbit("setup", "--state", machine, "--profile", "naples")
-    assert 0 == ended.returncode, ended.stderr
-    return machine
-
-
 @pytest.fixture
 def machine(made: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "machine"

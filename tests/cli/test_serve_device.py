@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from cli.test_exec import REASONS, TRANSCRIPT, cbit
-from cli.test_serve import PATIENCE_S, Served, machine, made, start
+from cli.test_serve import PATIENCE_S, Served, machine, start
 from redirect.conftest import FUSE, ON_LINUX, environment, insist
 
 if not ON_LINUX:
     pytest.skip("programs are redirected on Linux x86-64", allow_module_level=True)
 
-__all__ = ["machine", "made"]  # fixtures that are theirs too
+__all__ = ["machine"]  # a fixture that is theirs too
 
 NOBODY = 65534
 

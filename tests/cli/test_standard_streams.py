@@ -35,14 +35,6 @@ sys.exit(9)
 """
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    machine = tmp_path_factory.mktemp("streams") / "machine"
-    ended = cbit("setup", "--state", machine, "--profile", "naples")
-    assert 0 == ended.returncode, ended.stderr
-    return machine
-
-
 def in_a_shell(redirections: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run cbit as a shell does that closes or opens descriptors for it."""
     line = shlex.join([sys.executable, "-m", "cbit", *map(str, words)])

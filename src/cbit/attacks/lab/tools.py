@@ -234,11 +234,6 @@ class Stepper:
         self._cpu.set(At.EXCEPTIONS, 1 << 1, "I")
         self._cpu.set(_AT["rflags"], self._cpu.get(_AT["rflags"]) | 1 << 8)
 
-    def off(self) -> None:
-        """Let it run."""
-        self._cpu.set(At.EXCEPTIONS, 0, "I")
-        self._cpu.set(_AT["rflags"], self._cpu.get(_AT["rflags"]) & ~(1 << 8))
-
 
 class Client:
     """Somebody on the network: a request goes into the shared page, the answer comes back in it.
