@@ -129,6 +129,24 @@ def test_a_program_that_unmounts_its_file_still_ends_as_it_ends(client: Path, re
     assert -10 == run(FUSE, report_at, "sh", "-c", script).code
 
 
+def test_the_file_may_go_while_its_closing_is_being_told(open_folder: Path) -> None:
+    """The kernel has another errno for a mount that goes while a request is taken; it means the same."""
+    if not IS_ROOT or shutil.which("unshare") is None:
+        pytest.skip("this takes root, and unshare from util-linux")
+    path = open_folder / "sev"
+    path.touch()
+    words = ["unshare", "--mount", sys.executable, "-m", "redirect.vanishing", path, 100]
+    ended = subprocess.run(
+        [str(word) for word in words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert (0, "100 rounds, 0 faults []\n", "") == (ended.returncode, ended.stdout, ended.stderr)
+
+
 def test_its_mounts_are_gone_with_it(client: Path, report_at: Path) -> None:
     def connections() -> set[str]:
         folder = Path("/sys/fs/fuse/connections")

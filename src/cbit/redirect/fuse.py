@@ -51,6 +51,8 @@ _FOREIGN_ABI: Final = IoctlFlags.COMPAT | IoctlFlags.ABI_32BIT | IoctlFlags.COMP
 _LOOKS: Final = 64
 #: Requests that are answered in a row, before anybody else is heard.
 _TOGETHER: Final = 16
+#: The mount is gone; the second, when it went while a request was being taken.
+_GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 #: Of a caller that a signal ended before we read its request; the next one is as good.
 _NEVER_MIND: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT})
 
@@ -178,7 +180,7 @@ class FuseFile:
             try:
                 return os.readv(self._channel, (self._buffer,))
             except OSError as error:
-                if error.errno == errno.ENODEV:
+                if error.errno in _GONE:
                     return None
                 if error.errno not in _NEVER_MIND:
                     raise
