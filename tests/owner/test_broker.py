@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -22,6 +23,7 @@ from cbit.owner.broker.sqlite import SqliteStore
 from cbit.owner.broker.store import Occupied, Policy
 from cbit.spec.certificate import CERT_SIZE
 from cbit.spec.errors import BadMeasurement, NotModelled, WireError
+from cbit.spec.snp_report import CRL_GUID, VCEK_GUID, VLEK_GUID, SigningKey, build_cert_table
 from owner.broker_worlds import (
     CREATED,
     DIGEST,
@@ -40,7 +42,7 @@ from owner.broker_worlds import (
     snp_policy,
     world,
 )
-from owner.snp_worlds import crl
+from owner.snp_worlds import World, crl
 from owner.worlds import flipped
 
 
@@ -246,6 +248,29 @@ def test_dates_and_lists_are_judged_now(office: Office) -> None:
     office.clock.pass_(days=365 * 9)
     with pytest.raises(Refused, match="expired"):
         ask(office)
+
+
+def test_a_guest_may_hand_on_its_hosts_whole_table(office: Office) -> None:
+    challenge, key = office.broker.open_challenge("db"), guest_key()
+    vlek = World(kind=SigningKey.VLEK).leaf.make()
+    entries = {CRL_GUID: b"a list", VLEK_GUID: vlek, VCEK_GUID: world().leaf.make(), UUID(int=7): b"else"}
+    report = a_report(challenge, key)
+    release = office.broker.take_report(
+        challenge.launch,
+        report=report,
+        certificates=report + build_cert_table(entries),
+        public_key=public_bytes(key.public_key()),
+    )
+    assert SECRET == unseal(release.packet, own=key, report=report).material()
+    # Without the leaf that signed, the table gives nothing.
+    del entries[VCEK_GUID]
+    with pytest.raises(Refused, match="no ASVK"):
+        office.broker.take_report(
+            office.broker.open_challenge("db").launch,
+            report=report,
+            certificates=build_cert_table(entries),
+            public_key=public_bytes(key.public_key()),
+        )
 
 
 def test_a_guests_key_is_one_on_p_384(office: Office) -> None:

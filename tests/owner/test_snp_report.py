@@ -31,11 +31,7 @@ from cbit.spec.certificate import EcdsaSignature, SevCert
 from cbit.spec.errors import CbitError, NotModelled, WireError
 from cbit.spec.policy import ApiVersion
 from cbit.spec.snp_report import (
-    ARK_GUID,
-    ASK_GUID,
     VCEK_GUID,
-    VLEK_GUID,
-    CertTableEntry,
     PlatformInfo,
     Product,
     SigningKey,
@@ -44,7 +40,6 @@ from cbit.spec.snp_report import (
     SnpReport,
     TcbVersion,
     build_cert_table,
-    looks_like_cert_table,
     parse_cert_table,
     product_of,
 )
@@ -159,7 +154,6 @@ RULES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"launch_tcb": bytes((4, 0, 0, 0, 0, 9, 24, 219))}, "launch_tcb: TCB version 0400000000"),
     ({"chip_id": b"\x01" * 64}, "CHIP_ID: 0101"),
     ({"chip_id": bytes(63) + b"\x01"}, "CHIP_ID: 0000"),
-    ({"key_info": 2}, "although the platform masks it"),
     ({"cpuid_model": 0x11}, "CPUID: the report is of Genoa, the certificate of Milan"),
     ({"cpuid_family": 0x1A, "cpuid_model": 0x50}, "CPUID: processor family 0x1a model 0x50 is no product"),
 )
@@ -179,9 +173,31 @@ def test_a_masked_chip_id_is_zero_and_accepted(key_info: int) -> None:
     assert bool(key_info) is report.mask_chip_key
 
 
-def test_a_provider_key_never_names_the_chip() -> None:
-    world = World(kind=SigningKey.VLEK)
-    assert "although a VLEK signed" in refused(world.report(chip_id=CHIP), endorser_of(world))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mask_of_the_key_says_nothing_about_the_chip_id(kind: SigningKey) -> None:
+    """SNP ABI, ATTESTATION_REPORT: CHIP_ID depends on MaskChipId, MASK_CHIP_KEY is MaskChipKey."""
+    world = World(kind=kind)
+    masked = world.report(key_info=kind << 2 | 2, chip_id=CHIP)
+    assert CHIP == verify_report(masked, endorser_of(world)).report.chip_id
+    unsigned = masked[:0x2A0] + bytes(0x200)
+    why = "report: not signed, the platform withholds its key (MASK_CHIP_KEY)"
+    assert why == refused(unsigned, endorser_of(world))
+    # Zeros where the key is not withheld are a bad signature, and so is anything else where it is.
+    plain = world.report(chip_id=CHIP)[:0x2A0] + bytes(0x200)
+    for raw in (plain, flipped(masked, 8 * 0x2A0)):
+        assert "not signed" not in refused(raw, endorser_of(world))
+
+
+@pytest.mark.parametrize("product", Product)
+def test_a_chip_may_name_itself_under_a_providers_key(product: Product) -> None:
+    world = World(product, SigningKey.VLEK)
+    chip = CHIP[:8].ljust(64, b"\0") if product is Product.TURIN else CHIP
+    for chip_id in (chip, bytes(64)):
+        assert chip_id == verify_report(world.report(chip_id=chip_id), endorser_of(world)).report.chip_id
+    # The chip's own key is for that chip alone.
+    own = World(product)
+    stranger = own.report(chip_id=bytes((chip[0] ^ 1,)) + chip[1:])
+    assert "the certificate is for chip" in refused(stranger, endorser_of(own))
 
 
 def test_turin_names_its_chip_with_eight_bytes() -> None:
@@ -383,51 +399,6 @@ def test_the_bits_of_a_policy() -> None:
     assert [] == list(policy.problems())
     assert SnpPolicyFlag.DEBUG in SnpPolicy.of(1 << 19).flags
     assert "0xb0000 (SMT|MUST_BE_ONE|DEBUG, ABI >= 0.0)" == str(SnpPolicy.of(0xB0000))
-
-
-def test_a_certificate_table_gives_back_what_was_put_in() -> None:
-    chain = real_chain("virtee")
-    given_ = {VCEK_GUID: chain.leaf.raw, ASK_GUID: chain.authority.raw, ARK_GUID: chain.root.raw}
-    table = build_cert_table(given_)
-    assert given_ == parse_cert_table(table + bytes(100))
-    assert looks_like_cert_table(table)
-    assert {} == parse_cert_table(bytes(0x18))
-    assert VCEK_GUID.bytes == table[:16]
-    # Hosts that write GUIDs as firmware does are understood too.
-    swapped = table
-    for guid in given_:
-        swapped = swapped.replace(guid.bytes, guid.bytes_le, 1)
-    assert given_ == parse_cert_table(swapped)
-    assert looks_like_cert_table(swapped)
-
-
-def test_the_table_of_a_providers_host_is_recognised() -> None:
-    # Origin: google/go-sev-guest pull request 67, the table of an extended report: one VLEK of 0x530 bytes.
-    head = bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1" + "30000000" + "30050000") + bytes(24)
-    assert looks_like_cert_table(head)
-    assert {VLEK_GUID: b"v" * 0x530} == parse_cert_table(head + b"v" * 0x530)
-
-
-def entry(guid: bytes, offset: int, length: int) -> bytes:
-    return bytes(CertTableEntry(guid=guid, offset=offset, length=length))
-
-
-@pytest.mark.parametrize(
-    ("table", "reason"),
-    [
-        (b"", "no all-zero entry"),
-        (entry(b"A" * 16, 0x18, 4) + b"cert", "no all-zero entry"),
-        (entry(b"A" * 16, 0x18, 4) + bytes(0x18) + b"cert", "not inside"),
-        (entry(b"A" * 16, 0x30, 5) + bytes(0x18) + b"cert", "not inside"),
-        (entry(b"A" * 16, 0x30, 0) + bytes(0x18) + b"cert", "not inside"),
-        (entry(b"A" * 16, 0xFFFFFFFF, 0xFFFFFFFF) + bytes(0x18), "not inside"),
-        (entry(b"A" * 16, 0x48, 4) * 2 + bytes(0x18) + b"cert", "stands twice"),
-        (entry(b"A" * 16, 0x48, 4) * 65 + bytes(0x18), "more than 64 entries"),
-    ],
-)
-def test_a_certificate_table_that_lies_is_refused(table: bytes, reason: str) -> None:
-    with pytest.raises(WireError, match=reason):
-        parse_cert_table(table)
 
 
 # ---- SEV ---------------------------------------------------------------------------------------------------

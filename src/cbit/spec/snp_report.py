@@ -245,7 +245,7 @@ class SnpReport(Wire, size=REPORT_SIZE):
 
     @property
     def mask_chip_key(self) -> bool:
-        """Whether the platform withholds its chip id."""
+        """Whether the platform withholds its *key*: then zeros stand for a signature (decision 12)."""
         return bool(self.key_info & 2)
 
     @property
@@ -299,16 +299,21 @@ VCEK_GUID: Final = UUID("63da758d-e664-4564-adc5-f4b93be8accd")
 VLEK_GUID: Final = UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
 ASK_GUID: Final = UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")
 ARK_GUID: Final = UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
+CRL_GUID: Final = UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")  #: a revocation list (decision 12)
 
+CERT_GUIDS: Final = (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID)
+_KNOWN: Final = (*CERT_GUIDS, CRL_GUID)
 _MOST_ENTRIES: Final = 64  # far above what a host hands over; bounds the work on a hostile table
 
 
-_KNOWN: Final = (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID)
-
-
 def looks_like_cert_table(data: bytes) -> bool:
-    """Say whether bytes begin with an entry for one of AMD's certificates, in either order of GUIDs."""
-    return data[:16] in {raw for guid in _KNOWN for raw in (guid.bytes, guid.bytes_le)}
+    """Say whether bytes are a certificate table, whatever stands in it, or begin as one and are broken."""
+    if data[:16] in {raw for guid in _KNOWN for raw in (guid.bytes, guid.bytes_le)}:
+        return True
+    try:
+        return bool(parse_cert_table(data))
+    except WireError:
+        return False
 
 
 def _guid(raw: bytes) -> UUID:

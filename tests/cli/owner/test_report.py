@@ -12,7 +12,16 @@ from cbit.cli.owner.report_fields import sev_fields, shown_sev, shown_snp, snp_f
 from cbit.owner.verify.report import read_report
 from cbit.spec.attestation_report import AttestationReport
 from cbit.spec.certificate import CERT_SIZE
-from cbit.spec.snp_report import VCEK_GUID, Product, SigningKey, SnpReport, build_cert_table
+from cbit.spec.snp_report import (
+    ARK_GUID,
+    ASK_GUID,
+    CRL_GUID,
+    VCEK_GUID,
+    Product,
+    SigningKey,
+    SnpReport,
+    build_cert_table,
+)
 from cli.owner.day import Cli
 from owner.snp_worlds import ARC, REAL, World, as_pem, crl, integer, real_chain, real_paths, real_report
 from owner.worlds import CASE, VECTORS, flipped
@@ -184,6 +193,26 @@ def test_a_hosts_table_of_certificates_is_a_leaf_file(cli: Cli, tmp_path: Path) 
     assert 0 == code
 
 
+def test_what_a_hosts_table_holds_besides_is_named(cli: Cli, tmp_path: Path) -> None:
+    world = World()
+    leaf, ask, ark = world.certificates()
+    entries = {CRL_GUID: crl(world, revoked=(2,)), VCEK_GUID: leaf.raw, ASK_GUID: ask.raw, ARK_GUID: ark.raw}
+    (tmp_path / "extended.bin").write_bytes(world.report() + build_cert_table(entries))
+    (tmp_path / "ark.der").write_bytes(ark.raw)
+    extended = tmp_path / "extended.bin"
+    call = line("owner", "report", extended, "--vcek", extended, "--trust", tmp_path / "ark.der")
+    note = f"extended.bin under {CRL_GUID}: a X509 CRL, left aside"
+    code, found = cli(*call)
+    assert (0, [note]) == (code, found["result"]["chain"]["notes"])
+    assert "revocation was not judged: no --crl was given" in found["result"]["chain"]["caveats"]
+    assert f"note: {note}" in cli.read(*call)[1].splitlines()
+    # Who wants to judge by the host's list says so.
+    code, found = cli(*call, "--crl", extended)
+    assert (1, ["SEV-Milan: revoked by ARK-Milan (serial number 0x2)"]) == (code, found["reasons"])
+    verify = line("owner", "verify", extended, "--trust", tmp_path / "ark.der")
+    assert f"note: {note}" in cli.read(*verify)[1].splitlines()
+
+
 def test_a_leaf_that_cannot_be_read_leaves_the_report_unjudged_and_refused(cli: Cli, tmp_path: Path) -> None:
     world = World()
     world.leaf.extensions[f"{ARC}3.1"] = integer(999)
@@ -323,6 +352,20 @@ def test_validate_a_report(cli: Cli, tmp_path: Path) -> None:
     assert (1, 3) == (code, len(found["reasons"]))
     assert found["reasons"] == found["result"]["wishes"]["violations"]
     assert "verdict: NOT WHAT YOU WANT" == cli.read(*call, tmp_path / "wishes.toml")[1].splitlines()[-1]
+
+
+def test_validate_knows_a_turin_report_of_version_2_by_its_chip_id(cli: Cli, tmp_path: Path) -> None:
+    world = World(Product.TURIN)
+    unnamed = {"version": 2, "cpuid_family": 0, "cpuid_model": 0, "cpuid_stepping": 0}
+    report, leaf, ca, ark = made(tmp_path, world, world.report(unnamed))
+    want = wishes(tmp_path, 'product = "Turin"\n[minimum.reported_tcb]\nfmc = 1\nsnp = 4')
+    call = line("owner", "report", report, "--vcek", leaf, "--ca", ca, "--trust", ark, "--want", want)
+    assert 0 == cli(*call)[0]
+    assert 0 == cli("owner", "validate", report, "--want", want)[0]
+    report.write_bytes(world.report(unnamed, current_tcb=bytes((1, 1, 0, 4, 0, 0, 7, 80))))
+    for words_ in (call, line("owner", "validate", report, "--want", want)):
+        code, found = cli(*words_)
+        assert (1, True) == (code, "current_tcb: TCB version" in found["reasons"][0])
 
 
 def test_validate_refuses_a_report_that_is_not_in_its_form(cli: Cli, tmp_path: Path) -> None:

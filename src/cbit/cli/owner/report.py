@@ -166,7 +166,7 @@ def _snp(raw: bytes, args: Namespace) -> Found:
         )
     if not args.vcek:
         return _snp_alone(raw, report)
-    chain = inspect_snp_files(args.vcek, args)
+    chain = inspect_snp_files(args.vcek, args, signed_by=report.signing_key)
     checks: tuple[Check, ...] = ()
     leaf = chain.parts.leaf
     if leaf is None:
@@ -189,7 +189,7 @@ def _snp(raw: bytes, args: Namespace) -> Found:
         fields=snp_fields(report, product),
         shown=tuple(shown_snp(report, product)),
         chain=snp_as_json(chain),
-        tree=(*snp_branches(chain), *(f"note: {caveat}" for caveat in chain.caveats)),
+        tree=(*snp_branches(chain), *(f"note: {note}" for note in (*chain.notes, *chain.caveats))),
         root=verdict(chain),
         chain_problems=chain.problems,
         missing=tuple(missing_parts(chain)),

@@ -88,7 +88,7 @@ def _in_words(report: SnpReport, product: Product | None) -> dict[str, str]:
     key = report.signing_key
     facts = (
         f"signed by {'a reserved key' if key is None else key.name}",
-        *(("the chip id is masked",) if report.mask_chip_key else ()),
+        *(("the chip key is masked",) if report.mask_chip_key else ()),
         *(("an author key certified the ID key",) if report.author_key_en else ()),
     )
     known = report.signature_algo == ECDSA_P384_SHA384

@@ -105,7 +105,7 @@ def _evidence(
     if len(raw) != snp_report.REPORT_SIZE:
         return of_sev_report(AttestationReport.parse(raw)), _NOT_BELIEVED
     report = read_report(raw)
-    problems = tuple(form_problems(raw, report, report.product or Product.MILAN))
+    problems = tuple(form_problems(raw, report, report.likely_product or Product.MILAN))
     if problems:
         raise Untrusted(problems)
     return of_snp_report(report), _NOT_BELIEVED

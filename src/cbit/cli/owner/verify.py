@@ -6,6 +6,7 @@ import argparse
 import hashlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ from cbit.owner.verify.snp_chain import (
     inspect_snp_parts,
     trusted_root,
 )
-from cbit.owner.verify.snp_files import holds_snp, read_certificates
+from cbit.owner.verify.snp_files import holds_snp, left_aside, read_certificates
 from cbit.owner.verify.verdict import (
     ROLLBACK_CAVEAT,
     PartInspection,
@@ -34,6 +35,7 @@ from cbit.owner.verify.verdict import (
     inspect_parts,
 )
 from cbit.spec.certificate import CERT_SIZE, Usage
+from cbit.spec.snp_report import SigningKey
 
 HELP: Final = "verify a platform's certificate chain"
 DESCRIPTION: Final = (
@@ -245,14 +247,18 @@ def _good_or_not(signature: Signature | Link) -> str:
     return "good" if signature.good else f"BAD: {signature.reason}"
 
 
-def inspect_snp_files(paths: list[Path], args: Namespace) -> SnpPartInspection:
+def inspect_snp_files(
+    paths: list[Path], args: Namespace, *, signed_by: SigningKey | None = None
+) -> SnpPartInspection:
     """Read what is there of the SNP chain that the arguments name, and judge it."""
     roots = [trusted_root(read_limited(path), source=path.name) for path in args.trust]
     crls = [
         crl for path in args.crl for crl in crls_of(read_limited(path, limit=_LARGEST_CRL), source=path.name)
     ]
-    certificates = read_certificates([*paths, *args.ca])
-    return inspect_snp_parts(find_snp_parts(certificates, roots=roots), trust=roots, crls=crls, at=args.at)
+    files = [*paths, *args.ca]
+    parts = find_snp_parts(read_certificates(files), roots=roots, signed_by=signed_by)
+    found = inspect_snp_parts(parts, trust=roots, crls=crls, at=args.at)
+    return replace(found, notes=tuple(left_aside(files)))
 
 
 def snp_as_json(found: SnpPartInspection, *, authority_only: bool = False) -> dict[str, Any]:
@@ -295,6 +301,7 @@ def snp_as_json(found: SnpPartInspection, *, authority_only: bool = False) -> di
         },
         "dates_judged_at": found.at and found.at.isoformat(),
         "revocation_lists": found.crls,
+        "notes": list(found.notes),
         "caveats": list(found.caveats),
     }
 
@@ -305,7 +312,7 @@ def snp_as_tree(found: SnpPartInspection, *, authority_only: bool = False) -> It
     yield ""
     if authority_only:
         yield "note: AMD's authority alone: nothing is said about a chip"
-    yield from (f"note: {caveat}" for caveat in found.caveats)
+    yield from (f"note: {note}" for note in (*found.notes, *found.caveats))
     yield f"verdict: {verdict(found, authority_only=authority_only)}"
 
 

@@ -20,7 +20,7 @@ from cbit.owner.validate.facts import of_checked_receipt, of_snp_report
 from cbit.owner.validate.wishes import BadWishes, Wishes, read_wishes
 from cbit.owner.verify.chain import assemble
 from cbit.owner.verify.files import Piece, pieces_of
-from cbit.owner.verify.report import VerifiedReport, verify_report
+from cbit.owner.verify.report import VerifiedReport, read_report, verify_report
 from cbit.owner.verify.roots import read_root
 from cbit.owner.verify.snp_chain import (
     assemble_snp,
@@ -241,7 +241,8 @@ def judge_report(
         given += certificates_of(data, source=name)
     roots = [trusted_root(data, source=name) for name, data in policy.roots]
     crls = [crl for name, data in policy.crls for crl in crls_of(data, source=name)]
-    endorser = verify_snp_chain(assemble_snp(given, roots=roots), trust=roots, crls=crls, at=now)
+    chain = assemble_snp(given, roots=roots, signed_by=read_report(report).signing_key)
+    endorser = verify_snp_chain(chain, trust=roots, crls=crls, at=now)
     verified = verify_report(report, endorser)
     facts = of_snp_report(
         verified.report, product=endorser.endorsement.product, simulated=endorser.simulated, verified=True

@@ -4,6 +4,8 @@ Text around PEM blocks and the form of line ends do not matter; inside a block e
 A file that ends inside a block, or in which begin and end lines do not pair up, is refused whole.
 PEM may stand in the strings of a JSON object, as a provider's metadata service answers; a host's table may
 stand behind the report with which it came.
+Certificates and revocation lists may share a file; ``aside_of`` tells who asks for one of them what else it
+holds.
 
 Paper: launch-inputs.md §9 (PEM chains, certificate table).
 """
@@ -18,10 +20,20 @@ from typing import Final
 from cbit.owner.files import from_base64
 from cbit.owner.verify import der
 from cbit.spec.errors import WireError
-from cbit.spec.snp_report import REPORT_SIZE, looks_like_cert_table, parse_cert_table
+from cbit.spec.snp_report import (
+    CERT_GUIDS,
+    CRL_GUID,
+    REPORT_SIZE,
+    looks_like_cert_table,
+    parse_cert_table,
+)
 
 CERTIFICATE: Final = "CERTIFICATE"
 CRL: Final = "X509 CRL"
+UNKNOWN: Final = "thing that is not known here"  #: what a host's table holds under any other GUID
+
+_TABLE_LABELS: Final = {**dict.fromkeys(CERT_GUIDS, CERTIFICATE), CRL_GUID: CRL}
+_SHARING: Final = {CERTIFICATE, CRL, UNKNOWN}  # what may stand beside what is wanted
 
 _BEGIN: Final = b"-----BEGIN "
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----([^-]*)-----END ([A-Z0-9 ]{1,64})-----")
@@ -48,7 +60,7 @@ def _table(data: bytes) -> bytes:
 
 
 def blocks_of(data: bytes, *, label: str, source: str) -> list[Block]:
-    """Take one file apart.
+    """Take one file apart, and return what is wanted of it.
 
     Args:
         data: its content.
@@ -56,13 +68,37 @@ def blocks_of(data: bytes, *, label: str, source: str) -> list[Block]:
         source: its name.
 
     Raises:
-        WireError: not such a file, cut short, or it holds something else too (a private key, for one).
+        WireError: not such a file, cut short, it has nothing of what is wanted, or holds what no such file
+            should (a private key, for one).
     """
+    found = _blocks(data, label, source)
+    wanted = [block for block in found if block.label == label]
+    for block in found:
+        if "PRIVATE KEY" in block.label:
+            raise WireError(f"{block.source}: holds a private key; no certificate file should")
+        if block.label != label and (not wanted or block.label not in _SHARING):
+            raise WireError(f"{block.source}: holds a {block.label}, a {label} is wanted")
+    return wanted
+
+
+def aside_of(data: bytes, *, label: str, source: str) -> list[str]:
+    """Name what a file holds besides what is wanted, and what ``blocks_of`` therefore leaves aside.
+
+    Raises:
+        WireError: as ``blocks_of``.
+    """
+    found = _blocks(data, label, source)
+    return [f"{block.source}: a {block.label}, left aside" for block in found if block.label != label]
+
+
+def _blocks(data: bytes, label: str, source: str) -> list[Block]:
+    """Take one file apart, with everything that is in it."""
     if _BEGIN in data:
         found = _pem(_plain(data), source)
     elif table := _table(data):
         found = [
-            Block(CERTIFICATE, raw, f"{source} under {guid}") for guid, raw in parse_cert_table(table).items()
+            Block(_TABLE_LABELS.get(guid, UNKNOWN), raw, f"{source} under {guid}")
+            for guid, raw in parse_cert_table(table).items()
         ]
     elif data[:1] == b"\x30":
         raws = der.split(data, what=source)
@@ -72,11 +108,6 @@ def blocks_of(data: bytes, *, label: str, source: str) -> list[Block]:
         raise WireError(
             f"{source}: neither PEM nor DER nor a certificate table; cut short, or something else"
         )
-    for block in found:
-        if "PRIVATE KEY" in block.label:
-            raise WireError(f"{block.source}: holds a private key; no certificate file should")
-        if block.label != label:
-            raise WireError(f"{block.source}: holds a {block.label}, a {label} is wanted")
     return found
 
 

@@ -167,6 +167,9 @@ def _signature_problems(
     if report.signing_key is not endorsement.signing_key:
         named = "a reserved number" if report.signing_key is None else report.signing_key.name
         yield f"report: names {named} as its key, the certificate is for a {endorsement.signing_key.name}"
+    if report.mask_chip_key and not (report.r or report.s):
+        yield "report: not signed, the platform withholds its key (MASK_CHIP_KEY)"
+        return
     try:
         _verify(key, report.signature, raw[: snp_report.SIGNED_SIZE], hashes.SHA384())
     except BadSignature as error:
@@ -193,12 +196,11 @@ def _tcb_problems(report: SnpReport, endorsement: Endorsement) -> Iterator[str]:
 
 def _chip_problems(report: SnpReport, endorsement: Endorsement) -> Iterator[str]:
     chip_id = endorsement.chip_id
+    if chip_id is None:
+        return  # a VLEK is nobody's in particular; the chip that has it may name itself (decision 12)
     if not any(report.chip_id):
         return  # MASK_CHIP_ID, a setting that no bit of the report tells; the VCEK is still that of one chip
-    if chip_id is None or report.mask_chip_key:
-        why = "the platform masks it" if report.mask_chip_key else "a VLEK signed"
-        yield f"CHIP_ID: {report.chip_id.hex()}, although {why}"
-    elif report.chip_id != chip_id:
+    if report.chip_id != chip_id:
         yield f"CHIP_ID: {report.chip_id.hex()}, the certificate is for chip {chip_id.hex()}"
 
 

@@ -149,21 +149,38 @@ class SnpParts:
 _ASVK: Final = "SEV-VLEK-"
 
 
-def assemble_snp(certificates: Iterable[Certificate], *, roots: Iterable[TrustedRoot] = ()) -> SnpChain:
+def assemble_snp(
+    certificates: Iterable[Certificate],
+    *,
+    roots: Iterable[TrustedRoot] = (),
+    signed_by: SigningKey | None = None,
+) -> SnpChain:
     """Find the leaf, and above it the certificates that its names ask for; what is left over does not matter.
+
+    Args:
+        certificates: where to look.
+        roots: roots that the owner trusts, which may stand in for the chain's.
+        signed_by: the kind of key that the report names, for where there are leaves of both kinds.
 
     Raises:
         Missing: the leaf, its authority or the root is not there; says what to do.
         Untrusted: two certificates contend for a place.
     """
-    parts = find_snp_parts(certificates, roots=roots)
+    parts = find_snp_parts(certificates, roots=roots, signed_by=signed_by)
     if parts.leaf is None or parts.authority is None or parts.root is None:
         raise Missing(f"the chain is not complete: {parts.missing[0]}")
     return SnpChain(parts.leaf, parts.authority, parts.root)
 
 
-def find_snp_parts(certificates: Iterable[Certificate], *, roots: Iterable[TrustedRoot] = ()) -> SnpParts:
+def find_snp_parts(
+    certificates: Iterable[Certificate],
+    *,
+    roots: Iterable[TrustedRoot] = (),
+    signed_by: SigningKey | None = None,
+) -> SnpParts:
     """Find what is there of a chain, from the leaf up; without a leaf, AMD's pair.
+
+    The arguments are those of ``assemble_snp``.
 
     Raises:
         Untrusted: two certificates contend for a place.
@@ -177,7 +194,10 @@ def find_snp_parts(certificates: Iterable[Certificate], *, roots: Iterable[Trust
             missing.append(f"no {what}; {where_from}")
         return _only(different, what)
 
-    leaf = only((cert for cert in given if cert.common_name in LEAVES), "VCEK or VLEK", _LEAF_FROM)
+    leaves = [cert for cert in given if cert.common_name in LEAVES]
+    # A host may hand out a VCEK and a VLEK; a leaf of the other kind alone is left for the report to refuse.
+    signers = [cert for cert in leaves if LEAVES[cert.common_name] is signed_by]
+    leaf = only(signers or leaves, "VCEK or VLEK", _LEAF_FROM)
     kind = SigningKey.VCEK if leaf is None else LEAVES[leaf.common_name]
     where = f"AMD publishes it: kdsintf.amd.com/{kind.name.lower()}/v1/PRODUCT/cert_chain, give it with --ca"
     if leaf is None:
@@ -254,9 +274,11 @@ class SnpPartInspection(SnpFindings):
 
     Attributes:
         parts: what was inspected.
+        notes: what else there is to say about where it came from.
     """
 
     parts: SnpParts
+    notes: tuple[str, ...] = ()
 
 
 class Endorser:

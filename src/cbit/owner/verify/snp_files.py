@@ -12,7 +12,7 @@ from typing import Final
 from cbit.owner.errors import Missing
 from cbit.owner.files import from_base64, read_limited
 from cbit.owner.verify import files
-from cbit.owner.verify.pem import is_x509
+from cbit.owner.verify.pem import CERTIFICATE, aside_of, is_x509
 from cbit.owner.verify.snp_chain import certificates_of
 from cbit.owner.verify.x509 import Certificate
 from cbit.spec import attestation_report, snp_report
@@ -67,6 +67,20 @@ def read_certificates(paths: Iterable[Path]) -> list[Certificate]:
         for path in paths
         for file in _files_of(path)
         for cert in certificates_of(read_limited(file), source=file.name)
+    ]
+
+
+def left_aside(paths: Iterable[Path]) -> list[str]:
+    """Name what the files that ``read_certificates`` takes certificates from hold besides.
+
+    Raises:
+        Missing, WireError, OSError: as ``read_certificates``.
+    """
+    return [
+        note
+        for path in paths
+        for file in _files_of(path)
+        for note in aside_of(read_limited(file), label=CERTIFICATE, source=file.name)
     ]
 
 
