@@ -27,6 +27,7 @@ from cbit.redirect.backend import Backend
 from cbit.redirect.control import BadRequest, carry_out, parse, refuse_unknown, refused
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.frames import Broken, Channel
+from cbit.redirect.lingering import next_events
 from cbit.redirect.machine_file import MachineFile
 from cbit.spec.errors import CbitError
 
@@ -180,7 +181,7 @@ class Daemon:
         """Serve until ``stop``."""
         door, alarm = self._socket.fileno(), self._alarm.fileno()
         while not self._stopping:
-            for number, _ in self._poll.poll():
+            for number, _ in next_events(self._poll):
                 if number in self._files:
                     self._serve_file(number)
                 elif number in self._channels:  # and not one that an earlier event closed

@@ -28,6 +28,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from cbit.redirect.errors import RedirectError
+from cbit.redirect.lingering import found_soon
 from cbit.redirect.process_memory import Write
 
 HEADER: Final = struct.Struct("<IB")
@@ -77,8 +78,7 @@ class Channel:
     Args:
         sock: owned from now on.
         clock: seconds that only go forward; with ``patience`` it bounds every exchange.
-        patience: seconds for the other side to answer; None for ever, and then nothing else is waited for:
-            ``receive`` waits too.
+        patience: seconds for the other side to answer; None for ever.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Channel:
         self._socket, self._clock, self._patience = sock, clock, patience
         self._buffer = bytearray()
         self._room = _USUAL
-        sock.setblocking(patience is None)
+        sock.setblocking(False)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._drain = select.poll()
@@ -190,15 +190,20 @@ class Channel:
 
     def _await(self, deadline: float | None) -> None:
         """Let something arrive, however long that takes within the patience."""
-        if deadline is not None:
+        if not found_soon(self._look):
             self._wait(self._poll, deadline)
+            self._look()
+
+    def _look(self) -> bool:
+        """Take in what has arrived; False if nothing has."""
+        before = len(self._buffer)
         if not self.receive():
             raise Broken("the other side has closed the connection")
+        return len(self._buffer) > before
 
     def _wait(self, poll: select.poll, deadline: float | None) -> None:
-        assert deadline is not None, "whose patience has no end is never asked to come back"
-        left = (deadline - self._clock()) * 1000
-        if left <= 0 or not poll.poll(left):
+        left = None if deadline is None else (deadline - self._clock()) * 1000
+        if (left is not None and left <= 0) or not poll.poll(left):
             raise Broken(f"the other side has not answered for {self._patience} s")
 
 

@@ -47,8 +47,6 @@ _NO_EXEC: Final = 0x8
 _VALID_S: Final = 3600
 _OPEN_FLAGS: Final = wire.FOPEN_DIRECT_IO | wire.FOPEN_NONSEEKABLE
 _FOREIGN_ABI: Final = IoctlFlags.COMPAT | IoctlFlags.ABI_32BIT | IoctlFlags.COMPAT_X32
-#: How often to look for a request before sleeping: for about a tenth of a millisecond.
-_LOOKS: Final = 64
 #: Requests that are answered in a row, before anybody else is heard.
 _TOGETHER: Final = 16
 #: The mount is gone; the second, when it went while a request was being taken.
@@ -170,22 +168,15 @@ class FuseFile:
         return True
 
     def _next(self) -> int | None:
-        """Take a request and return its bytes; 0 if none comes soon, None if none ever will.
-
-        Who has been answered mostly asks again, and to be woken from sleep takes longer than most commands:
-        FUSE has no synchronous wake-up.  So there is a while between looking for nothing and going to sleep,
-        in which whoever else wants this processor has it.
-        """
-        for _ in range(_LOOKS):
-            try:
-                return os.readv(self._channel, (self._buffer,))
-            except OSError as error:
-                if error.errno in _GONE:
-                    return None
-                if error.errno not in _NEVER_MIND:
-                    raise
-            os.sched_yield()
-        return 0
+        """Take a request and return its bytes; 0 if there is none now, None if there will be none."""
+        try:
+            return os.readv(self._channel, (self._buffer,))
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            if error.errno in _NEVER_MIND:
+                return 0
+            raise
 
     def answer(self, data: memoryview) -> bytes | None:
         """Return the answer to a request, None if it wants none; whatever it is, and whatever fails."""

@@ -9,6 +9,7 @@ from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import report_fault
 from cbit.redirect.files import Files
 from cbit.redirect.fuse import FuseFile
+from cbit.redirect.lingering import next_events
 from cbit.redirect.watching import Watching
 from cbit.trace import SILENT, Trace
 
@@ -51,7 +52,7 @@ class FuseServer(Watching):
     def run(self, until: Callable[[], bool]) -> None:
         """Serve until ``until()`` holds, or every mount is gone with the last process that could see it."""
         while self._files and not until():
-            for descriptor, _ in self._poll.poll():
+            for descriptor, _ in next_events(self._poll):
                 file = self._files.get(descriptor)
                 if file is not None:
                     if not file.serve():
