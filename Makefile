@@ -20,6 +20,7 @@ help: ## list the targets
 
 demo: $(VENV)/.machine ## the story of the machine, act by act (ARGS="--json" for the same as data)
 	@$(BIN)/cbit demo $(ARGS)
+	@echo "cbit: to type cbit commands in this shell, say: . $(BIN)/activate" >&2
 
 bench: $(VENV)/.machine ## speed against the limit, side by side in one run
 	@$(BIN)/cbit bench $(ARGS)

@@ -14,7 +14,8 @@ and one Python namespace.  A console block is a shell transcript:
 
     <!-- the page needs: cc; apt install gcc -->    as above, for all blocks of a page
 
-`make`, `git` and `cd` lines are listed as skipped: they are what the reader does around cbit.
+`make`, `git` and `cd` lines are listed as skipped: they are what the reader does around cbit.  `cbit` is no
+program until a `. .venv/bin/activate` has run, and stays one then.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,7 @@ RUN: Final = frozenset(
     {"cbit", "cat", "chmod", "cmp", "cp", "cut", "dd", "echo", "grep", "head", "ls", "mkdir", "mv", "od"}
     | {"openssl", "printf", "rm", "sed", "sha256sum", "sort", "tail", "tr", "truncate", "wc"}
 )
+ACTIVATE: Final = "."
 READERS_OWN: Final = frozenset({"cd", "git", "make"})
 UNCHECKED: Final = frozenset(  # a shell example under a name that nothing would run
     {
@@ -180,13 +183,14 @@ class Reader:
     def __init__(self, folder: Path, *, package_parent: Path) -> None:
         self._folder = folder / "here"
         self._folder.mkdir()
-        programs = folder / "programs"
-        programs.mkdir()
-        cbit = programs / "cbit"
+        made = self._folder / ".venv"  # as `make demo` leaves it, with the real script of this Python
+        venv.create(made, symlinks=True)
+        cbit = made / "bin" / "cbit"
         cbit.write_text(f"#!{sys.executable}\nimport sys\nfrom cbit.cli import main\nsys.exit(main())\n")
         cbit.chmod(0o755)
+        folders = os.environ["PATH"].split(os.pathsep)
         self._environment = {
-            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(one for one in folders if not (Path(one) / "cbit").exists()),
             "PYTHONPATH": str(package_parent),
             "PYTHONDONTWRITEBYTECODE": "1",
             "HOME": str(folder),
@@ -227,13 +231,14 @@ class Reader:
 
     def _run_command(self, block: Block, command: Command, *, exit_code: int) -> None:
         where = f"{block.place}: $ {command.text}"
-        allowed = RUN | {block.markers.get("needs", "").partition(";")[0].strip()}
+        allowed = RUN | {ACTIVATE} | {block.markers.get("needs", "").partition(";")[0].strip()}
         if command.program not in allowed:
             raise BadExample(
                 f"{where}\n{command.program!r} is not run by this test: write '<!-- not run: … -->' above it"
             )
+        sourced = command.program == ACTIVATE
         ended = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command.text],
+            ["bash", "-euo", "pipefail", "-c", f"{command.text} && env -0" if sourced else command.text],
             cwd=self._folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -248,6 +253,9 @@ class Reader:
             raise BadExample(
                 f"{where}\nends with {ended.returncode}, the page says {exit_code}:\n{ended.stdout}"
             )
+        if sourced:  # what follows runs in another shell
+            self._environment = dict(one.split("=", 1) for one in ended.stdout.split("\0") if one)
+            return
         if command.output.strip() and not matches(command.output, ended.stdout):
             lines = difflib.unified_diff(
                 _lines(command.output), _lines(ended.stdout), "the page", "what it printed", lineterm=""

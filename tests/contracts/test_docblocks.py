@@ -138,3 +138,10 @@ def test_a_page_that_needs_a_program_is_skipped_without_it() -> None:
     assert why_page_skipped("<!-- the page needs: sh; it is everywhere -->") is None
     missing = "<!-- the page needs: no-such-program; apt install it -->"
     assert why_page_skipped(missing) == "no-such-program is not here: apt install it"
+
+
+def test_cbit_is_no_program_until_the_page_has_made_it_one(reader: Reader) -> None:
+    with pytest.raises(BadExample, match="ends with 127"):
+        follow(reader, console("$ cbit --version"))
+    follow(reader, console("$ . .venv/bin/activate\n$ cbit --version\ncbit …"))
+    follow(reader, console("$ cbit --version\ncbit …"))

@@ -13,6 +13,8 @@ import cbit
 from docblocks import BadExample, Block, Reader, blocks, why_page_skipped
 
 ROOT = Path(__file__).parents[2]
+FROM_NOTHING = ("README.md", "docs/tutorial/")  #: who reads these has typed nothing yet
+HOW_TO = "docs/how-to/index.md"  #: who reads others has done what this page says
 
 
 def documents() -> list[str]:
@@ -54,7 +56,8 @@ def test_a_reader_who_follows_the_page_gets_what_it_says(page: str, tmp_path: Pa
     if uses_cbit(examples) and ((cli := importlib.util.find_spec("cbit.cli")) is None or cli.origin is None):
         pytest.skip("the command line (cbit.cli) is not there yet")
     reader = Reader(tmp_path, package_parent=Path(cbit.__file__).parents[1])
-    for block in examples:
+    before = [] if page.startswith(FROM_NOTHING) else blocks_of(HOW_TO)
+    for block in [*before, *examples]:
         reader.follow(block)
 
 
