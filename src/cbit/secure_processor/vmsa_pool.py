@@ -1,15 +1,19 @@
-"""Checksums of the save areas of ES guests, in the trusted memory region.
+"""Checksums of the save areas of ES guests, in the trusted memory region (TMR).
 
-    TMR   slot 0 | slot 1 | …        8 bytes each: CRC-64 of the first 0xFC0 bytes of one save area
-    VMSA  0x380 zero                 0x388 address of its slot
+    TMR   lower half: index pool     upper half: word 0 | word 1 | …   8 bytes each, for one save area
+    VMSA  0x380 zero                 0x388 address of its word
+    word  CRC0 ^ CRC1 ^ CRC2         (high) CRC-32C of three lanes: every third 8 bytes, from 0, 8 and 16
+          CRC(CRC0, CRC1, CRC2)      (low)
 
-The host cannot write there, so it cannot put an older save area in place of a newer one.  Firmware sets the
-pool up at the first DF_FLUSH; here it is there from INIT on, since nobody has an ASID before that flush.
+There is no key in it.  The host cannot write there, so it cannot put an older save area in place of a newer
+one.  Firmware sets the pool up at the first DF_FLUSH; here it is there from INIT on, since nobody has an ASID
+before that flush.
 
-MODEL CHOICE: the CRC is CRC-64/XZ, slots lie side by side from the region's start and are written under the
-host's key, and a guest's slots are free again when it is decommissioned; the paper says none of this.
+MODEL CHOICE: which words are free is kept in the secure processor, and the index pool stays empty; words are
+handed out from the first on and are free again when their guest is decommissioned; they are written under the
+host's key; all numbers are little-endian.
 
-Paper: sev-api.md §5 (INIT: the pool), §7 LAUNCH_UPDATE_VMSA.
+Paper: memory-encryption.md §10.2; sev-api.md §5 (INIT: the pool), §7 LAUNCH_UPDATE_VMSA.
 """
 
 from __future__ import annotations
@@ -29,10 +33,12 @@ if TYPE_CHECKING:
     from cbit.secure_processor.guest import Guest
 
 SLOT: Final = 8
-COVERED: Final = 0xFC0  #: bytes of a save area that the checksum covers
+COVERED: Final = 0xFC0  #: bytes of a save area that the checksum covers: whole rows of three lanes
+LANE: Final = 8
+LANES: Final = 3
 _WORDS: Final = slice(Vmsa.FIELDS["firmware_zero"].offset, Vmsa.FIELDS["firmware_checksum_paddr"].end)
-_POLYNOMIAL: Final = 0xC96C5795D7870F42
-_ALL: Final = (1 << 64) - 1
+_POLYNOMIAL: Final = 0x82F63B78  # Castagnoli's 0x1EDC6F41, reflected
+_ALL: Final = (1 << 32) - 1
 
 
 class VmsaPool:
@@ -40,7 +46,8 @@ class VmsaPool:
 
     def __init__(self, fabric: FabricPort, tmr: tuple[int, int]) -> None:
         self._fabric = fabric
-        self._next, self._end = tmr  # slots that nobody had yet
+        start, self._end = tmr
+        self._next = (start + self._end) // 2  # slots that nobody had yet
         self._free: list[Spa] = []  # given back
 
     def take(self) -> Spa:
@@ -64,13 +71,13 @@ class VmsaPool:
         """Put the firmware's two words into a save area and its checksum into the slot; return the page."""
         words = bytes(8) + slot.to_bytes(8, "little")
         sealed = page[: _WORDS.start] + words + page[_WORDS.stop :]
-        self._fabric.write(slot, _crc(sealed), HOST)
+        self._fabric.write(slot, checksum(sealed), HOST)
         return sealed
 
     def is_good(self, page: bytes, slots: list[Spa]) -> bool:
         """Whether a save area names a slot of its guest, whose checksum it has."""
         slot = Spa(int.from_bytes(page[_WORDS][8:], "little"))
-        return slot in slots and self._fabric.read(slot, SLOT, HOST) == _crc(page)
+        return slot in slots and self._fabric.read(slot, SLOT, HOST) == checksum(page)
 
 
 def require_es(firmware: Firmware, guest: Guest) -> VmsaPool:
@@ -85,11 +92,23 @@ def require_es(firmware: Firmware, guest: Guest) -> VmsaPool:
     return pool
 
 
-def _crc(page: bytes) -> bytes:
+def checksum(page: bytes) -> bytes:
+    """Compute the word of a save area, as it lies in memory."""
+    rows = range(0, COVERED, LANES * LANE)
+    lanes = (
+        b"".join([page[row + at : row + at + LANE] for row in rows]) for at in range(0, LANES * LANE, LANE)
+    )
+    first, second, third = crcs = [crc32c(lane) for lane in lanes]
+    low = crc32c(b"".join(crc.to_bytes(4, "little") for crc in crcs))
+    return ((first ^ second ^ third) << 32 | low).to_bytes(SLOT, "little")
+
+
+def crc32c(data: bytes) -> int:
+    """Compute the ordinary CRC-32C (Castagnoli; reflected, initial all ones, final complement)."""
     crc, table = _ALL, _table()
-    for byte in page[:COVERED]:
+    for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return (crc ^ _ALL).to_bytes(8, "little")
+    return crc ^ _ALL
 
 
 @functools.cache
