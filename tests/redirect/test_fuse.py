@@ -129,6 +129,38 @@ def test_a_program_that_unmounts_its_file_still_ends_as_it_ends(client: Path, re
     assert -10 == run(FUSE, report_at, "sh", "-c", script).code
 
 
+#: A launcher whose server ends before it has looked at the door, as when the mounts go first.
+IN_A_HURRY = """
+import sys
+from cbit.redirect.fuse_server import FuseServer
+from redirect.run import main
+FuseServer.run = lambda self, until: None
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "err"),
+    [
+        ("/no/such", 127, "cbit: /no/such: No such file or directory\n"),
+        ("/etc/passwd", 126, "cbit: /etc/passwd: Permission denied\n"),
+        ("true", 0, ""),
+    ],
+)
+def test_why_a_program_is_not_started_is_heard_though_the_mounts_go_first(
+    program: str, code: int, err: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_A_HURRY, *FUSE.words, "--", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (code, err) == (ended.returncode, ended.stderr)
+
+
 def test_the_file_may_go_while_its_closing_is_being_told(open_folder: Path) -> None:
     """The kernel has another errno for a mount that goes while a request is taken; it means the same."""
     if not IS_ROOT or shutil.which("unshare") is None:

@@ -229,6 +229,7 @@ class Target:
         finally:
             server.close()
         code = os.waitstatus_to_exitcode(self._wait_for_end())
+        self._hear()  # the mounts may have gone before the door was looked at
         if self._not_started:
             raise self._not_started
         return Ending(code, None) if code >= 0 else Ending(None, -code)
@@ -252,6 +253,10 @@ class Target:
     def _at_the_door(self, server: Server | FuseServer) -> None:
         """Hear whether the program was executed: its end of the door closes by itself then."""
         server.forget(self._door.fileno())
+        self._hear()
+
+    def _hear(self) -> None:
+        """Take what is said at the door; nothing is left to hear the second time."""
         said = self._door.recv(_MESSAGE)
         if said:
             code: int = json.loads(said)["errno"]
