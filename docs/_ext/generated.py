@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import attack_pages
 import command_tables
+import kvm_tables
 import paper_index
 import wire_tables
 
@@ -21,6 +22,8 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "wire-structures": wire_tables.wire_structures,
     "commands": command_tables.commands,
     "statuses": command_tables.statuses,
+    "kvm-requests": kvm_tables.requests,
+    "kvm-capabilities": kvm_tables.capabilities,
     "paper-index": paper_index.page,
 }
 

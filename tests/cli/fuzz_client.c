@@ -75,6 +75,11 @@ static void keep(int fd) {
 }
 
 static void call(void) {
+    static const unsigned long others[] = {
+        KVM_GET_MSR_INDEX_LIST, KVM_GET_SUPPORTED_CPUID, KVM_CHECK_EXTENSION, KVM_CREATE_IRQCHIP, KVM_GET_IRQCHIP,
+        KVM_SET_GSI_ROUTING,    KVM_CREATE_PIT2,         KVM_GET_PIT2,        KVM_GET_DIRTY_LOG,  KVM_SET_REGS,
+        KVM_GET_SREGS,          KVM_GET_MSRS,            KVM_SET_MSRS,        KVM_SET_CPUID2,     KVM_GET_CPUID2,
+        KVM_GET_XSAVE,          KVM_SET_XSAVE,           KVM_GET_LAPIC,       KVM_ENABLE_CAP,     KVM_RUN};
     static const uint32_t commands[] = {1, 1, 1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 0x80000001};
     struct sev_issue_cmd issue = {.cmd = commands[below(14)], .data = (uintptr_t)structure(), .error = 7};
     struct kvm_sev_cmd op = {.id = below(25), .data = (uintptr_t)structure(), .sev_fd = have[0]};
@@ -90,7 +95,10 @@ static void call(void) {
     case 6: ioctl(fd, KVM_MEMORY_ENCRYPT_OP, pointer()); break;
     case 7: case 8: case 9: case 10: ioctl(fd, KVM_MEMORY_ENCRYPT_OP, &op); break;
     case 11: ioctl(fd, below(2) ? KVM_MEMORY_ENCRYPT_REG_REGION : KVM_MEMORY_ENCRYPT_UNREG_REGION, structure()); break;
-    case 12: ioctl(fd, KVM_SET_USER_MEMORY_REGION, structure()); break;
+    case 12:
+        if (below(2)) ioctl(fd, KVM_SET_USER_MEMORY_REGION, structure());
+        else ioctl(fd, others[below(sizeof others / sizeof *others)], below(4) ? (uintptr_t)structure() : pointer());
+        break;
     case 13: keep(dup(fd)); break;
     case 14: keep(ioctl(have[1], KVM_CREATE_VM, below(8) ? 0 : draw())); break;
     default: keep(ioctl(fd, KVM_CREATE_VCPU, below(70)));

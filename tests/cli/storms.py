@@ -18,8 +18,9 @@ from cbit.driver.sev_structs import SEV_ISSUE_CMD, IssueCmd
 from cbit.machine.state_folder import StateFolder
 from cbit.redirect.backend import Backend
 from cbit.redirect.device import Client
-from cbit.redirect.files import KVM_VM, SEV, Kvm, sev_files
+from cbit.redirect.files import SEV, Kvm, sev_files
 from cbit.redirect.kvm import SuppliedKvm
+from cbit.redirect.kvm_requests import KVM_VM
 from cbit.redirect.launcher import start
 from cbit.redirect.process_memory import Write
 from cbit.trace import Trace

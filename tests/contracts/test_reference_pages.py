@@ -14,6 +14,8 @@ import pytest
 from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.outcome import Mode
 from cbit.cli.envelope import Exit, Outcome, envelope
+from cbit.redirect.kvm import EXTENSIONS
+from cbit.redirect.kvm_requests import REQUESTS, Cap
 from cbit.secure_processor.dispatch import COMMANDS
 from cbit.spec.command import Command
 from cbit.spec.status import Status
@@ -46,6 +48,19 @@ def test_every_command_is_on_the_page_once(generated: Any) -> None:
         rows = re.findall(rf"^\| {command:#04x} \| {command.name} \|", implemented + missing, re.MULTILINE)
         assert len(rows) == 1
         assert (f"| {command.name} |" in implemented) is (command in COMMANDS)
+
+
+def test_every_request_and_capability_of_the_supplied_kvm_is_on_the_page_once(generated: Any) -> None:
+    page = generated.fill("<!-- generated: kvm-requests -->\n<!-- generated: kvm-capabilities -->\n")
+    for number, row in REQUESTS.items():
+        assert 1 == page.count(f"| {number:#x} | {row.name} |")
+    for cap, answer in EXTENSIONS.items():
+        assert 1 == page.count(f"| {int(cap)} | KVM_CAP_{Cap(cap).name} | {answer} |")
+    assert (
+        "| 0x4040ae77 | KVM_CREATE_PIT2 | machine | kept: timer | interrupt controllers, else ENOENT; once"
+        in page
+    )
+    assert len(Cap) == len(EXTENSIONS)
 
 
 def test_a_commands_row_says_what_dispatch_does(generated: Any) -> None:

@@ -12,14 +12,8 @@ import struct
 from dataclasses import dataclass
 
 from cbit.redirect.device import Client, Memory
-from cbit.redirect.files import (
-    KVM_MEMORY_ENCRYPT_OP,
-    KVM_MEMORY_ENCRYPT_REG_REGION,
-    KVM_VM,
-    SEV,
-    SEV_ISSUE_CMD,
-    SNP_GET_REPORT,
-)
+from cbit.redirect.files import SEV, SEV_ISSUE_CMD, SNP_GET_REPORT
+from cbit.redirect.kvm_requests import KVM_MEMORY_ENCRYPT_OP, KVM_MEMORY_ENCRYPT_REG_REGION, KVM_VM
 
 ECHO, FAIL, REFUSE, EXPLODE, BULK, SLEEP = 1, 2, 3, 4, 5, 6
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from cbit.cpu.cpuid import Registers
 from cbit.redirect.errors import RedirectError
-from cbit.redirect.files import KVM_VM, SEV, SEV_GUEST, Kvm, Mechanism, sev_files
+from cbit.redirect.files import SEV, SEV_GUEST, Kvm, Mechanism, sev_files
 from cbit.redirect.kvm import SuppliedKvm
+from cbit.redirect.kvm_requests import KVM_VM
 from cbit.redirect.launcher import start
 from cbit.redirect.tracer import Tracer
 from cbit.trace import Event, Trace

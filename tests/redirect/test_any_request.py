@@ -26,7 +26,9 @@ from cbit.driver.sev_structs import SEV_ISSUE_CMD
 from cbit.redirect.backend import Backend
 from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import Client, Give
-from cbit.redirect.files import (
+from cbit.redirect.files import SEV
+from cbit.redirect.kvm import SuppliedKvm
+from cbit.redirect.kvm_requests import (
     KVM,
     KVM_CHECK_EXTENSION,
     KVM_CREATE_VCPU,
@@ -35,9 +37,9 @@ from cbit.redirect.files import (
     KVM_SET_USER_MEMORY_REGION,
     KVM_VCPU,
     KVM_VM,
-    SEV,
+    requests_on,
 )
-from cbit.redirect.kvm import SuppliedKvm
+from cbit.redirect.kvm_requests import REQUESTS as KVM_REQUESTS
 from cbit.redirect.process_memory import Buffer, Write
 from cbit.trace import Trace
 from secure_processor.worlds import Chips
@@ -70,6 +72,7 @@ MOST: Final = 12  # descriptors of a program
 LOOK: Final = 500  # calls between two looks of somebody who only asks for the status
 EXPECTED: Final = frozenset(
     {
+        "E2BIG",
         "EBADF",
         "EBUSY",
         "EEXIST",
@@ -77,9 +80,11 @@ EXPECTED: Final = frozenset(
         "EINVAL",
         "EIO",
         "ENODEV",
+        "ENOENT",
         "ENOMEM",
         "ENOTTY",
         "ENOTSUP",
+        "ENXIO",
         "EPERM",
     }
 )
@@ -230,7 +235,8 @@ class Program:
         if what == 12 and few & 64:
             return self.go_on(number, few)
         if what == 12:
-            return self.ioctl(number, RARE[bits & 7], data if few & 3 else self.pointer())
+            asked = RARE[bits & 7] if bits & 8 else EVERY[(bits >> 4) % len(EVERY)]
+            return self.ioctl(number, asked, data if few & 3 else self.pointer())
         if what == 13:
             self.rename(number, few)
             return 0
@@ -291,19 +297,9 @@ RARE: Final = (
     KVM_CHECK_EXTENSION,
     KVM_RUN,
 )
-_OF_A_VM: Final = {
-    KVM_MEMORY_ENCRYPT_OP,
-    KVM_MEMORY_ENCRYPT_REG_REGION,
-    KVM_MEMORY_ENCRYPT_UNREG_REGION,
-    KVM_SET_USER_MEMORY_REGION,
-    KVM_CHECK_EXTENSION,
-    KVM_CREATE_VCPU,
-}
-REQUESTS: Final = {
-    SEV: {SEV_ISSUE_CMD, KVM_RUN},
-    KVM: {KVM_CREATE_VM, KVM_CHECK_EXTENSION},
-    KVM_VM: _OF_A_VM,
-    KVM_VCPU: {KVM_RUN},
+EVERY: Final = tuple(KVM_REQUESTS)
+REQUESTS: Final = {SEV: {SEV_ISSUE_CMD, KVM_RUN}} | {
+    link: set(requests_on(link)) for link in (KVM, KVM_VM, KVM_VCPU)
 }
 
 

@@ -7,16 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from cbit.redirect.files import (
-    KVM,
-    KVM_REQUESTS,
-    KVM_VCPU,
-    KVM_VM,
     SEV,
     SEV_GUEST,
     SEV_ISSUE_CMD,
-    UNANSWERED,
-    VCPU_REQUESTS,
-    VM_REQUESTS,
     DeviceFile,
     Files,
     Kvm,
@@ -25,6 +18,7 @@ from cbit.redirect.files import (
     nearest,
     sev_files,
 )
+from cbit.redirect.kvm_requests import KVM, KVM_VCPU, KVM_VM, REQUESTS, TYPE, requests_on
 
 
 def test_a_host_shows_the_device_and_the_parameters() -> None:
@@ -46,9 +40,10 @@ def test_what_is_switched_on_says_so() -> None:
 def test_a_supplied_kvm_has_a_device_and_gives_the_rest_out() -> None:
     files = sev_files(kvm=Kvm.SUPPLIED)
     assert (SEV, KVM, KVM_VM, KVM_VCPU) == files.served
-    answered = {*KVM_REQUESTS, *VM_REQUESTS, *VCPU_REQUESTS, SEV_ISSUE_CMD}
-    assert answered | set(UNANSWERED) == set(files.requests)
-    assert answered.isdisjoint(UNANSWERED)
+    assert {SEV_ISSUE_CMD, *REQUESTS} == set(files.requests)
+    assert (TYPE,) == files.types
+    assert {TYPE} == {request >> 8 & 0xFF for request in REQUESTS}
+    assert set(REQUESTS) == {request for link in (KVM, KVM_VM, KVM_VCPU) for request in requests_on(link)}
     assert not files.foreign
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cbit.redirect.files import REQUEST_NAMES, UNANSWERED
+from cbit.redirect.files import REQUEST_NAMES
+from cbit.redirect.kvm_requests import KVM, KVM_VCPU, KVM_VM, REQUESTS, Cap, Does
 from redirect.conftest import Way, run
 
 PRELUDE = """
@@ -35,7 +36,7 @@ BOOKS = (
     PRELUDE
     + """
 print("version", ask(kvm, 0xAE00), ask(kvm, 0xAE00, 1), "area", ask(kvm, 0xAE04), ask(kvm, 0xAE04, 1))
-known, unknown = (3, 9, 10, 21, 30, 66, 81, 128, 235), (1, 4, 10**6)
+known, unknown = (3, 9, 10, 21, 30, 66, 81, 128, 235), (1, 2, 10**6)
 print("extensions", [ask(kvm, 0xAE03, number) for number in known + unknown])
 print("types", [ask(kvm, 0xAE01, kind) for kind in (1, 4, 5, 1 << 30)])
 vm = ask(kvm, 0xAE01, 0)
@@ -47,7 +48,7 @@ area[0] = 7
 print("a processor", cpu > vm, "its area", area[0], area[12287], "run", ask(cpu, 0xAE80))
 print("again", ask(vm, 0xAE41, 0), "too high", ask(vm, 0xAE41, 64), "refused behind", ask(vm, 0xAE41, 5))
 print("refused leaves the number", ask(vm, 0xAE41, 5), "the next", ask(vm, 0xAE41, 6) > cpu)
-print("wrong kinds", ask(kvm, 0xAE41, 1), ask(vm, 0xAE00), ask(cpu, OP), ask(vm, 0xAE80), ask(vm, 0xAE60))
+print("wrong kinds", ask(kvm, 0xAE41, 1), ask(vm, 0xAE00), ask(cpu, OP), ask(vm, 0xAE80), ask(cpu, 0xAE60))
 page = 0x100000
 print("slots", region(vm, 0, 0, 0, 0x2000, page), region(vm, 1, 3, 0x2000, 0x1000, page))
 print("overlap", region(vm, 2, 0, 0x1000, 0x2000, page), region(vm, 0, 0, 0x2000, 0x2000, page))
@@ -117,7 +118,7 @@ def test_the_books_are_the_kernels(kvm_mechanism: Way, report_at: Path) -> None:
     assert "KVM_CREATE_VM: type 0x4 is none of [0, 2, 3]" in ran.report["reasons"]
     assert "KVM_SET_USER_MEMORY_REGION: slot 2: slot 0 has memory there already" in ran.report["reasons"]
     assert "KVM_GET_API_VERSION: argument 0x1: it has none" in ran.report["reasons"]
-    assert "KVM_CREATE_IRQCHIP: cbit's anon_inode:kvm-vm does not answer it" in ran.report["reasons"]
+    assert "KVM_CREATE_IRQCHIP: cbit's anon_inode:kvm-vcpu does not answer it" in ran.report["reasons"]
     assert "KVM_CREATE_VCPU: cbit's /dev/kvm does not answer it" in ran.report["reasons"]
     assert ran.report["reasons"][-1].startswith("KVM_SET_USER_MEMORY_REGION: the caller has no such memory")
     assert [
@@ -154,42 +155,46 @@ REFUSED = (
     + """
 vm = ask(kvm, 0xAE01)
 cpu = ask(vm, 0xAE41, 0)
-unanswered = {"kvm": (0xC004AE02, 0xC008AE05), "vm": (0xAE47, 0x4008AE48, 0xAE60, 0x4040AE77, 0x4068AEA3)}
-unanswered["cpu"] = (0x8090AE81, 0x4090AE82, 0x8138AE83, 0x4138AE84, 0x4008AE89, 0x4008AE90)
 room = bytearray(4096)
-for fd, requests in zip((kvm, vm, cpu), unanswered.values()):
-    print([ask(fd, request, room) for request in requests])
-print(ask(99, 0xAE01), ask(kvm, 0xAE04, 5), ask(0, 0xAE01))
+print(ask(vm, 0x4068AEA3, room), ask(cpu, 0x4068AEA3, room), ask(vm, 0xAECE), ask(cpu, 0xAECE))
+print(ask(kvm, 0xC008AE09, room), ask(vm, 0xAE45), ask(cpu, 0xAE9A), ask(kvm, 0xAEFF), ask(0, 0xAE45))
+print(ask(99, 0xAE01), ask(99, 0xAE45), ask(kvm, 0xAE04, 5), ask(0, 0xAE01))
 """
 )
 
 
 def test_whatever_is_refused_is_explained(kvm_mechanism: Way, report_at: Path) -> None:
-    """Hypervisors stop at their first unanswered request with a bare number: here it has a name."""
+    """Hypervisors stop at their first unanswered request with a bare errno: here it is named."""
     ran = run(kvm_mechanism, report_at, sys.executable, "-c", REFUSED, extra=("--supplied-kvm",))
     assert 0 == ran.code, ran.err
-    expected = [
-        f"{UNANSWERED[request]}: cbit's {name} does not answer it"
-        for name, requests in (
-            ("/dev/kvm", (0xC004AE02, 0xC008AE05)),
-            ("anon_inode:kvm-vm", (0xAE47, 0x4008AE48, 0xAE60, 0x4040AE77, 0x4068AEA3)),
-            ("anon_inode:kvm-vcpu", (0x8090AE81, 0x4090AE82, 0x8138AE83, 0x4138AE84, 0x4008AE89, 0x4008AE90)),
-        )
-        for request in requests
+    refused = {row.name: row for row in REQUESTS.values() if row.does is Does.REFUSES}
+    assert {"KVM_ENABLE_CAP", "KVM_GET_STATS_FD"} == set(refused)
+    expected = [f"{name}: {row.about}" for name, row in refused.items() for _ in row.on]
+    expected += [
+        f"request {request:#x}: cbit's {name} does not answer it"
+        for request, name in ((0xC008AE09, KVM), (0xAE45, KVM_VM), (0xAE9A, KVM_VCPU), (0xAEFF, KVM))
     ]
-    assert len(UNANSWERED) == len(expected)
-    own = ["KVM_CREATE_VM: no descriptor 99", "KVM_GET_VCPU_MMAP_SIZE: argument 0x5: it has none"]
-    assert [*expected, *own] == ran.report["reasons"], "and not what concerns somebody else's file"
-    counts = [line.count("'ENOTTY'") for line in ran.out.splitlines()]
-    assert [2, 5, 6, 0] == counts
-    assert "EBADF EINVAL ENOTTY" == ran.out.splitlines()[-1]
+    expected += ["KVM_CREATE_VM: no descriptor 99", "request 0xae45: no descriptor 99"]
+    expected += ["KVM_GET_VCPU_MMAP_SIZE: argument 0x5: it has none"]
+    assert expected == ran.report["reasons"], "and not what concerns somebody else's file"
+    assert ["ENOTTY"] * 4 + ["ENOTTY"] * 5 == ran.out.split()[:9]
+    assert "EBADF EBADF EINVAL ENOTTY" == ran.out.splitlines()[-1]
 
 
 def test_the_kernels_header_has_the_same_numbers(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("cc is not here: apt install gcc libc6-dev")
-    names = sorted(set(REQUEST_NAMES.values()))
+    header = subprocess.run(
+        [compiler, "-E", "-dM", "-include", "linux/kvm.h", "-x", "c", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = {name: number for number, name in REQUEST_NAMES.items()}
+    ours |= {f"KVM_CAP_{cap.name}": int(cap) for cap in Cap if f"KVM_CAP_{cap.name} " in header.stdout}
+    assert len(REQUEST_NAMES) + len(Cap) - 1 <= len(ours), "VM_TYPES is newer than many headers"
+    names = sorted(ours)
     prints = "".join(f'printf("%s %lu\\n", "{name}", (unsigned long){name});' for name in names)
     source = tmp_path / "numbers.c"
     headers = "".join(f"#include <{name}>\n" for name in ("stdio.h", "linux/kvm.h", "linux/psp-sev.h"))
@@ -201,8 +206,7 @@ def test_the_kernels_header_has_the_same_numbers(tmp_path: Path) -> None:
         pytest.skip("the kernel's headers are not here: apt install linux-libc-dev")
     assert 0 == built.returncode, built.stderr
     said = subprocess.run([tmp_path / "numbers"], capture_output=True, text=True, check=True).stdout
-    found = {int(number): name for name, number in (line.split() for line in said.splitlines())}
-    assert found == REQUEST_NAMES
+    assert ours == {name: int(number) for name, number in (line.split() for line in said.splitlines())}
 
 
 def test_the_file_is_a_character_device(kvm_mechanism: Way, report_at: Path) -> None:

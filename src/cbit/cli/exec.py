@@ -176,7 +176,8 @@ def _mechanism(args: argparse.Namespace) -> Mechanism | None:
 def _mode(args: argparse.Namespace) -> tuple[Kvm, MemoryRule]:
     """Say whose virtual machines the program gets, and what their pages hold."""
     from cbit.driver.client_pages import MemoryRule
-    from cbit.redirect.files import KVM, Kvm, Mechanism
+    from cbit.redirect.files import Kvm, Mechanism
+    from cbit.redirect.kvm_requests import KVM
 
     if args.kvm not in (None, *Kvm):
         raise ValueError(f"--kvm {args.kvm}: it is one of {', '.join(Kvm)}")
@@ -198,8 +199,9 @@ def _machine(
     args: argparse.Namespace, kvm: Kvm, rule: MemoryRule, trace: Trace
 ) -> Iterator[tuple[str, Mapping[str, AnyDevice]]]:
     """Give the profile's name and the devices of a served machine, or of one of our own."""
-    from cbit.redirect.files import KVM_VM, SEV, Kvm
+    from cbit.redirect.files import SEV, Kvm
     from cbit.redirect.kvm import SuppliedKvm
+    from cbit.redirect.kvm_requests import KVM_VM
 
     with ExitStack() as stack:
         if args.socket is not None:

@@ -24,7 +24,8 @@ from cbit.machine.state_folder import StateFolder
 from cbit.memory.probe import Probe
 from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import Client, Memory
-from cbit.redirect.files import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_VM, SEV
+from cbit.redirect.files import SEV
+from cbit.redirect.kvm_requests import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_VM
 from cbit.spec.address import Spa
 from cbit.spec.errors import CbitError
 from cbit.spec.states import PlatformState

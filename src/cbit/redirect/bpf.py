@@ -23,6 +23,7 @@ NOTIFY: Final = 0x7FC00000
 LOAD: Final = 0x20  #: accumulator = u32 of the record at k
 EQUAL: Final = 0x15  #: skip jt instructions if accumulator == k, else jf
 ANY_BIT: Final = 0x45  #: skip jt instructions if accumulator & k, else jf
+AND: Final = 0x54  #: accumulator = accumulator & k
 RETURN: Final = 0x06
 
 NUMBER_AT: Final = 0
@@ -30,6 +31,7 @@ ARCHITECTURE_AT: Final = 4
 ARGUMENTS_AT: Final = 16
 
 _FURTHEST: Final = 255
+_TYPE: Final = 0xFF00
 _FORMAT: Final = struct.Struct("<HBBI")
 
 
@@ -51,16 +53,19 @@ class Rule:
         argument: the index of the argument that ``values`` and ``unless`` look at; of its low 32 bits only,
             because C libraries sign-extend a request number (0xFFFFFFFFC008AEBA arrives).
         values: only calls whose argument is one of these.
+        types: beside ``values``: calls whose argument has one of these in bits 8 … 15, where an ioctl request
+            has its type.
         unless: no call whose argument has one of these bits.
     """
 
     number: int
     argument: int = 0
     values: tuple[int, ...] = ()
+    types: tuple[int, ...] = ()
     unless: int = 0
 
     def __post_init__(self) -> None:
-        if self.values and self.unless:
+        if (self.values or self.types) and self.unless:
             raise ValueError("a rule narrows by values or by bits, not by both")
 
 
@@ -102,8 +107,11 @@ def assemble(rules: Sequence[Rule]) -> bytes:
 
 def _block(rule: Rule) -> list[Instruction]:
     load = Instruction(LOAD, 0, 0, ARGUMENTS_AT + 8 * rule.argument)
-    if rule.values:
+    if rule.values or rule.types:
         tests = [Instruction(EQUAL, 0, 0, value) for value in rule.values]
+        if rule.types:
+            tests += [Instruction(AND, 0, 0, _TYPE)]
+            tests += [Instruction(EQUAL, 0, 0, one << 8) for one in rule.types]
         return [load, *tests, Instruction(RETURN, 0, 0, ALLOW)]
     if rule.unless:
         test = Instruction(ANY_BIT, 1, 0, rule.unless)
@@ -124,6 +132,7 @@ def disassemble(program: bytes) -> Iterator[str]:
             LOAD: f"load {_FIELDS.get(k, k)}",
             EQUAL: f"if == {k:#x} {where}",
             ANY_BIT: f"if & {k:#x} {where}",
+            AND: f"keep & {k:#x}",
             RETURN: f"return {_ACTIONS.get(k, hex(k))}",
         }
         yield f"{place}: {text[code]}"

@@ -56,7 +56,8 @@ def program(argv: Sequence[str], environment: Mapping[str, str]) -> Program:
 
 def filter_program(files: Files, *, in_namespace: bool) -> bytes:
     """Return the filter: requests in both mechanisms, calls that name a path where no namespace shows it."""
-    requests = Rule(Call.IOCTL, argument=1, values=files.requests)
+    single = tuple(request for request in files.requests if request >> 8 & 0xFF not in files.types)
+    requests = Rule(Call.IOCTL, argument=1, values=single, types=files.types)
     return assemble([requests] if in_namespace else [requests, *opens.RULES])
 
 

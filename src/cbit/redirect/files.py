@@ -14,72 +14,29 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from cbit.redirect.kvm_requests import (
+    ENCRYPTION_REQUESTS,
+    KVM,
+    KVM_CREATE_VCPU,
+    KVM_CREATE_VM,
+    KVM_VCPU,
+    KVM_VM,
+    REQUESTS,
+    TYPE,
+    requests_on,
+)
+
 SEV_ISSUE_CMD: Final = 0xC0105300
-KVM_GET_API_VERSION: Final = 0xAE00
-KVM_CREATE_VM: Final = 0xAE01
-KVM_CHECK_EXTENSION: Final = 0xAE03
-KVM_GET_VCPU_MMAP_SIZE: Final = 0xAE04
-KVM_CREATE_VCPU: Final = 0xAE41
-KVM_SET_USER_MEMORY_REGION: Final = 0x4020AE46
-KVM_RUN: Final = 0xAE80
-KVM_MEMORY_ENCRYPT_OP: Final = 0xC008AEBA
-KVM_MEMORY_ENCRYPT_REG_REGION: Final = 0x8010AEBB
-KVM_MEMORY_ENCRYPT_UNREG_REGION: Final = 0x8010AEBC
 SNP_GET_REPORT: Final = 0xC0205300
 SNP_GET_DERIVED_KEY: Final = 0xC0205301
 SNP_GET_EXT_REPORT: Final = 0xC0205302
 
 SEV: Final = "/dev/sev"
 SEV_GUEST: Final = "/dev/sev-guest"
-KVM: Final = "/dev/kvm"
-KVM_VM: Final = "anon_inode:kvm-vm"
-KVM_VCPU: Final = "anon_inode:kvm-vcpu"
 PARAMETERS: Final = "/sys/module/kvm_amd/parameters"
 
-ENCRYPTION_REQUESTS: Final = (
-    KVM_MEMORY_ENCRYPT_OP,
-    KVM_MEMORY_ENCRYPT_REG_REGION,
-    KVM_MEMORY_ENCRYPT_UNREG_REGION,
-)
-#: What the supplied KVM answers, by kind of descriptor.
-KVM_REQUESTS: Final = (KVM_GET_API_VERSION, KVM_CREATE_VM, KVM_CHECK_EXTENSION, KVM_GET_VCPU_MMAP_SIZE)
-VM_REQUESTS: Final = (
-    KVM_CHECK_EXTENSION,
-    KVM_CREATE_VCPU,
-    KVM_SET_USER_MEMORY_REGION,
-    *ENCRYPTION_REQUESTS,
-)
-VCPU_REQUESTS: Final = (KVM_RUN,)
-#: What hypervisors ask first that the supplied KVM does not answer: they are told why (linux: kvm.h).
-UNANSWERED: Final = {
-    0xC004AE02: "KVM_GET_MSR_INDEX_LIST",
-    0xC008AE05: "KVM_GET_SUPPORTED_CPUID",
-    0x0000AE47: "KVM_SET_TSS_ADDR",
-    0x4008AE48: "KVM_SET_IDENTITY_MAP_ADDR",
-    0x0000AE60: "KVM_CREATE_IRQCHIP",
-    0x4040AE77: "KVM_CREATE_PIT2",
-    0x4068AEA3: "KVM_ENABLE_CAP",
-    0x8090AE81: "KVM_GET_REGS",
-    0x4090AE82: "KVM_SET_REGS",
-    0x8138AE83: "KVM_GET_SREGS",
-    0x4138AE84: "KVM_SET_SREGS",
-    0x4008AE89: "KVM_SET_MSRS",
-    0x4008AE90: "KVM_SET_CPUID2",
-}
 #: Every request that a reason may have to name.
-REQUEST_NAMES: Final = UNANSWERED | {
-    SEV_ISSUE_CMD: "SEV_ISSUE_CMD",
-    KVM_GET_API_VERSION: "KVM_GET_API_VERSION",
-    KVM_CREATE_VM: "KVM_CREATE_VM",
-    KVM_CHECK_EXTENSION: "KVM_CHECK_EXTENSION",
-    KVM_GET_VCPU_MMAP_SIZE: "KVM_GET_VCPU_MMAP_SIZE",
-    KVM_CREATE_VCPU: "KVM_CREATE_VCPU",
-    KVM_SET_USER_MEMORY_REGION: "KVM_SET_USER_MEMORY_REGION",
-    KVM_RUN: "KVM_RUN",
-    KVM_MEMORY_ENCRYPT_OP: "KVM_MEMORY_ENCRYPT_OP",
-    KVM_MEMORY_ENCRYPT_REG_REGION: "KVM_MEMORY_ENCRYPT_REG_REGION",
-    KVM_MEMORY_ENCRYPT_UNREG_REGION: "KVM_MEMORY_ENCRYPT_UNREG_REGION",
-}
+REQUEST_NAMES: Final = {SEV_ISSUE_CMD: "SEV_ISSUE_CMD"} | {n: row.name for n, row in REQUESTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +86,7 @@ class Files:
         foreign: descriptors of the kernel's own on which some requests are answered.
         given: descriptors that devices give out (``device.Give``).
         observed: descriptors of the kernel's own, and requests that it answers after we have seen them pass.
-        unanswered: requests that nothing here answers, and that are seen only so that their refusal is
-            explained.
+        types: bits 8 … 15 of requests that are all seen: what nothing here answers is refused with a reason.
     """
 
     devices: tuple[DeviceFile, ...]
@@ -138,7 +94,7 @@ class Files:
     foreign: tuple[DescriptorKind, ...] = ()
     given: tuple[DescriptorKind, ...] = ()
     observed: tuple[DescriptorKind, ...] = ()
-    unanswered: tuple[int, ...] = ()
+    types: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         paths = self.paths
@@ -156,9 +112,9 @@ class Files:
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """Every request number that is to be seen."""
+        """Every request number that is answered or observed."""
         kinds = (*self.foreign, *self.given, *self.observed)
-        lists = [*(one.requests for one in self.devices), *(kind.requests for kind in kinds), self.unanswered]
+        lists = [*(one.requests for one in self.devices), *(kind.requests for kind in kinds)]
         return tuple(sorted({request for requests in lists for request in requests}))
 
     @property
@@ -229,7 +185,7 @@ def sev_files(*, es: bool = False, snp: bool = False, kvm: Kvm = Kvm.NONE, guest
             observed=(DescriptorKind(KVM, (KVM_CREATE_VM,)), DescriptorKind(KVM_VM, (KVM_CREATE_VCPU,))),
         )
     if kvm is Kvm.SUPPLIED:
-        devices.append(DeviceFile(KVM, KVM_REQUESTS, stand_in="/dev/urandom"))
-        given = (DescriptorKind(KVM_VM, VM_REQUESTS), DescriptorKind(KVM_VCPU, VCPU_REQUESTS))
-        return Files(tuple(devices), texts, given=given, unanswered=tuple(UNANSWERED))
+        devices.append(DeviceFile(KVM, tuple(requests_on(KVM)), stand_in="/dev/urandom"))
+        given = tuple(DescriptorKind(link, tuple(requests_on(link))) for link in (KVM_VM, KVM_VCPU))
+        return Files(tuple(devices), texts, given=given, types=(TYPE,))
     return Files(tuple(devices), texts)

@@ -3,8 +3,9 @@
     /dev/kvm ── KVM_CREATE_VM ──> a machine ── KVM_CREATE_VCPU ──> a processor
                                      └── memory-encryption requests: the device behind (``behind``)
 
-It keeps the books as the kernel does (slots of memory, numbers of processors), refuses what the kernel
-refuses, and answers KVM_RUN with EOPNOTSUPP: nothing here executes a guest; ``cbit run`` does.
+It keeps the books as the kernel does (slots of memory, numbers of processors, what their registers were set
+to), refuses what the kernel refuses, and answers KVM_RUN with EOPNOTSUPP: nothing here executes a guest;
+``cbit run`` does.  ``kvm_requests.REQUESTS`` says what is done with each request.
 
 MODEL CHOICE: what this KVM can do: 64 processors and 509 slots of memory a machine, of the extensions the
 ones that its requests stand for; KVM_RUN ends with EOPNOTSUPP.
@@ -16,51 +17,93 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
+from cbit.redirect import kvm_chips as chips
+from cbit.redirect import kvm_cpu as cpu
 from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import Client, Give, Memory
-from cbit.redirect.files import (
+from cbit.redirect.kvm_cpu import Asked, Refuses, State, Vcpu, keep
+from cbit.redirect.kvm_requests import (
     ENCRYPTION_REQUESTS,
     KVM,
     KVM_CHECK_EXTENSION,
+    KVM_CREATE_IRQCHIP,
     KVM_CREATE_VCPU,
     KVM_CREATE_VM,
     KVM_GET_API_VERSION,
+    KVM_GET_CPUID2,
+    KVM_GET_DIRTY_LOG,
+    KVM_GET_IRQCHIP,
+    KVM_GET_MSR_INDEX_LIST,
+    KVM_GET_MSRS,
+    KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_MMAP_SIZE,
+    KVM_RUN,
+    KVM_SET_CPUID2,
+    KVM_SET_GSI_ROUTING,
+    KVM_SET_IRQCHIP,
+    KVM_SET_MSRS,
     KVM_SET_USER_MEMORY_REGION,
     KVM_VCPU,
     KVM_VM,
-    REQUEST_NAMES,
+    KVM_X86_GET_MCE_CAP_SUPPORTED,
+    KVM_X86_SETUP_MCE,
+    Cap,
+    Does,
 )
-from cbit.spec.address import PAGE
+from cbit.spec.address import MIB, PAGE
 from cbit.trace import Trace
 
-PART: Final = "driver"
 API_VERSION: Final = 12
 SLOTS: Final = 509
+SLOT_PAGES: Final = (1 << 31) - 1  #: of one slot
 PROCESSORS: Final = 64
 RUN_SIZE: Final = 3 * PAGE  #: of the area that a program maps for each processor
 #: Types of machines that can be made: default, SEV, SEV-ES (linux: asm/kvm.h).
 TYPES: Final = frozenset({0, 2, 3})
 
-#: KVM_CHECK_EXTENSION: number, and what it says; 0 to all others.
+#: KVM_CHECK_EXTENSION: what it says; 0 of all others.
 EXTENSIONS: Final[Mapping[int, int]] = {
-    3: 1,  # USER_MEMORY
-    9: PROCESSORS,  # NR_VCPUS
-    10: SLOTS,  # NR_MEMSLOTS
-    21: 1,  # DESTROY_MEMORY_REGION_WORKS
-    30: 1,  # JOIN_MEMORY_REGIONS_WORKS
-    66: PROCESSORS,  # MAX_VCPUS
-    81: 1,  # READONLY_MEM
-    128: PROCESSORS,  # MAX_VCPU_ID
-    235: sum(1 << kind for kind in TYPES),  # VM_TYPES
+    Cap.IRQCHIP: 1,
+    Cap.USER_MEMORY: 1,
+    Cap.SET_TSS_ADDR: 1,
+    Cap.EXT_CPUID: 1,
+    Cap.NR_VCPUS: PROCESSORS,
+    Cap.NR_MEMSLOTS: SLOTS,
+    Cap.MP_STATE: 1,
+    Cap.DESTROY_MEMORY_REGION_WORKS: 1,
+    Cap.IRQ_ROUTING: chips.ROUTES,
+    Cap.JOIN_MEMORY_REGIONS_WORKS: 1,
+    Cap.MCE: cpu.MCE_BANKS,
+    Cap.IRQFD: 1,
+    Cap.PIT2: 1,
+    Cap.PIT_STATE2: 1,
+    Cap.IOEVENTFD: 1,
+    Cap.SET_IDENTITY_MAP_ADDR: 1,
+    Cap.ADJUST_CLOCK: 1,
+    Cap.VCPU_EVENTS: 1,
+    Cap.DEBUGREGS: 1,
+    Cap.XSAVE: 1,
+    Cap.XCRS: 1,
+    Cap.MAX_VCPUS: PROCESSORS,
+    Cap.SIGNAL_MSI: 1,
+    Cap.READONLY_MEM: 1,
+    Cap.IOEVENTFD_ANY_LENGTH: 1,
+    Cap.MAX_VCPU_ID: PROCESSORS,
+    Cap.VM_TYPES: sum(1 << kind for kind in TYPES),
+    # Of guests that run; hypervisors insist on them, and none is ever put to the test:
+    Cap.INTERNAL_ERROR_DATA: 1,
+    Cap.X86_ROBUST_SINGLESTEP: 1,
+    Cap.IMMEDIATE_EXIT: 1,
 }
 
 _REGION: Final = struct.Struct("<IIQQQ")  #: slot, flags, guest-physical address, size, address
-_FLAGS: Final = 0b11  #: log dirty pages, read-only
+_DIRTY: Final = struct.Struct("<IIQ")  #: slot, padding, address of a bitmap
+_LOGGED: Final = 0b01
+_READ_ONLY: Final = 0b10
 _TOP: Final = 1 << 47  #: addresses of programs end here
 
 
@@ -85,6 +128,7 @@ class Vm:
     behind: Any
     slots: dict[int, Slot] = field(default_factory=dict)
     processors: set[int] = field(default_factory=set)
+    state: State = field(default_factory=lambda: {"timer's state": chips.reset_timer()})
 
 
 class SuppliedKvm:
@@ -96,7 +140,7 @@ class SuppliedKvm:
 
     def __init__(self, behind: AnyDevice, trace: Trace) -> None:
         """Put it in front of the device that answers memory-encryption requests."""
-        refuses = _Refuses(trace)
+        refuses = Refuses(trace)
         self.devices: Mapping[str, AnyDevice] = {
             KVM: _System(behind, refuses),
             KVM_VM: _Machine(behind, refuses),
@@ -104,32 +148,17 @@ class SuppliedKvm:
         }
 
 
-class _Refuses:
-    """Raises what a program gets, and tells why."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
-
-    def __call__(self, what: str, number: int, why: str) -> NoReturn:
-        self._trace.emit(PART, what, why, errno=errno.errorcode[number])
-        raise OSError(number, why)
-
-
 class _System:
-    def __init__(self, behind: AnyDevice, refuses: _Refuses) -> None:
+    def __init__(self, behind: AnyDevice, refuses: Refuses) -> None:
         self._behind, self._refuses = behind, refuses
 
     def open(self, client: Client, *, writable: bool) -> Client:
         return client
 
     def ioctl(self, handle: Client, request: int, argument: int, memory: Memory) -> int | Give:
-        if request == KVM_CHECK_EXTENSION:
-            return EXTENSIONS.get(argument, 0)
         if request == KVM_CREATE_VM:
             return self._create(handle, argument, memory)
-        if argument:
-            self._refuses(REQUEST_NAMES[request], errno.EINVAL, f"argument {argument:#x}: it has none")
-        return {KVM_GET_API_VERSION: API_VERSION, KVM_GET_VCPU_MMAP_SIZE: RUN_SIZE}[request]
+        return _SYSTEM[request](Asked(request, argument, memory, self._refuses))
 
     def close(self, handle: Client) -> None:
         """Its machines have descriptors of their own."""
@@ -147,7 +176,7 @@ class _System:
 
 
 class _Machine:
-    def __init__(self, behind: AnyDevice, refuses: _Refuses) -> None:
+    def __init__(self, behind: AnyDevice, refuses: Refuses) -> None:
         self._behind, self._refuses = behind, refuses
 
     def open(self, client: Client, *, writable: bool) -> NoReturn:
@@ -156,20 +185,10 @@ class _Machine:
     def ioctl(self, handle: Vm, request: int, argument: int, memory: Memory) -> int | Give:
         if request in ENCRYPTION_REQUESTS:
             return self._behind.ioctl(handle.behind, request, argument, memory)
-        if request == KVM_CHECK_EXTENSION:
-            return EXTENSIONS.get(argument, 0)
         if request == KVM_CREATE_VCPU:
             return self._create(handle, argument, memory)
-        assert request == KVM_SET_USER_MEMORY_REGION
-        try:
-            region = memory.read(argument, _REGION.size)
-        except OSError as fault:
-            what = REQUEST_NAMES[request]
-            self._refuses(
-                what, fault.errno or errno.EFAULT, fault.strerror or "the caller has no such memory"
-            )
-        self._set(handle, region)
-        return 0
+        asked = Asked(request, argument, memory, self._refuses)
+        return _do(handle, asked, handle.state, handle.state, _MACHINE)
 
     def close(self, handle: Vm) -> None:
         self._behind.close(handle.behind)
@@ -182,52 +201,144 @@ class _Machine:
             self._refuses(what, errno.EEXIST, f"processor {number} is there already")
         _announce(self._behind, vm.behind, KVM_CREATE_VCPU, number, memory)
         vm.processors.add(number)
-        return Give(KVM_VCPU, number, size=RUN_SIZE)
-
-    def _set(self, vm: Vm, region: bytes) -> None:
-        """Add, change or take away a slot; the checks in the kernel's order."""
-        number, flags, gpa, size, address = _REGION.unpack(region)
-
-        def refuse(code: int, why: str) -> NoReturn:
-            self._refuses("KVM_SET_USER_MEMORY_REGION", code, f"slot {number}: {why}")
-
-        if flags & ~_FLAGS:
-            refuse(errno.EINVAL, f"flags {flags:#x}: bits 0 and 1 are known")
-        for name, value in (("size", size), ("guest address", gpa), ("address", address)):
-            if value % PAGE:
-                refuse(errno.EINVAL, f"{name} {value:#x} is no multiple of 4 KiB")
-        if address + size > _TOP:
-            refuse(errno.EINVAL, f"address {address:#x} is no program's")
-        if number >= SLOTS:
-            refuse(errno.EINVAL, f"there are {SLOTS}")
-        old = vm.slots.get(number)
-        if size == 0:
-            if old is None:
-                refuse(errno.EINVAL, "it is taken away and was not there")
-            del vm.slots[number]
-            return
-        if gpa + size > 1 << 64:
-            refuse(errno.EINVAL, f"guest address {gpa:#x} wraps around")
-        if old is not None and (size != old.size or address != old.address or (flags ^ old.flags) & 0b10):
-            refuse(errno.EINVAL, "its size, address and read-only flag cannot change: take it away first")
-        for other, slot in vm.slots.items():
-            if other != number and gpa < slot.gpa + slot.size and slot.gpa < gpa + size:
-                refuse(errno.EEXIST, f"slot {other} has memory there already")
-        vm.slots[number] = Slot(gpa, size, address, flags)
+        return Give(KVM_VCPU, cpu.after_reset(number, vm.state), size=RUN_SIZE)
 
 
 class _Processor:
-    def __init__(self, refuses: _Refuses) -> None:
+    def __init__(self, refuses: Refuses) -> None:
         self._refuses = refuses
 
     def open(self, client: Client, *, writable: bool) -> NoReturn:
         raise OSError(errno.ENODEV, "a virtual processor is made by KVM_CREATE_VCPU")
 
-    def ioctl(self, handle: int, request: int, argument: int, memory: Memory) -> int:
-        self._refuses("KVM_RUN", errno.EOPNOTSUPP, "this KVM launches guests and runs none; cbit run does")
+    def ioctl(self, handle: Vcpu, request: int, argument: int, memory: Memory) -> int:
+        asked = Asked(request, argument, memory, self._refuses)
+        return _do(handle, asked, handle.state, handle.of_machine, _PROCESSOR)
 
-    def close(self, handle: int) -> None:
+    def close(self, handle: Vcpu) -> None:
         """Its machine keeps the books."""
+
+
+Handle = TypeVar("Handle", Vm, Vcpu)
+
+
+def _do(
+    handle: Handle,
+    asked: Asked,
+    state: State,
+    of_machine: State,
+    answers: Mapping[int, Callable[[Handle, Asked], int]],
+) -> int:
+    """Do what the table says of a request."""
+    row = asked.row
+    if row.does is Does.REFUSES:
+        asked.refuse(errno.ENOTTY, row.about)
+    if row.need and row.need.state not in of_machine:
+        asked.refuse(row.need.error, f"the machine has no {row.need.state}")
+    if row.once and row.about in state:
+        asked.refuse(errno.EEXIST, f"the machine has its {row.about} already")
+    return answers[asked.request](handle, asked) if row.does is Does.ANSWERS else keep(state, asked)
+
+
+def _says(number: int) -> Callable[[Asked], int]:
+    """Answer with a number; a request without an argument."""
+
+    def answer(asked: Asked) -> int:
+        if asked.argument:
+            asked.refuse(errno.EINVAL, f"argument {asked.argument:#x}: it has none")
+        return number
+
+    return answer
+
+
+def _check_extension(asked: Asked) -> int:
+    return EXTENSIONS.get(asked.argument, 0)
+
+
+def _set_region(vm: Vm, asked: Asked) -> int:
+    """Add, change or take away a slot; the checks in the kernel's order."""
+    number, flags, gpa, size, address = _REGION.unpack(asked.read(_REGION.size))
+
+    def refuse(code: int, why: str) -> NoReturn:
+        asked.refuse(code, f"slot {number}: {why}")
+
+    if flags & ~(_LOGGED | _READ_ONLY):
+        refuse(errno.EINVAL, f"flags {flags:#x}: bits 0 and 1 are known")
+    for name, value in (("size", size), ("guest address", gpa), ("address", address)):
+        if value % PAGE:
+            refuse(errno.EINVAL, f"{name} {value:#x} is no multiple of 4 KiB")
+    if address + size > _TOP:
+        refuse(errno.EINVAL, f"address {address:#x} is no program's")
+    if number >= SLOTS:
+        refuse(errno.EINVAL, f"there are {SLOTS}")
+    if size // PAGE > SLOT_PAGES:
+        refuse(errno.EINVAL, f"size {size:#x}: {SLOT_PAGES} pages at most")
+    old = vm.slots.get(number)
+    if size == 0:
+        if old is None:
+            refuse(errno.EINVAL, "it is taken away and was not there")
+        del vm.slots[number]
+        return 0
+    if gpa + size > 1 << 64:
+        refuse(errno.EINVAL, f"guest address {gpa:#x} wraps around")
+    if old is not None and (size != old.size or address != old.address or (flags ^ old.flags) & _READ_ONLY):
+        refuse(errno.EINVAL, "its size, address and read-only flag cannot change: take it away first")
+    for other, slot in vm.slots.items():
+        if other != number and gpa < slot.gpa + slot.size and slot.gpa < gpa + size:
+            refuse(errno.EEXIST, f"slot {other} has memory there already")
+    vm.slots[number] = Slot(gpa, size, address, flags)
+    return 0
+
+
+def _dirty_log(vm: Vm, asked: Asked) -> int:
+    """Say which pages of a slot the guest has written to: none, for it does not run."""
+    number, _, address = _DIRTY.unpack(asked.read(_DIRTY.size))
+    slot = vm.slots.get(number)
+    if slot is None or not slot.flags & _LOGGED:
+        asked.refuse(errno.ENOENT, f"slot {number}: no log is kept of it")
+    length = -(-slot.size // (PAGE * 64)) * 8
+    for at in range(0, length, MIB):
+        asked.write_to(address + at, bytes(min(MIB, length - at)))
+    return 0
+
+
+def _create_chips(vm: Vm, asked: Asked) -> int:
+    """Make the interrupt controllers, which come before the processors."""
+    if vm.processors:
+        asked.refuse(errno.EINVAL, f"{len(vm.processors)} processors are there: they come after it")
+    vm.state |= chips.reset_chips()
+    return keep(vm.state, asked)
+
+
+def _run(_vcpu: Vcpu, asked: Asked) -> NoReturn:
+    asked.refuse(errno.EOPNOTSUPP, "this KVM launches guests and runs none; cbit run does")
+
+
+_SYSTEM: Final[Mapping[int, Callable[[Asked], int]]] = {
+    KVM_GET_API_VERSION: _says(API_VERSION),
+    KVM_GET_MSR_INDEX_LIST: cpu.msr_index_list,
+    KVM_CHECK_EXTENSION: _check_extension,
+    KVM_GET_VCPU_MMAP_SIZE: _says(RUN_SIZE),
+    KVM_GET_SUPPORTED_CPUID: cpu.supported_cpuid,
+    KVM_X86_GET_MCE_CAP_SUPPORTED: cpu.mce_capabilities,
+}
+_MACHINE: Final[Mapping[int, Callable[[Vm, Asked], int]]] = {
+    KVM_CHECK_EXTENSION: lambda _, asked: _check_extension(asked),
+    KVM_GET_DIRTY_LOG: _dirty_log,
+    KVM_SET_USER_MEMORY_REGION: _set_region,
+    KVM_CREATE_IRQCHIP: _create_chips,
+    KVM_GET_IRQCHIP: lambda vm, asked: chips.get_chip(vm.state, asked),
+    KVM_SET_IRQCHIP: lambda vm, asked: chips.set_chip(vm.state, asked),
+    KVM_SET_GSI_ROUTING: lambda _, asked: chips.set_routing(asked),
+}
+_PROCESSOR: Final[Mapping[int, Callable[[Vcpu, Asked], int]]] = {
+    KVM_RUN: _run,
+    KVM_GET_MSRS: cpu.get_msrs,
+    KVM_SET_MSRS: cpu.set_msrs,
+    KVM_SET_CPUID2: cpu.set_cpuid2,
+    KVM_GET_CPUID2: cpu.get_cpuid2,
+    KVM_X86_SETUP_MCE: cpu.setup_mce,
+}
 
 
 def _announce(behind: AnyDevice, handle: Any, request: int, argument: int, memory: Memory) -> None:

@@ -17,12 +17,7 @@ from typing import Any, Final, Self
 
 from cbit.redirect.device import Client, Memory
 from cbit.redirect.errors import RedirectError
-from cbit.redirect.files import (
-    KVM_MEMORY_ENCRYPT_OP,
-    KVM_MEMORY_ENCRYPT_REG_REGION,
-    KVM_MEMORY_ENCRYPT_UNREG_REGION,
-    SEV_ISSUE_CMD,
-)
+from cbit.redirect.files import SEV_ISSUE_CMD
 from cbit.redirect.frames import (
     ANSWER,
     HANDLE,
@@ -34,6 +29,11 @@ from cbit.redirect.frames import (
     Channel,
     Kind,
     unpack_done,
+)
+from cbit.redirect.kvm_requests import (
+    KVM_MEMORY_ENCRYPT_OP,
+    KVM_MEMORY_ENCRYPT_REG_REGION,
+    KVM_MEMORY_ENCRYPT_UNREG_REGION,
 )
 from cbit.trace import SILENT, Trace
 

@@ -44,6 +44,7 @@ class Server(Watching):
         self._devices = devices
         self._requests = {one.path: one.requests for one in files.devices}
         self._requests |= {kind.link: kind.requests for kind in (*files.foreign, *files.given)}
+        self._known = frozenset(files.requests)
         self._observed = {kind.link: kind.requests for kind in files.observed}
         self._trace = trace
         self._memory = ProcessMemory(listener)
@@ -102,6 +103,9 @@ class Server(Watching):
         session, name = self._clients.named(call.tid, _descriptor(number))
         if name is not None and request in self._observed.get(name, ()):
             self._observe(call, session, name, request)
+            return
+        if name is None and request not in self._known:
+            self._listener.let_pass(call.id)
             return
         if name is None or request not in self._requests.get(name, ()):
             self._listener.answer(call.id, -errno.ENOTTY)

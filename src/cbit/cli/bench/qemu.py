@@ -23,7 +23,7 @@ from cbit.crypto.entropy import SystemEntropy
 from cbit.machine.manufacture import make_root, manufacture
 from cbit.machine.profiles import DEFAULT, profile
 from cbit.redirect.errors import RedirectError
-from cbit.redirect.files import KVM
+from cbit.redirect.kvm_requests import KVM
 
 PROGRAM: Final = "qemu-system-x86_64"
 FIRMWARE: Final = Path("/usr/share/ovmf/OVMF.fd")
