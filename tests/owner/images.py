@@ -37,6 +37,14 @@ SECTIONS = tuple(
     )
 )
 
+#: The same, with a SECRETS section of two pages and a CPUID section of three.
+LONG = (
+    *SECTIONS[:2],
+    SECTIONS[2].replace(base=0x900000, size=0x2000),
+    SECTIONS[3].replace(base=0x902000, size=0x3000),
+    *SECTIONS[4:],
+)
+
 
 def words(*numbers: int) -> bytes:
     return b"".join(number.to_bytes(4, "little") for number in numbers)

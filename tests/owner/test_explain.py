@@ -19,12 +19,12 @@ from cbit.crypto.session import TransportKeys
 from cbit.owner.explain import Digest, Explanation, File, Measurement, explain, files
 from cbit.owner.explain.alternatives import alternatives, command_lines
 from cbit.owner.explain.trial import Digester, Trial
-from cbit.owner.measure import Image, Kernel, Launch, Mode
+from cbit.owner.measure import Image, Kernel, Launch, Mode, Sections
 from cbit.owner.vmsa import Hypervisor, Variant, Vcpus
 from cbit.spec.policy import ApiVersion
 from cbit.spec.session import MeasureBlob
 from cbit.spec.vmsa import SevFeatures
-from owner.images import KERNEL, NO_AREA, SECTIONS, an_image
+from owner.images import KERNEL, LONG, NO_AREA, SECTIONS, an_image
 from owner.worlds import API, a_launch
 
 MILAN = Vcpus(count=2, signature=0x00A00F11)
@@ -143,6 +143,20 @@ def test_what_matches_needs_no_cause(mode: Mode, size: int) -> None:
     assert size == len(launch.digest())
     answer = found(launch, digest_of(launch))
     assert (True, (), 1) == (answer.matches, answer.causes, answer.tried)
+
+
+@pytest.mark.parametrize(("own", "theirs"), [*itertools.permutations(Sections, 2)])
+def test_the_pages_of_long_sections_are_a_cause(own: Sections, theirs: Sections) -> None:
+    launch = given_(Mode.SNP, image=Image(an_image(sections=LONG)), sections=own)
+    why = found(launch, digest_of(replace(launch, sections=theirs, vcpus=replace(MILAN, count=3)))).causes
+    assert (True, "number of vCPUs: 3, not 2") == (
+        why[0].startswith(f"SECRETS and CPUID sections: {theirs} ("),
+        why[1],
+    )
+    # Of an ordinary image it makes no difference, and is not tried.
+    ordinary = given_(Mode.SNP, sections=own)
+    assert ordinary.digest() == replace(ordinary, sections=theirs).digest()
+    assert not [alt for alt in alternatives(ordinary, ()) if "SECRETS" in alt.axis]
 
 
 def test_two_causes_together_are_found() -> None:

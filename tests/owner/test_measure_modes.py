@@ -19,7 +19,7 @@ from cbit.spec.firmware_table import Area
 from cbit.spec.sev_metadata import MetadataSection, SectionType
 from cbit.spec.snp_launch import VMSA_GPA, PageInfo, PageType
 from cbit.spec.vmsa import SevFeatures
-from owner.images import KERNEL, NO_AREA, RESET, SECTIONS, an_image
+from owner.images import KERNEL, LONG, NO_AREA, RESET, SECTIONS, an_image
 from owner.worlds import flipped
 
 MILAN = Vcpus(count=3, signature=0x00A00F11)
@@ -103,6 +103,8 @@ def shifted(section: MetadataSection, **changes: Any) -> tuple[MetadataSection, 
 
 
 HASH_SECTION = SECTIONS[5]
+SECRETS_, CPUID_ = SECTIONS[2:4]
+TWO_OF_EACH = (*SECTIONS, SECRETS_.replace(base=0x900000), CPUID_.replace(base=0x901000))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,39 @@ HASH_SECTION = SECTIONS[5]
         (Mode.SNP, an_image(sections=shifted(HASH_SECTION, size=0x2000)), "1 sections for kernel hashes"),
         (Mode.SNP, an_image(sections=shifted(SECTIONS[0], base=0x800800)), "not made of whole pages"),
         (Mode.SNP, an_image(sections=shifted(SECTIONS[0], size=0x10)), "not made of whole pages"),
+        (Mode.SNP, an_image(sections=shifted(SECTIONS[2], size=0)), "0x80d000 with 0x0 bytes is not made of"),
+        (
+            Mode.SNP,
+            an_image(sections=shifted(SECTIONS[2], base=0x802000)),
+            "its SNP_SEC_MEM section at 0x800000 reaches to 0x809000, over its SECRETS section at 0x802000",
+        ),
+        (
+            Mode.SNP,
+            an_image(sections=shifted(SECTIONS[2], base=0x800000)),
+            "SECRETS section at 0x800000 reaches to 0x801000, over its SNP_SEC_MEM section at 0x800000",
+        ),
+        (Mode.SNP, an_image(sections=(*SECTIONS, SECTIONS[6])), "SNP_SEC_MEM section at 0x811000 reaches to"),
+        (
+            Mode.SNP,
+            an_image(sections=shifted(SECTIONS[6], base=0xFFFFF000, size=0x1000)),
+            "itself at 0xffffc000 reaches to 0x100000000, over its SNP_SEC_MEM section at 0xfffff000",
+        ),
+        (
+            Mode.SNP,
+            an_image(sections=shifted(SECTIONS[6], base=0xFFFFB000, size=0x2000)),
+            "SNP_SEC_MEM section at 0xffffb000 reaches to 0xffffd000, over the image itself at 0xffffc000",
+        ),
+        (
+            Mode.SNP,
+            an_image(sections=shifted(SECTIONS[6], base=0xFFFF0000, size=0x20000)),
+            "SNP_SEC_MEM section at 0xffff0000 reaches to 0x100010000, over the image",
+        ),
+        (
+            Mode.SNP,
+            an_image(sections=shifted(HASH_SECTION, base=0x830000)),
+            "section for kernel hashes is at 0x830000, and it looks for them at 0x810c00, in another page",
+        ),
+        (Mode.SNP, an_image(hashes=Area(0x811000, 0x400)), "looks for them at 0x811000"),
         (Mode.SNP, an_image(size=0x4010), "multiple of 4096"),
         (Mode.SNP, b"", "not empty"),
         (Mode.SEV_ES, an_image(reset=None), "no SEV-ES reset vector .* take an OVMF build"),
@@ -131,6 +166,13 @@ HASH_SECTION = SECTIONS[5]
 def test_what_no_host_can_launch_is_refused(mode: Mode, image: bytes, reason: str) -> None:
     with pytest.raises(Unmeasurable, match=reason):
         a_launch_of(mode, image=Image(image), kernel=None if mode is Mode.SEV else KERNEL).digest()
+
+
+def test_sections_that_touch_are_no_overlap() -> None:
+    last = shifted(SECTIONS[6], base=0xFFFF_B000, size=0x1000)  # up to the image
+    assert [] == a_launch_of(Mode.SNP, image=Image(an_image(sections=last))).unusable()
+    elsewhere = an_image(sections=shifted(HASH_SECTION, base=0x830000))
+    assert [] == a_launch_of(Mode.SNP, image=Image(elsewhere), kernel=None).unusable()
 
 
 def test_every_reason_comes_at_once() -> None:
@@ -166,6 +208,10 @@ def test_one_vcpu_needs_no_value_in_the_reset_vector() -> None:
         (bytes(4080) + b"\xe9" * 16, Mode.SEV, None, "no firmware table"),
         (an_image(sections=SECTIONS[:3]), Mode.SNP, None, "no CPUID section"),
         (an_image(sections=SECTIONS[3:]), Mode.SNP, KERNEL, "no SECRETS section"),
+        (an_image(sections=TWO_OF_EACH), Mode.SNP, None, "2 SECRETS sections in its metadata"),
+        (an_image(sections=TWO_OF_EACH), Mode.SNP, None, "2 CPUID sections in its metadata"),
+        (an_image(sections=LONG), Mode.SNP, None, "its SECRETS section has 2 pages"),
+        (an_image(sections=LONG), Mode.SNP, None, "its CPUID section has 3 pages"),
     ],
 )
 def test_an_image_says_what_it_lacks(image: bytes, mode: Mode, kernel: Any, lack: str) -> None:

@@ -6,16 +6,17 @@ import base64
 import itertools
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from cbit.crypto.session import TransportKeys
-from cbit.owner.measure import Image, Kernel, Launch, Mode
+from cbit.owner.measure import Image, Kernel, Launch, Mode, Sections
 from cbit.owner.vmsa import Hypervisor, Variant, Vcpus
 from cbit.spec.vmsa import SevFeatures
-from owner.images import KERNEL, OVMF, OVMF_CODE_4M, an_image, debian_12s, installed, with_hash_area
+from owner.images import KERNEL, LONG, OVMF, OVMF_CODE_4M, an_image, debian_12s, installed, with_hash_area
 from owner.worlds import VECTORS, a_launch
 
 pytestmark = pytest.mark.oracle
@@ -100,6 +101,16 @@ def test_sev_snp_measure_agrees(sev_snp_measure: SevSnpMeasure, name: str, mode:
         assert theirs == ours, (kernel is not None, count, hypervisor)
         agreed += ours is not None
     assert agreed
+
+
+def test_sev_snp_measure_counts_the_first_page_of_long_sections(sev_snp_measure: SevSnpMeasure) -> None:
+    image = Image(an_image(sections=LONG))
+    for kernel, hypervisor in itertools.product((None, KERNEL), SevSnpMeasure.names):
+        vcpus = Vcpus(count=2, signature=MILAN, hypervisor=hypervisor)
+        launch = Launch(mode=Mode.SNP, image=image, kernel=kernel, vcpus=vcpus, sections=Sections.FIRST_PAGE)
+        theirs = sev_snp_measure(launch, cpu="EPYC-Milan")
+        assert theirs == launch.digest()
+        assert theirs != replace(launch, sections=Sections.WHOLE).digest()
 
 
 @pytest.mark.parametrize("features", [0x1, 0x21, 0x9, 0x200001])

@@ -14,8 +14,8 @@ import pytest
 
 import cbit
 from cbit.cli.owner import STEPS
-from cbit.cli.owner.measure_arguments import HYPERVISORS, MODES, VARIANTS
-from cbit.owner.measure import Mode
+from cbit.cli.owner.measure_arguments import HYPERVISORS, MODES, SECTIONS, VARIANTS
+from cbit.owner.measure import Mode, Sections
 from cbit.owner.vmsa import Hypervisor, Variant
 from cli.owner.day import platform_launches
 from owner.broker_worlds import SEV_WISHES, guest_key, pem_of
@@ -31,6 +31,7 @@ def test_the_words_of_the_command_line_are_those_of_the_library() -> None:
     assert list(Mode) == list(MODES)
     assert list(Variant) == list(VARIANTS)
     assert list(Hypervisor) == list(HYPERVISORS)
+    assert list(Sections) == list(SECTIONS)
 
 
 def test_every_step_says_in_the_list_what_it_says_itself() -> None:

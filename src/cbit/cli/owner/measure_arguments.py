@@ -16,10 +16,12 @@ from cbit.cli.parser import Parser
 from cbit.cli.sizes import size
 from cbit.spec.cpu_signature import CPUS, signature_of
 
-#: Values of ``measure.Mode``, ``vmsa.Variant`` and ``vmsa.Hypervisor``: a test holds them together.
+#: Values of ``measure.Mode``, ``vmsa.Variant``, ``vmsa.Hypervisor`` and ``measure.Sections``, held together
+#: by a test.
 MODES: Final = ("sev", "sev-es", "snp")
 VARIANTS: Final = ("init", "init2")
 HYPERVISORS: Final = ("qemu", "ec2", "ec2-rdx0", "gce")
+SECTIONS: Final = ("whole", "first-page")
 
 #: Bytes of a launch digest, by mode.
 DIGEST_SIZES: Final = {"sev": 32, "sev-es": 32, "snp": 48}
@@ -71,6 +73,13 @@ def add_image(parser: Parser) -> None:
         type=size,
         metavar="SIZE",
         help="guest memory of a direct boot, which decides its layout (default: 256M)",
+    )
+    image.add_argument(
+        "--sections",
+        choices=SECTIONS,
+        default="whole",
+        help="of a SECRETS or CPUID section of several pages (snp), all of them count, as QEMU adds them, or "
+        "the first alone, as sev-snp-measure computes (default: whole)",
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cbit.cli.owner.measure_arguments import LARGEST_FIRMWARE
 from cbit.owner.blob import LARGEST, Blob
 from cbit.owner.files import read_limited
-from cbit.owner.measure import BegunKernel, Image, Kernel, Launch, Mode
+from cbit.owner.measure import BegunKernel, Image, Kernel, Launch, Mode, Sections
 from cbit.owner.vmsa import Hypervisor, Variant, Vcpus
 from cbit.spec.cpu_signature import CPUS
 
@@ -60,6 +60,7 @@ def launch_of(args: Namespace) -> Launch | DirectLaunch:
         image=Image(read_limited(args.firmware, limit=LARGEST_FIRMWARE), basename(args.firmware)),
         kernel=kernel,
         vcpus=None if args.mode is Mode.SEV else vcpus_of(args, count=args.vcpus),
+        sections=Sections(args.sections),
     )
 
 

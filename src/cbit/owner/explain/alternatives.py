@@ -16,7 +16,7 @@ from typing import Any, Final
 from cbit.owner.explain import files
 from cbit.owner.explain.files import Watch, unwatched
 from cbit.owner.explain.trial import EMPTY_HASH, Trial
-from cbit.owner.measure import Image, Launch, Mode
+from cbit.owner.measure import Image, Launch, Mode, Sections, snp
 from cbit.owner.vmsa import CONVENTIONS, Variant
 from cbit.spec.address import BLOCK, PAGE
 from cbit.spec.cpu_signature import CPUS, Cpu, name_of
@@ -65,7 +65,7 @@ def alternatives(
         watch: called now and then while something large is packed or unpacked; what it raises ends that.
     """
     start = Trial.of(launch)
-    for source in (_vmsa, _kernel_hashes, _command_line, _initrd, _kernel, _mode, _firmware):
+    for source in (_vmsa, _kernel_hashes, _command_line, _initrd, _kernel, _mode, _metadata, _firmware):
         for found in source(launch, start, others, watch):
             if found.applied(start) != start:
                 yield found
@@ -114,6 +114,19 @@ def _mode(launch: Launch, start: Trial, others: Sequence[File], watch: Watch) ->
             yield Alternative("mode", words, {"mode": Mode.SEV_ES, "variant": variant})
     elif start.mode is Mode.SEV_ES:
         yield Alternative("mode", "launched as plain sev: no VMSA is measured", {"mode": Mode.SEV})
+
+
+def _metadata(launch: Launch, start: Trial, others: Sequence[File], watch: Watch) -> Iterator[Alternative]:
+    if start.mode is Mode.SNP and snp.section_pages_differ(launch.image):
+        for sections in Sections:
+            words = f"{sections} ({_COUNTED[sections]}), not {start.sections}"
+            yield Alternative("SECRETS and CPUID sections", words, {"sections": sections})
+
+
+_COUNTED: Final = {
+    Sections.WHOLE: "every page, as QEMU adds them",
+    Sections.FIRST_PAGE: "the first page alone, as sev-snp-measure computes",
+}
 
 
 def _kernel_hashes(

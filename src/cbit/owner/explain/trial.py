@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cbit.owner.measure import Image, Launch, Mode, snp
+from cbit.owner.measure import Image, Launch, Mode, Sections, snp
 from cbit.owner.vmsa import BOOT_EIP, CONVENTIONS, Hypervisor, Variant, Vcpus
 from cbit.spec.kernel_hash_table import KernelHashTable
 from cbit.spec.vmsa import NO_FEATURES, SevFeatures, Vmsa
@@ -43,6 +43,7 @@ class Trial:
     variant: Variant
     features: SevFeatures
     hypervisor: Hypervisor
+    sections: Sections
 
     @classmethod
     def of(cls, launch: Launch) -> Trial:
@@ -61,6 +62,7 @@ class Trial:
             variant=vcpus.variant if vcpus else Variant.INIT2,
             features=((vcpus.features or NO_FEATURES) if vcpus else NO_FEATURES) & ~SevFeatures.SNP_ACTIVE,
             hypervisor=vcpus.hypervisor if vcpus else Hypervisor.QEMU,
+            sections=launch.sections,
         )
 
     @property
@@ -119,7 +121,8 @@ class Digester:
         variant = trial.variant if convention.fills_fpu else None
         signature = trial.signature if convention.rdx is None else None
         registers = (variant, signature, trial.features, trial.hypervisor)
-        return hash((trial.mode, self._image(trial), kernel, registers))
+        pages = trial.sections if trial.mode is Mode.SNP and snp.section_pages_differ(trial.image) else None
+        return hash((trial.mode, self._image(trial), kernel, registers, pages))
 
     def _image(self, trial: Trial) -> bytes:
         """Give what stands for the image alone, which is hashed anyway."""
@@ -142,9 +145,11 @@ class Digester:
     def _chain(self, trial: Trial) -> bytes:
         """Give the running digest after everything before the VMSAs."""
         table = trial.table
-        key = (id(trial.image), table, trial.hypervisor)
+        key = (id(trial.image), table, trial.hypervisor, trial.sections)
         if key != self._last[0]:
-            flash, *sections = snp.regions(trial.image, table, hypervisor=trial.hypervisor)
+            flash, *sections = snp.regions(
+                trial.image, table, hypervisor=trial.hypervisor, sections=trial.sections
+            )
             if (key[0], True) not in self._images:
                 chain = snp.Chain()
                 snp.add_regions(chain, (flash,))

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cbit.owner.measure.image import Image
-from cbit.owner.measure.inputs import BegunKernel, Expectation, Input, Kernel, Mode
+from cbit.owner.measure.inputs import BegunKernel, Expectation, Input, Kernel, Mode, Sections
 from cbit.owner.measure.launch import SECTION, Launch, Step, expect, expect_sev
 from cbit.owner.measure.sev import launch_digest
 
@@ -34,6 +34,7 @@ __all__ = (
     "Kernel",
     "Launch",
     "Mode",
+    "Sections",
     "Step",
     "expect",
     "expect_sev",

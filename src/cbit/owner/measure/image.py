@@ -5,11 +5,12 @@ Paper: launch-inputs.md §2 (firmware table), §7.3 (SEV metadata).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import Final
 
-from cbit.owner.measure.inputs import Mode
+from cbit.owner.measure.inputs import Mode, Sections
 from cbit.spec import firmware_table, kernel_hashes, sev_metadata
 from cbit.spec.address import BLOCK, PAGE
 from cbit.spec.firmware_table import FirmwareTable
@@ -17,6 +18,7 @@ from cbit.spec.frozen import Frozen
 from cbit.spec.sev_metadata import MetadataSection, SectionType
 
 TOP: Final = 1 << 32  #: the image ends here in guest-physical memory
+ONE_PAGE: Final = (SectionType.SECRETS, SectionType.CPUID)  #: sections of which a guest needs one, of a page
 
 _NO_CODE: Final = (
     "nothing is at its reset vector (the last 16 bytes), as in a variable store (OVMF_VARS), which no launch "
@@ -119,11 +121,12 @@ class Image(Frozen):
             )
             return
         for section in self.sections:
-            if section.base % PAGE or section.size % PAGE:
+            if section.base % PAGE or section.size % PAGE or not section.size:
                 yield (
                     f"the image's metadata section at {section.base:#x} with {section.size:#x} bytes "
                     "is not made of whole pages"
                 )
+        yield from self._overlaps(self.sections)
         if not kernel:
             return
         places = [s for s in self.sections if s.kind is SectionType.KERNEL_HASHES]
@@ -134,6 +137,22 @@ class Image(Frozen):
             )
         elif (self.table.hash_area.base % PAGE) + kernel_hashes.TABLE_SIZE > PAGE:
             yield f"the image's area for kernel hashes at {self.table.hash_area.base:#x} crosses a page"
+        elif places[0].base != self.table.hash_area.base // PAGE * PAGE:
+            yield (
+                f"the image's section for kernel hashes is at {places[0].base:#x}, and it looks for them at "
+                f"{self.table.hash_area.base:#x}, in another page: what is measured is not what it checks"
+            )
+
+    def _overlaps(self, sections: Iterable[MetadataSection]) -> Iterator[str]:
+        """Name pages that a launch would add twice: once added they are the guest's, and refused.
+
+        The image reaches up to 4 GiB, so that whatever goes beyond runs into it.
+        """
+        ranges = [(s.base, s.base + s.size, f"its {s.kind.name} section at {s.base:#x}") for s in sections]
+        ranges.append((self.base, TOP, f"the image itself at {self.base:#x}"))
+        for (_, end, lower), (start, _, upper) in pairwise(sorted(ranges)):
+            if end > start:
+                yield f"of the image, {lower} reaches to {end:#x}, over {upper}: no page can be added twice"
 
     def lacks(self, mode: Mode, *, kernel: bool) -> Iterator[str]:
         """Give what a launch of this image will not do, and what that means; none of it stops a launch.
@@ -154,7 +173,14 @@ class Image(Frozen):
         if mode is not Mode.SNP and not self.table.secret_area:
             yield "no area for secrets: the host must be told an address when it injects one"
         if mode is Mode.SNP and self.sections is not None:
-            kinds = {section.kind for section in self.sections}
-            for kind in (SectionType.SECRETS, SectionType.CPUID):
-                if kind not in kinds:
+            for kind in ONE_PAGE:
+                sizes = [section.size for section in self.sections if section.kind is kind]
+                if not sizes:
                     yield f"no {kind.name} section in its metadata: the guest will not find that page"
+                elif len(sizes) > 1:
+                    yield f"{len(sizes)} {kind.name} sections in its metadata: the guest looks at one of them"
+                elif sizes[0] != PAGE:
+                    yield (
+                        f"its {kind.name} section has {sizes[0] // PAGE} pages: hosts add them all, "
+                        f"sev-snp-measure counts the first alone ({Sections.FIRST_PAGE})"
+                    )

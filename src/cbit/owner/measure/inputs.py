@@ -23,6 +23,13 @@ class Mode(StrEnum):
     SNP = "snp"
 
 
+class Sections(StrEnum):
+    """Which pages of a SECRETS or CPUID section an SNP launch counts; they differ if it has several."""
+
+    WHOLE = "whole"  #: all of them, as QEMU adds them
+    FIRST_PAGE = "first-page"  #: the first, as sev-snp-measure computes
+
+
 class Input(Frozen):
     """One thing that went into a digest: what it is, its name, size in bytes and SHA-256."""
 

@@ -11,7 +11,7 @@ from typing import Final
 from cbit.owner.errors import Missing, Unmeasurable
 from cbit.owner.measure import sev, snp
 from cbit.owner.measure.image import Image
-from cbit.owner.measure.inputs import Expectation, Input, Kernel, Mode
+from cbit.owner.measure.inputs import Expectation, Input, Kernel, Mode, Sections
 from cbit.owner.vmsa import BOOT_EIP, CONVENTIONS, Variant, Vcpus
 from cbit.spec.address import PAGE
 from cbit.spec.firmware_table import Area
@@ -37,12 +37,14 @@ class Launch(Frozen, kw_only=True):
         image: the firmware.
         kernel: a kernel that is loaded directly and measured by its hashes.
         vcpus: the virtual CPUs; plain SEV does not measure them.
+        sections: which pages of SECRETS and CPUID sections count (SNP).
     """
 
     mode: Mode
     image: Image
     kernel: Kernel | None = None
     vcpus: Vcpus | None = None
+    sections: Sections = Sections.WHOLE
 
     @property
     def kernel_hashes(self) -> bool:
@@ -121,8 +123,13 @@ class Launch(Frozen, kw_only=True):
             self.kernel.begin()
             table = self.kernel.table
         if self.mode is Mode.SNP:
-            hypervisor = self._vcpus().hypervisor
-            return snp.digest(self.image, table=table, vmsas=self.vmsas(), hypervisor=hypervisor)
+            return snp.digest(
+                self.image,
+                table=table,
+                vmsas=self.vmsas(),
+                hypervisor=self._vcpus().hypervisor,
+                sections=self.sections,
+            )
         return sev.digest(self.image.data, table=table, vmsas=self.vmsas())
 
     def expectation(self) -> Expectation:
@@ -174,7 +181,8 @@ class Launch(Frozen, kw_only=True):
         number = 0
         if self.kernel:
             yield from self._kernel_places()
-        for region in snp.regions(self.image, table, hypervisor=self._vcpus().hypervisor):
+        hypervisor = self._vcpus().hypervisor
+        for region in snp.regions(self.image, table, hypervisor=hypervisor, sections=self.sections):
             what, name = "firmware", self.image.name
             if region.section is not None:
                 what, name = SECTION, region.section.name

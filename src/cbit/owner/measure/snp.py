@@ -16,7 +16,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final
 
-from cbit.owner.measure.image import Image
+from cbit.owner.measure.image import ONE_PAGE, Image
+from cbit.owner.measure.inputs import Sections
 from cbit.owner.vmsa import Hypervisor
 from cbit.spec.address import PAGE
 from cbit.spec.frozen import Frozen
@@ -96,13 +97,16 @@ def kernel_page(table: bytes, area_base: int) -> bytes:
     return (bytes(area_base % PAGE) + table).ljust(PAGE, b"\x00")
 
 
-def regions(image: Image, table: bytes | None, *, hypervisor: Hypervisor) -> Iterator[Region]:
+def regions(
+    image: Image, table: bytes | None, *, hypervisor: Hypervisor, sections: Sections = Sections.WHOLE
+) -> Iterator[Region]:
     """Give all that is launched before the VMSAs, in the order of a hypervisor.
 
     Args:
         image: the firmware; without metadata it is launched alone.
         table: the kernel-hash table, if there is one.
         hypervisor: whose order and page types.
+        sections: which pages of SECRETS and CPUID sections.
 
     Raises:
         WireError: malformed metadata.
@@ -116,7 +120,17 @@ def regions(image: Image, table: bytes | None, *, hypervisor: Hypervisor) -> Ite
         kind = LAUNCHED_AS[section.kind]
         if hypervisor is Hypervisor.GCE and section.kind is SectionType.SNP_SEC_MEM:
             kind = PageType.UNMEASURED
-        yield Region(kind, section.base, section.size, None, section.kind)
+        first = sections is Sections.FIRST_PAGE and section.kind in ONE_PAGE
+        yield Region(kind, section.base, PAGE if first else section.size, None, section.kind)
+
+
+def section_pages_differ(image: Image) -> bool:
+    """Say whether it matters which pages of SECRETS and CPUID sections count.
+
+    Raises:
+        WireError: malformed metadata.
+    """
+    return any(section.kind in ONE_PAGE and section.size != PAGE for section in image.sections or ())
 
 
 def _ordered(sections: Iterable[MetadataSection], hypervisor: Hypervisor) -> list[MetadataSection]:
@@ -136,7 +150,12 @@ def add_regions(chain: Chain, parts: Iterable[Region]) -> None:
 
 
 def digest(
-    image: Image, *, table: Callable[[], bytes] | None, vmsas: Iterable[bytes], hypervisor: Hypervisor
+    image: Image,
+    *,
+    table: Callable[[], bytes] | None,
+    vmsas: Iterable[bytes],
+    hypervisor: Hypervisor,
+    sections: Sections = Sections.WHOLE,
 ) -> bytes:
     """Compute the launch digest, 48 bytes.
 
@@ -146,13 +165,14 @@ def digest(
             hashed meanwhile.
         vmsas: the registers of each vCPU.
         hypervisor: whose order and page types.
+        sections: which pages of SECRETS and CPUID sections.
 
     Raises:
         WireError: malformed metadata.
     """
     chain = Chain()
     chain.add_data(image.base, image.data)
-    parts = regions(image, None if table is None else table(), hypervisor=hypervisor)
+    parts = regions(image, None if table is None else table(), hypervisor=hypervisor, sections=sections)
     next(parts)  # the image, which is in the chain
     add_regions(chain, parts)
     chain.add_vmsas(vmsas)
