@@ -179,16 +179,6 @@ def test_the_file_may_go_while_its_closing_is_being_told(open_folder: Path) -> N
     assert (0, "100 rounds, 0 faults []\n", "") == (ended.returncode, ended.stdout, ended.stderr)
 
 
-def test_its_mounts_are_gone_with_it(client: Path, report_at: Path) -> None:
-    def connections() -> set[str]:
-        folder = Path("/sys/fs/fuse/connections")
-        return {one.name for one in folder.iterdir()} if folder.is_dir() else set()
-
-    before = connections()
-    assert 0 == run(FUSE, report_at, client, "see").code
-    assert before == connections()
-
-
 def test_without_notifications_it_is_served_all_the_same(client: Path) -> None:
     ended = confined("seccomp", command(FUSE.words, [client, "exit", 4]))
     assert (4, "") == (ended.returncode, ended.stderr)

@@ -5,21 +5,18 @@ Paper: sev-api.md §2.
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from cbit.driver.errors import FirmwareError, MailboxTimeout
 from cbit.machine.board import Machine
 from cbit.secure_processor.mailbox import COMMAND_SHIFT, OFF, RESPONSE, Register
-from cbit.spec.address import LINE, PAGE, Spa
+from cbit.spec.address import LINE, Spa
 from cbit.spec.command import Command, name_of
 from cbit.spec.key_id import UNENCRYPTED
 from cbit.spec.status import Status
 from cbit.spec.wire import Wire
 
 AnyWire = TypeVar("AnyWire", bound=Wire)
-
-#: Bytes of physical memory that the driver needs: the command buffer's page.
-NEEDS: Final = PAGE
 
 
 class Ccp:

@@ -38,7 +38,6 @@ def _sbox() -> bytes:
 
 
 SBOX: Final = _sbox()
-_BOX: Final = np.frombuffer(SBOX, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

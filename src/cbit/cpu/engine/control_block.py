@@ -63,7 +63,6 @@ SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0), slice(0x400, 0x700))  
 #: Intercepts, ASID and TLB_CONTROL, enables, nCR3; and the control registers: everything that VMRUN looks at.
 _CONTROL: Final = (slice(0x000, 0x014), slice(0x058, 0x060), slice(0x090, 0x098), slice(0x0B0, 0x0B8))
 _CHECKED: Final = (*_CONTROL, slice(0x4D0, 0x4D8), slice(0x548, 0x560))
-_CLEAN_PERMISSION_MAPS: Final = 1 << 1
 
 
 class At:
@@ -77,7 +76,6 @@ class At:
     EXIT_INFO_1: Final = 0x078
     EXIT_INFO_2: Final = 0x080
     NCR3: Final = 0x0B0
-    CLEAN: Final = 0x0C0
 
 
 class Exit(NamedTuple):
@@ -145,12 +143,6 @@ class ControlBlock:
         msrs = bytearray(self._read(msrpm & mask, MSRPM_SIZE))
         msrs[_SEV_STATUS_BITS // 8] |= 3 << _SEV_STATUS_BITS % 8
         return {IOPM: self._read(iopm & mask, IOPM_SIZE), MSRPM: bytes(msrs)}
-
-    @property
-    def maps_are_clean(self) -> bool:
-        """Whether the hypervisor vouches that the permission maps are as they were."""
-        (clean,) = struct.unpack_from("<I", self.bytes, At.CLEAN)
-        return bool(clean & _CLEAN_PERMISSION_MAPS)
 
     def save(self, page: memoryview) -> Exit:
         """Write what #VMEXIT changes to the machine's memory."""

@@ -13,7 +13,6 @@ from typing import Final, Protocol
 from cbit.cpu.core import Core
 
 NS_PER_BLOCK: Final = 10
-TSC_KHZ: Final = 3_200_000  #: 32 ticks a block
 PORT_NS: Final = 8_000  #: of one access to a port
 
 

@@ -54,9 +54,13 @@ class Places:
         with self._changed:
             while len(self._waiting_since) >= self._limits.clients:
                 now = time.monotonic()
-                if now >= end:
+                leaves = self._next_to_leave(now)
+                if self._leaving:  # and nothing keeps its thread but the processor
+                    self._changed.wait()
+                elif now >= end:
                     return False
-                self._changed.wait(min(end, self._next_to_leave(now)) - now)
+                else:
+                    self._changed.wait(min(end, leaves) - now)
             self._waiting_since[connection] = time.monotonic()
         return True
 
