@@ -251,6 +251,7 @@ class Machine:
         self.host_key_fingerprint = ""
         self.mailbox = Mailbox(self.profile.mailbox, None)
         self.memory.invd()
+        self.memory.protect(0, 0)
         self.controller.reset(tweak=self.profile.tweak(self.mode, self._options.entropy))
         self.controller.tsme = False
         for core in self.cores:

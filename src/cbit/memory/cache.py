@@ -32,6 +32,7 @@ from cbit.memory.lending import CLUSTER, Borrower, cluster
 from cbit.memory.physical import Data
 from cbit.memory.pool import ROW, Pool, Slot
 from cbit.memory.stretches import ALL_LINES, neighbours, runs, split, stretches
+from cbit.memory.trusted import TrustedRegion
 from cbit.spec.address import KIB, LINE, MIB, PAGE, Spa
 from cbit.spec.key_id import KeyId, guest
 from cbit.trace import SILENT, Trace
@@ -73,6 +74,7 @@ class Cache:
         self._copies: OrderedDict[tuple[int, KeyId], Copy] = OrderedDict()  # least recently used first
         self._by_page: dict[int, dict[KeyId, Copy]] = {}
         self._now = 0
+        self._trusted = TrustedRegion()
         self._taken_over = -1  # the last page whose copies left for an access under another tag
         self.coherent: Final = coherent
         self.fills = 0
@@ -98,6 +100,16 @@ class Cache:
     def check(self, spa: int, length: int, key_id: KeyId) -> None:
         """Refuse a request that cannot be served, before anything moves (errors as `read`)."""
         self._controller.check(spa, length, key_id)
+        self._trusted.check(spa, length)
+
+    def protect(self, start: int, end: int) -> None:
+        """Keep one range from cores and devices, in the place of the one before; no copy stays to be hit.
+
+        Raises:
+            AddressError: the range leaves DRAM; nothing has changed.
+        """
+        self.flush(Spa(start), end - start)
+        self._trusted = TrustedRegion(start, end)
 
     # ---- the cores' accesses
 
@@ -105,7 +117,7 @@ class Cache:
         """Read under a tag.
 
         Raises:
-            AddressError: the range leaves DRAM.
+            AddressError: the range leaves DRAM, or reaches the trusted memory region.
             ValueError: no such key id.
         """
         start = spa % PAGE
@@ -115,7 +127,7 @@ class Cache:
             return self._pool.get(copy.slot, start, length)
         if length >= STREAM:
             return self.snoop_read(spa, length, key_id)
-        self._controller.check(spa, length, key_id)
+        self.check(spa, length, key_id)
         if not length:
             return b""
         if start + length <= PAGE:
@@ -134,7 +146,7 @@ class Cache:
         if length >= STREAM:
             self.snoop_write(spa, data, key_id)
             return
-        self._controller.check(spa, length, key_id)
+        self.check(spa, length, key_id)
         if start + length <= PAGE:
             if length:
                 self._store(spa - start, start, data, key_id)
@@ -166,7 +178,7 @@ class Cache:
         Other tags' copies are not looked at (unless hardware is coherent): a device's request has no ASID, so
         it never hits a guest's plaintext (§5 rule 4).
         """
-        self._controller.check(spa, length, key_id)
+        self.check(spa, length, key_id)
         copies = self._copies_in(spa, length, key_id)
         if not copies:
             return self._controller.read(spa, length, key_id)
@@ -185,7 +197,7 @@ class Cache:
     def read_into(self, spa: Spa, out: memoryview, key_id: KeyId) -> None:
         """Read into the caller's buffer without caching: the fastest way for megabytes (errors as `read`)."""
         length = len(out)
-        self._controller.check(spa, length, key_id)
+        self.check(spa, length, key_id)
         copies = self._copies_in(spa, length, key_id)
         self._controller.read_into(spa, out, key_id)
         for copy in copies:
@@ -195,7 +207,7 @@ class Cache:
     def snoop_write(self, spa: Spa, data: Data, key_id: KeyId) -> None:
         """Write to DRAM without caching; copies of the same tag leave first (errors as `read`)."""
         length = len(data)
-        self._controller.check(spa, length, key_id)
+        self.check(spa, length, key_id)
         for copy in self._copies_in(spa, length, key_id):
             covered = spa <= copy.page and copy.page + PAGE <= spa + length
             self._leave_all((copy,), write_back=not covered)
@@ -213,7 +225,7 @@ class Cache:
 
         On coherent hardware copies of one page may be read under several tags, or stored to under one (§6.2).
         """
-        self._controller.check(page, PAGE, key_id)
+        self.check(page, PAGE, key_id)
         if self.coherent and write:
             self._only_tag(page, key_id)
         elif self.coherent:
@@ -230,6 +242,8 @@ class Cache:
     ) -> list[Slot | None]:
         """Lend neighbouring copies (`SlotLender.lend_along`)."""
         self._controller.check(page, count * PAGE, key_id)
+        if self._trusted.is_reached(page, count * PAGE):
+            return [None] * count  # nobody asked for all of it
         pages = range(page, page + count * PAGE, PAGE)
         absent = [at for at in pages if at not in self._by_page]
         if len(absent) > self._pool.free and count > cluster(self.capacity):
@@ -296,10 +310,7 @@ class Cache:
         """Write back and invalidate the copy that holds ``spa``; return the pages written back.
 
         Reaches only the tag of the mapping it is executed through; every tag, on coherent hardware (§6.2).
-
-        Raises:
-            AddressError: ``spa`` is outside DRAM.
-            ValueError: no such key id.
+        Errors are those of `MemoryController.check`.
         """
         self._controller.check(spa, 1, key_id)
         copies = self._by_page.get(spa & -PAGE, {}).values()

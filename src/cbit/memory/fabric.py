@@ -48,6 +48,14 @@ class FabricPort:
         """Say whether a slot was loaded since the last reset."""
         return self._controller.has_key(key_id)
 
+    def protect(self, start: int, end: int) -> None:
+        """Keep a range for the secure processor alone, in the place of the range before; 0, 0: none.
+
+        Raises:
+            AddressError: the range leaves DRAM; the range before stays.
+        """
+        self._cache.protect(start, end)
+
     def read(self, spa: Spa, length: int, key_id: KeyId) -> bytes:
         """Flush the range, then read it from DRAM through the engine.
 

@@ -143,8 +143,9 @@ class Firmware:
         self._forbid()
 
     def _forbid(self) -> None:
-        """Tell the address rules what no command may name now."""
+        """Tell the address rules what no command may name now, and the fabric what nobody else may reach."""
         tmr = self._platform.tmr if self._platform else None
+        self.memory.fabric.protect(*(tmr or (0, 0)))
         pages = self._rings.pages() if self._rings and self._rings.active else ()
         self.memory.rules = replace(self.memory.rules, forbidden=((tmr,) if tmr else ()) + pages)
 

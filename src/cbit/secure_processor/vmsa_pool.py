@@ -5,9 +5,9 @@
     word  CRC0 ^ CRC1 ^ CRC2         (high) CRC-32C of three lanes: every third 8 bytes, from 0, 8 and 16
           CRC(CRC0, CRC1, CRC2)      (low)
 
-There is no key in it.  The host cannot write there, so it cannot put an older save area in place of a newer
-one.  Firmware sets the pool up at the first DF_FLUSH; here it is there from INIT on, since nobody has an ASID
-before that flush.
+There is no key in it: its protection is that neither cores nor devices reach the region (`Cache.protect`), so
+the host cannot put an older save area in place of a newer one.  Firmware sets the pool up at the first
+DF_FLUSH; here it is there from INIT on, since nobody has an ASID before that flush.
 
 MODEL CHOICE: which words are free is kept in the secure processor, and the index pool stays empty; words are
 handed out from the first on and are free again when their guest is decommissioned; they are written under the
