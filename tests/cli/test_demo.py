@@ -143,6 +143,7 @@ def test_what_is_claimed_is_what_the_items_show(image: Path, capsys: pytest.Capt
     assert bytes.fromhex(text).startswith(b"The host's page")
     assert text == shown["a live page, encrypted in place: its user"]["hex"]
     assert text == shown["a device that drives the C-bit"]["hex"]
+    assert text == shown["a 32-bit device, by an IOMMU's tables"]["hex"]
     assert text != shown["a device that cannot drive the C-bit"]["hex"]
     assert text != shown["the same page in DRAM"]["hex"]
 

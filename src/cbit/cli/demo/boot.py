@@ -9,6 +9,14 @@ from cbit.cli.demo.world import PLAIN_PAGE, World
 from cbit.crypto import ec
 from cbit.hypervisor.host import Host
 from cbit.machine.manufacture import SVN, load_vendor_key
+from cbit.memory.iommu import (
+    DTE_BYTES,
+    DTE_TRANSLATION_VALID,
+    DTE_VALID,
+    LEVEL_SHIFT,
+    PTE_PRESENT,
+    READ,
+)
 from cbit.secure_processor.boot import MachineOff
 from cbit.secure_processor.image import BiosSettings, ImageHeader, sign_image, x86_boot_image
 from cbit.spec.address import PAGE, Spa
@@ -73,6 +81,7 @@ def sme(world: World) -> Act:
     device, c_bit = machine.dma_port(), 1 << machine.profile.features.c_bit
     act.show("a device that cannot drive the C-bit", device.read(marked, PAGE))
     act.show("a device that drives the C-bit", device.read(marked | c_bit, PAGE))
+    act.show("a 32-bit device, by an IOMMU's tables", _translated(host, marked))
     _live_page(act, host)
     _reset(act, world, marked)
     _tsme(act, world)
@@ -81,6 +90,18 @@ def sme(world: World) -> Act:
         "above the engine: an administrator with a C=1 mapping, or a device that drives the C-bit."
     )
     return act
+
+
+def _translated(host: Host, marked: Spa) -> bytes:
+    """Read a page by a device that has too few address lines for the C-bit; its tables are encrypted too."""
+    machine, c_bit = host.machine, 1 << host.machine.profile.features.c_bit
+    devices, table = host.frames.take_page(), host.frames.take_page()
+    leaf = marked | c_bit | PTE_PRESENT | READ
+    root = table | c_bit | DTE_VALID | DTE_TRANSLATION_VALID | 1 << LEVEL_SHIFT | READ
+    host.write(table, leaf.to_bytes(8, "little"), c=True)
+    host.write(devices, root.to_bytes(DTE_BYTES, "little"), c=True)
+    iommu = machine.iommu(devices | c_bit, devices=1)
+    return machine.dma_port(address_bits=32, iommu=iommu).read(0, PAGE)
 
 
 def _live_page(act: Act, host: Host) -> None:
