@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from cbit.spec.errors import CbitError
+
 
 class Power(StrEnum):
     """One thing that an adversary can do."""
@@ -30,3 +32,10 @@ class Power(StrEnum):
     CARRY_LAUNCH = "carry, copy and change what passes in a launch"  # p12
     CLIENT = "send requests to the victim's service"  # A6
     PROCESS = "run an unprivileged program inside the victim"  # A15
+
+
+class PowerNotHeld(CbitError):
+    """An attempt does what it has no power to do; the message names the power."""
+
+    def __init__(self, power: Power) -> None:
+        super().__init__(f"the attack does not hold the power to {power.value}")

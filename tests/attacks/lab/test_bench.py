@@ -19,7 +19,7 @@ from cbit.attacks.lab.outcome import SUCCEEDS, Mode, Verdict, stopped_by
 from cbit.attacks.lab.run import NoControl, run
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand, Workshop
-from cbit.attacks.power import Power
+from cbit.attacks.power import Power, PowerNotHeld
 from cbit.cpu.engine.errors import NoEngine
 
 
@@ -91,6 +91,48 @@ def test_a_victims_registers_are_at_the_hypervisors_hands(workshop: Workshop) ->
     assert 42 == hands.registers["rbx"] == hands.registers.all()["rbx"]
     assert CODE + 3 == hands.registers["rip"]
     assert powers == hands.used
+
+
+#: What leaves a guest, with what its hypervisor may then read and write, and how long the instruction is.
+LEAVE = {
+    "cpuid": ({"rax", "rbx", "rcx", "rdx"}, 2),
+    "mov ecx, 0xC0000103; rdmsr": ({"rax", "rcx", "rdx"}, 2),
+    "out 0x80, al": ({"rax"}, 0),
+    "hlt": (set(), 1),
+    "vmmcall": (set(), 3),
+}
+
+
+@pytest.mark.parametrize("program", LEAVE)
+def test_who_emulates_an_instruction_has_its_operands_and_no_more(workshop: Workshop, program: str) -> None:
+    stand = Stand(workshop, Setup(), mode=Mode.SEV, variant="", seed=1, parameters={})
+    powers = frozenset({Power.EMULATE, Power.TAKE_EXITS, Power.USE_REGISTERS})
+    guest = stand.guest(Program(f"{program}; hlt"))
+    hands = Hands(stand.host, Scene((), Facts({}), guest), powers, own_sev=True)
+    operands, length = LEAVE[program]
+    with pytest.raises(PowerNotHeld):  # it has not left yet
+        hands.emulation["rax"]
+    hands.registers["rbx"] = 0x1_2345_6789
+    hands.victim.run()
+    for name in (*hands.registers.all(), "rip", "cr3", "rflags"):
+        if name not in operands:
+            with pytest.raises(PowerNotHeld, match="read and write registers"):
+                hands.emulation[name]
+            with pytest.raises(PowerNotHeld, match="read and write registers"):
+                hands.emulation[name] = 0
+            continue
+        hands.emulation[name] = 0x2_0000_0001
+        assert 1 == hands.emulation[name] == hands.registers[name]
+        hands.registers[name] = 0x2_0000_0003
+        assert 3 == hands.emulation[name]
+    for wrong in {1, 2, 3, 15} - {length}:
+        with pytest.raises(PowerNotHeld, match="read and write registers"):
+            hands.victim.skip(wrong)
+    if length:
+        hands.victim.skip(length)
+        with pytest.raises(PowerNotHeld):  # once
+            hands.victim.skip(length)
+        assert operands or "hlt" == program or HLT == hands.victim.run().code
 
 
 def test_a_program_that_does_not_assemble_is_refused() -> None:

@@ -14,14 +14,14 @@ from attacks.lab.cells import LINUX, QUICK, defended_cells, main_cells, modelled
 from attacks.lab.figures import FIGURES, LINUX_FIGURES
 from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.attack import Attack, BadCase
-from cbit.attacks.lab.hands import Hands, PowerNotHeld
+from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import MODELLED, Mode, Verdict
 from cbit.attacks.lab.run import NoControl, Result, attempt, run
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand, Workshop
 from cbit.attacks.lab.tools import Thwarted
-from cbit.attacks.power import Power
+from cbit.attacks.power import Power, PowerNotHeld
 from cbit.crypto.memory_modes import Tweak
 from cbit.hypervisor.frames import OutOfMemory
 from cbit.machine.board import BadMachine
@@ -170,8 +170,8 @@ SPOILT = {
     "bit-flip": ("verify", "VERIFY", "jne refuse", "jmp refuse"),
     "faked-cpuid": ("check", "CHECKED", "jne refuse", "jmp refuse"),
     "dropped-store": ("converted", "GATE", "je checked", ""),
-    "block-move-xex": ("fresh", "SERVICE", "jne refuse", "jmp refuse"),
-    "ciphertext-dictionary": ("masked", "MASKED_FLAG", "rdrand rax", "jmp routine3"),
+    "block-move-xex": ("fresh", "SERVICE", "    jz refuse", "    jmp refuse"),
+    "ciphertext-dictionary": ("masked", "MASKED_FLAG", "rdrand r14", "jmp routine3"),
 }
 
 

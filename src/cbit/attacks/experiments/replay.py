@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cbit.attacks.experiments.service import ACCOUNT, ANSWERS, FIRST_PASSWORD, IS_PASSWORD
+from cbit.attacks.experiments.service import ACCOUNT, ANSWERS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
@@ -15,44 +15,54 @@ from cbit.attacks.power import Power
 from cbit.spec.address import PAGE
 
 NOTICED = b"too old!"  #: what it answers when its account is not the latest one
-#: Each request of 16 bytes is a password.  The right one is answered with the secret.  With the word "change"
-#: behind it, the next 16 bytes become the password that is valid from now on.
+OLD, NEW = b"pass2019".ljust(16, b"\0"), b"pass2026".ljust(16, b"\0")
+#: Each request begins with a password of 8 bytes, in 16.  The right one is answered with the secret.  With
+#: "change" behind it, the next 8 bytes become the password that is valid from now on.
 LOGIN = f"""
     lea rsi, first[rip]
-    mov rdi, {ACCOUNT:#x}
     movups xmm0, [rsi]
-    movups [rdi], xmm0
+    movups [{ACCOUNT:#x}], xmm0
     xor r15d, r15d                # how many changes there have been
-    mov [{ACCOUNT + 16:#x}], r15
 again:
     hlt
-    @fresh@{IS_PASSWORD}    jne refuse
+    movq xmm0, [{VIEW + SHARED + 8:#x}]
+    movups xmm1, [{ACCOUNT:#x}]   # the account is one block, and loaded once
+    @fresh@
+    pcmpeqb xmm0, xmm1
+    pmovmskb eax, xmm0
+    cmp eax, 0xFFFF
+    jne refuse
     movabs rbx, 0x65676e616863     # "change"
     cmp [{VIEW + SHARED + 24:#x}], rbx
     jne serve
-    movups xmm2, [{VIEW + SHARED + 32:#x}]
-    movups [{ACCOUNT:#x}], xmm2
+    movq xmm2, [{VIEW + SHARED + 32:#x}]
     inc r15
-    mov [{ACCOUNT + 16:#x}], r15
+    @count@
+    movups [{ACCOUNT:#x}], xmm2
 {ANSWERS}stale:
     movabs rbx, {int.from_bytes(NOTICED, "little"):#x}
     mov [{VIEW + SHARED + PAGE:#x}], rbx
     jmp again
 first:
-    .ascii "{FIRST_PASSWORD.decode()}"
+    .ascii "{OLD.rstrip(bytes(1)).decode()}"
+    .quad 0
 """
-#: The number of changes lies beside the password, and in a register as well.
-COUNTER = f"""
-    cmp [{ACCOUNT + 16:#x}], r15
+#: The number of changes lies in the password's own block, so nobody puts back one without the other, and in a
+#: register as well.
+CHECK_COUNT = """
+    pextrq rax, xmm1, 1
+    cmp rax, r15
     jne stale
+    pinsrq xmm0, r15, 1
 """
-OLD, NEW = FIRST_PASSWORD, b"password of 2026"
+COUNT = "pinsrq xmm2, r15, 1"
 
 
 def login(stand: Stand) -> Scene:
     """Start a small program that answers a password with its secret; the built-in guest lets nobody in."""
     secret = stand.entropy.draw(32)
-    source = LOGIN.replace("@fresh@", COUNTER if stand.variant == "counter" else "")
+    check, count = (CHECK_COUNT, COUNT) if stand.variant == "counter" else ("", "")
+    source = LOGIN.replace("@fresh@", check).replace("@count@", count)
     guest = stand.guest(Program(source), secret=secret)
     guest.until_idle()
     planted = guest.peek(SECRET, 32) == secret and guest.peek(ACCOUNT, 16) == OLD
@@ -80,8 +90,8 @@ def login(stand: Stand) -> Scene:
     },
     defences={
         "counter": stopped_by(
-            "freshness: the guest counts changes in memory and in a register, and who writes memory puts back"
-            " one of them alone (who has plain SEV's registers too puts back both)",
+            "freshness: the guest counts changes in the password's own block and in a register, and who"
+            " writes memory puts back the block alone (who has plain SEV's registers too puts back both)",
             shown="the victim noticed that its account is an old one",
         )
     },

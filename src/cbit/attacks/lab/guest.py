@@ -111,6 +111,7 @@ class CpuAtExit:
         vmcb_at: where the VMCB lies.
         context: general registers but rAX and rSP, which are in the VMCB.
         exits: how many times it has left the guest: what figures are made of.
+        left_by: the last exit, as long as nobody has stepped over its instruction.
     """
 
     def __init__(self, host: Host, vmcb_at: Spa, context: Context) -> None:
@@ -119,6 +120,7 @@ class CpuAtExit:
         self.vmcb_at = vmcb_at
         self.context = context
         self.exits = 0
+        self.left_by: Exit | None = None
         self._flushes = False
 
     def get(self, at: int, form: str = "Q") -> int:
@@ -132,7 +134,7 @@ class CpuAtExit:
 
     def run(self, *, blocks: int | None = 2_000_000) -> Exit:
         """VMRUN until #VMEXIT; a physical interrupt comes after so many blocks of code."""
-        exit = self.core.execute(self.vmcb_at, self.context, blocks=blocks)
+        self.left_by = exit = self.core.execute(self.vmcb_at, self.context, blocks=blocks)
         self.exits += 1
         if self._flushes:
             self._flushes = False

@@ -22,6 +22,7 @@ from cbit.attacks.lab.tools import (
     Commands,
     Device,
     Dropper,
+    Emulated,
     Memory,
     Registers,
     Runner,
@@ -32,15 +33,11 @@ from cbit.attacks.lab.tools import (
     Thwarted,
 )
 from cbit.attacks.lab.two_cpus import TwoCpus
-from cbit.attacks.power import Power
+from cbit.attacks.power import Power, PowerNotHeld
 from cbit.hypervisor.host import Host
 from cbit.owner.errors import Untrusted
 from cbit.spec.address import Spa
-from cbit.spec.errors import BadMeasurement, CbitError
-
-
-class PowerNotHeld(CbitError):
-    """An attempt does what it has no power to do; the message names the power."""
+from cbit.spec.errors import BadMeasurement
 
 
 class Hands:
@@ -63,7 +60,7 @@ class Hands:
 
     def _take(self, power: Power) -> None:
         if power not in self._holds:
-            raise PowerNotHeld(f"the attack does not hold the power to {power.value}")
+            raise PowerNotHeld(power)
         self.used.add(power)
 
     def _victim(self) -> Victim:
@@ -108,10 +105,10 @@ class Hands:
         return Registers(self._victim().cpu)
 
     @property
-    def emulation(self) -> Registers:
-        """The registers that an emulated instruction reads and writes (p9)."""
+    def emulation(self) -> Emulated:
+        """What the instruction that has left the guest reads and writes (p9)."""
         self._take(Power.EMULATE)
-        return Registers(self._victim().cpu)
+        return Emulated(self._victim().cpu)
 
     @property
     def stepper(self) -> Stepper:

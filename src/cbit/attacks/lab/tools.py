@@ -10,7 +10,21 @@ from collections.abc import Callable
 from typing import Final
 
 from cbit.attacks.lab.built_in import BuiltIn
-from cbit.attacks.lab.guest import C_BIT, HLT, SHARED, CpuAtExit, Crashed, Victim, VirtualCpu, describe
+from cbit.attacks.lab.guest import (
+    C_BIT,
+    CPUID,
+    HLT,
+    IOIO,
+    MSR,
+    SHARED,
+    VMMCALL,
+    CpuAtExit,
+    Crashed,
+    Victim,
+    VirtualCpu,
+    describe,
+)
+from cbit.attacks.power import Power, PowerNotHeld
 from cbit.cpu.engine.control_block import At, Exit
 from cbit.cpu.msr import Hwcr, Msr
 from cbit.driver.errors import FirmwareError
@@ -36,6 +50,16 @@ _NUMBERS: Final = {
     for number, name in enumerate(
         ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
     )
+}
+
+_PATIENCE: Final = 2_000_000  # blocks of code until a physical interrupt comes
+#: Instructions that a hypervisor steps over once it has done their work, and their lengths.
+_LENGTHS: Final = {HLT: 1, CPUID: 2, MSR: 2, VMMCALL: 3}
+#: What a hypervisor that emulates an instruction reads and writes.
+_EMULATED: Final = {
+    CPUID: ("rax", "rbx", "rcx", "rdx"),
+    IOIO: ("rax",),
+    MSR: ("rax", "rcx", "rdx"),
 }
 
 
@@ -169,9 +193,9 @@ class Runner:
         """How many #VMEXITs there have been, of every kind."""
         return self._cpu.exits
 
-    def run(self, *, blocks: int | None = 2_000_000) -> Exit:
-        """VMRUN until #VMEXIT."""
-        return self._cpu.run(blocks=blocks)
+    def run(self, *, interrupts: bool = True) -> Exit:
+        """VMRUN until #VMEXIT; without interrupts a guest that never leaves runs for ever."""
+        return self._cpu.run(blocks=_PATIENCE if interrupts else None)
 
     def until(self, code: int, *, handle: Callable[[Exit], bool] = lambda _: False) -> Exit:
         """Run until an exit of one kind; ``handle`` deals with others and says whether it did; else devices.
@@ -191,8 +215,16 @@ class Runner:
         self._emulate(exit)
 
     def skip(self, length: int) -> None:
-        """Step over the instruction that left the guest, as a hypervisor does that has emulated it."""
-        self._cpu.set(0x578, self._cpu.get(0x578) + length)
+        """Step over the instruction that left the guest, as a hypervisor does that has emulated it.
+
+        Raises:
+            PowerNotHeld: it has another length, or was stepped over before: that would be to write rIP.
+        """
+        exit = self._cpu.left_by
+        if exit is None or _LENGTHS.get(exit.code) != length:
+            raise PowerNotHeld(Power.USE_REGISTERS)
+        self._cpu.left_by = None
+        self._cpu.set(_AT["rip"], self._cpu.get(_AT["rip"]) + length)
 
 
 class Registers:
@@ -221,6 +253,30 @@ class Registers:
     def take_faults(self, *, on: bool) -> None:
         """Let #SS, #GP and #PF leave the guest before it hears of them; or no longer."""
         self._cpu.set(At.EXCEPTIONS, _FAULTS if on else 0, "I")
+
+
+class Emulated:
+    """The low halves of the registers that an emulated instruction reads and writes.
+
+    Raises `PowerNotHeld` for any other register, and at an exit that leaves nothing to be emulated.
+    """
+
+    def __init__(self, cpu: CpuAtExit) -> None:
+        self._cpu, self._registers = cpu, Registers(cpu)
+
+    def __getitem__(self, name: str) -> int:
+        """Read a register."""
+        return self._registers[self._its_own(name)] & 0xFFFF_FFFF
+
+    def __setitem__(self, name: str, value: int) -> None:
+        """Write a register; its high half becomes zero."""
+        self._registers[self._its_own(name)] = value & 0xFFFF_FFFF
+
+    def _its_own(self, name: str) -> str:
+        exit = self._cpu.left_by
+        if exit is None or name not in _EMULATED.get(exit.code, ()):
+            raise PowerNotHeld(Power.USE_REGISTERS)
+        return name
 
 
 class Stepper:
