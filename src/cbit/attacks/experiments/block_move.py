@@ -27,7 +27,7 @@ KERNEL = 0x200000  #: a large image whose contents everybody knows
 USER = 1000
 PATIENCE: Final = 8  #: requests that are looked at
 
-#: Hands its secret to user 0 only.  It looks at a few requests and refuses all others: two zeros would come of
+#: Hands its secret to user 0 only.  It looks at a few requests and refuses all others: two zeros come of
 #: putting random blocks in their place, too.
 SERVICE = f"""
     mov qword ptr [{RECORD:#x}], @user@
