@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from cli.test_exec import cbit
+from cli.test_serve import serving
 from conftest import RequireProgram
 from owner.images import OVMF, installed, with_hash_area
 from redirect.conftest import ON_LINUX, environment
@@ -46,11 +47,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Host:
-    """What a launch needs: whose virtual machines there are, QEMU, the machine."""
+    """What a launch needs: whose virtual machines there are, QEMU, the machine, and where it is served."""
 
     kvm: str
     qemu: list[str]
     machine: Path
+    socket: Path | None = None
 
 
 @pytest.fixture
@@ -114,14 +116,14 @@ def command(host: Host, session: Path, *more: str, firmware: Path = OVMF, policy
     if "-kernel" in more:
         guest += ",kernel-hashes=on"
     files = f"dh-cert-file={session / 'godh.b64'},session-file={session / 'launch_blob.b64'}"
+    machine = ("--socket", str(host.socket)) if host.socket else ("--state", str(host.machine))
     return [
         *(
             sys.executable,
             "-m",
             "cbit",
             "exec",
-            "--state",
-            str(host.machine),
+            *machine,
             "--kvm",
             host.kvm,
             "--",
@@ -259,22 +261,57 @@ except OSError:
 """
 
 
+def launched_with_es(host: Host, session: Path, *more: str) -> str:
+    """Return the measurement."""
+    program = [sys.executable, "-c", START_PLATFORM, *host.qemu]
+    with running(replace(host, qemu=program), session, *more, policy=5) as guest:
+        found = guest.ask("query-sev")
+        assert ("launch-secret", 5) == (found["state"], found["policy"])
+        measurement: str = guest.ask("query-sev-launch-measure")["data"]
+        guest.ask("quit")
+        guest.end()
+    return measurement
+
+
+def cpus(count: int, *signature: int) -> list[str]:
+    """What the validator is told of them: family, model, stepping."""
+    words = ["--num-cpus", str(count)]
+    for name, number in zip(("family", "model", "stepping"), signature, strict=True):
+        words += [f"--cpu-{name}", str(number)]
+    return words
+
+
+NOBODYS = 6, 0, 0  # 0x600, which KVM puts there
+QEMU64 = 15, 107, 1
+
+
 def test_a_guest_with_es_is_measured_with_its_save_area(
     host: Host, validate: list[str], tmp_path: Path
 ) -> None:
     installed(OVMF)
     session = a_session(host.machine, tmp_path / "session", policy=5)
-    program = [sys.executable, "-c", START_PLATFORM, *host.qemu]
-    with running(replace(host, qemu=program), session, policy=5) as guest:
-        found = guest.ask("query-sev")
-        assert ("launch-secret", 5) == (found["state"], found["policy"])
-        measurement = guest.ask("query-sev-launch-measure")["data"]
-        guest.ask("quit")
-        guest.end()
-    cpu = ["--cpu-family", "6", "--cpu-model", "0", "--cpu-stepping", "0", "--num-cpus"]
-    assert 0 == said_by(validate, session, measurement, OVMF, *cpu, "1", policy=5)
-    assert 1 == said_by(validate, session, measurement, OVMF, *cpu, "2", policy=5)
+    measurement = launched_with_es(host, session)
+    right, wrong = (NOBODYS, QEMU64) if host.kvm == "host" else (QEMU64, NOBODYS)
+    assert 0 == said_by(validate, session, measurement, OVMF, *cpus(1, *right), policy=5)
+    assert 1 == said_by(validate, session, measurement, OVMF, *cpus(1, *wrong), policy=5)
+    assert 1 == said_by(validate, session, measurement, OVMF, *cpus(2, *right), policy=5)
     assert 1 == said_by(validate, session, measurement, OVMF, policy=1)
+
+
+def test_every_processor_is_measured_where_qemu_starts_it(
+    supplied: Host, validate: list[str], tmp_path: Path
+) -> None:
+    """The image says where all but the first start, and QEMU sets their registers accordingly."""
+    installed(OVMF)
+    session = a_session(supplied.machine, tmp_path / "session", policy=5)
+    more = "-smp", "3", "-cpu", "EPYC-Milan"
+    measurement = launched_with_es(supplied, session, *more)
+    assert 0 == said_by(validate, session, measurement, OVMF, *cpus(3, 25, 1, 1), policy=5)
+    assert 1 == said_by(validate, session, measurement, OVMF, *cpus(2, 25, 1, 1), policy=5)
+    assert 1 == said_by(validate, session, measurement, OVMF, *cpus(3, 25, 1, 0), policy=5)
+    with serving(supplied.machine, tmp_path) as daemon:
+        measurement = launched_with_es(replace(supplied, socket=daemon.path), session, *more)
+    assert 0 == said_by(validate, session, measurement, OVMF, *cpus(3, 25, 1, 1), policy=5)
 
 
 def test_another_image_is_another_measurement(

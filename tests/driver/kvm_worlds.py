@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cbit.driver.client_pages import MemoryRule
+from cbit.driver.kvm_registers import KvmRegs, KvmSregs
 from cbit.driver.kvm_sev import KvmSev
 from cbit.driver.kvm_structs import (
     KVM_MEMORY_ENCRYPT_OP,
@@ -19,7 +20,6 @@ from cbit.driver.kvm_structs import (
     KvmSevCmd,
     KvmSevCommand,
 )
-from cbit.driver.kvm_vmsa import NO_CPUID
 from cbit.driver.sev_ioctl import ROOM, TMR_SIZE, SevDevice
 from cbit.hypervisor.host import Host
 from cbit.spec.address import MIB, PAGE, Spa
@@ -62,6 +62,14 @@ class Program(EachWrite):
         if len(locked) and address < locked.stop and locked.start < address + len(data):
             raise OSError(errno.EFAULT, "memory that may not be written")
         self.cells[address - BASE : address - BASE + len(data)] = data
+
+    def add_cpu(self, *, signature: int, start: int = 0xFFFF_FFF0) -> None:
+        """Make a virtual CPU, and set its registers as a hypervisor does."""
+        number = len(self.vm.cpus)
+        self.vm.create_vcpu(number)
+        self.vm.set_registers(number, KvmRegs(rdx=signature, rip=start & 0xFFFF))
+        reset = KvmSregs()
+        self.vm.set_registers(number, reset.replace(cs=reset.cs.replace(base=start & 0xFFFF_0000)))
 
     def call(self, request: int, argument: int) -> str:
         try:
@@ -149,15 +157,13 @@ class Desk:
     programs: list[Program]
     descriptors: dict[int, bool] = field(default_factory=lambda: {SEV_FD: True, OTHER_FD: False})
 
-    def program(
-        self, rule: MemoryRule = MemoryRule.ENCRYPTED, kind: int = 0, signature: int = NO_CPUID
-    ) -> Program:
+    def program(self, rule: MemoryRule = MemoryRule.ENCRYPTED, kind: int = 0) -> Program:
         def is_sev(descriptor: int) -> bool:
             if descriptor not in self.descriptors:
                 raise OSError(errno.EBADF, "no such descriptor")
             return self.descriptors[descriptor]
 
-        vm = KvmSev(self.host, self.device, rule=rule, is_sev=is_sev, kind=kind, signature=signature)
+        vm = KvmSev(self.host, self.device, rule=rule, is_sev=is_sev, kind=kind)
         program = Program(vm)
         self.programs.append(program)
         return program

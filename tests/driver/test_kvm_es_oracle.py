@@ -12,6 +12,7 @@ import pytest
 from cbit.driver.kvm_structs import KvmAttestationReport, KvmInit2, VmType
 from cbit.driver.kvm_structs import KvmSevCommand as K
 from cbit.spec.certificate import CERT_SIZE
+from cbit.spec.firmware_table import parse
 from cbit.spec.session import MeasureBlob
 from cbit.testing.guests import a_session
 from conftest import RequireProgram
@@ -24,11 +25,11 @@ pytestmark = pytest.mark.oracle
 MILAN = 0x00A00F11
 POLICY = 0x5  # ES, no debugging
 PIECE = 0x20000
-#: Where every processor starts after a reset: an image that names it gives all processors the same save area,
-#: which is what the supplied KVM can make.
+#: Where every processor starts after a reset: an image that names it gives all processors the same save area.
 RESET = 0xFFFFFFF0
 IMAGES: dict[str, tuple[int, Callable[[], bytes]]] = {
     "OVMF, one processor": (1, lambda: installed(OVMF)),
+    "OVMF, four processors": (4, lambda: installed(OVMF)),
     "made here, one processor": (1, an_image),
     "made here, four processors": (4, lambda: an_image(reset=RESET)),
 }
@@ -37,13 +38,14 @@ every_image = pytest.mark.parametrize("name", IMAGES)
 
 def launched(desk: Desk, image: bytes, *, cpus: int, legacy: bool) -> tuple[Program, MeasureBlob, bytes]:
     """Launch for an owner; return the program, the measurement, and the owner's TEK and TIK."""
-    program = desk.program(kind=VmType.DEFAULT if legacy else VmType.SEV_ES, signature=MILAN)
+    program = desk.program(kind=VmType.DEFAULT if legacy else VmType.SEV_ES)
     if legacy:
         program.do(K.SEV_ES_INIT)
     else:
         program.must(K.INIT2, KvmInit2())
-    for _ in range(cpus):
-        program.vm.create_vcpu()
+    others = parse(image).ap_reset or RESET
+    for start in (RESET, *[others] * (cpus - 1)):
+        program.add_cpu(signature=MILAN, start=start)
     session, keys = a_session(desk.host.export_chain()[:CERT_SIZE], policy=POLICY)
     program.start(POLICY, bytes(session.godh), bytes(session.blob))
     for at in range(

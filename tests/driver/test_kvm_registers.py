@@ -1,4 +1,4 @@
-"""The register structures are the kernel's, and what they hold at first is what a reset leaves."""
+"""The register structures are the kernel's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from cbit.driver.kvm_registers import KvmRegs, KvmSegment, KvmSregs, KvmTable
-from cbit.driver.kvm_vmsa import after_reset
-from cbit.spec.vmsa import Segment, Vmsa
 from cbit.spec.wire import Wire
 
 NAMES: dict[type[Wire], str] = {
@@ -43,34 +41,3 @@ def test_the_kernels_header_says_the_same(tmp_path: Path) -> None:
     assert 0 == built.returncode, built.stderr
     said = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout
     assert ours == said.splitlines()
-
-
-def test_a_reset_leaves_what_the_save_area_of_a_reset_has() -> None:
-    area = Vmsa.parse(after_reset(fpu=False))
-    regs, sregs = KvmRegs(), KvmSregs()
-    for name in KvmRegs.FIELDS:
-        assert getattr(regs, name) == getattr(area, name), name
-    pairs = {
-        "cs": "cs",
-        "ds": "ds",
-        "es": "es",
-        "fs": "fs",
-        "gs": "gs",
-        "ss": "ss",
-        "tr": "tr",
-        "ldt": "ldtr",
-    }
-    for ours, theirs in pairs.items():
-        assert packed(getattr(sregs, ours)) == getattr(area, theirs), ours
-    for ours, theirs in (("gdt", "gdtr"), ("idt", "idtr")):
-        table = getattr(sregs, ours)
-        assert Segment(limit=table.limit, base=table.base) == getattr(area, theirs)
-
-
-def packed(segment: KvmSegment) -> Segment:
-    """The save area's form of a segment."""
-    low = segment.type | segment.s << 4 | segment.dpl << 5 | segment.present << 7
-    high = segment.avl | segment.l << 1 | segment.db << 2 | segment.g << 3
-    return Segment(
-        selector=segment.selector, attributes=low | high << 8, limit=segment.limit, base=segment.base
-    )

@@ -203,7 +203,7 @@ def test_init_comes_once_and_before_the_first_processor(desk: Desk) -> None:
     program.do(K.SEV_INIT)
     assert ("EINVAL", UNTOUCHED) == program.op(K.SEV_INIT)
     late = desk.program()
-    late.vm.create_vcpu()
+    late.vm.create_vcpu(0)
     assert ("EINVAL", UNTOUCHED) == late.op(K.SEV_INIT)
 
 

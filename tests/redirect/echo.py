@@ -105,7 +105,8 @@ class Behind:
     def ioctl(self, handle: int, request: int, argument: int, memory: Memory) -> int:
         if request == KVM_MEMORY_ENCRYPT_OP:
             return 100 + handle
-        self.lines.append(f"{handle}: {request:#x} {argument}")
+        told = memory.read(argument, request >> 16 & 0x3FFF).hex(" ", -4)
+        self.lines.append(f"{handle}: {request:#x} {argument} {told[:17]}".rstrip())
         return -errno.EBUSY if argument == BUSY else 0
 
     def close(self, handle: int) -> None:

@@ -162,6 +162,19 @@ def test_what_was_set_is_what_is_got(asker: Asker, name: str, set_: int, get: in
         assert before == asker.got(size), "the other processor has its own"
 
 
+def test_whoever_makes_save_areas_is_told_of_registers(asker: Asker) -> None:
+    asker.with_cpu().with_cpu()
+    asker.behind.lines.clear()
+    for name, first in (("KVM_SET_REGS", 1), ("KVM_SET_FPU", 2), ("KVM_SET_SREGS", 3)):
+        value = struct.pack("<II", first, 9).ljust(argument_size(NUMBERS[name]), b"\0")
+        assert 0 == asker.on(KVM_VCPU, NUMBERS[name], value, cpu=1)
+    assert "EFAULT" == asker.on(KVM_VCPU, NUMBERS["KVM_SET_REGS"], NOWHERE, cpu=1)
+    assert [
+        "1: 0x4090ae82 1 01000000 09000000",
+        "1: 0x4138ae84 1 03000000 09000000",
+    ] == asker.behind.lines
+
+
 def test_every_state_that_can_be_got_can_be_set() -> None:
     gettable = {REQUESTS[get].about for _, _, get in pairs()}
     assert 11 == len(gettable)

@@ -23,7 +23,7 @@ from cbit.driver.kvm_structs import (
     KvmSevCommand,
 )
 from cbit.driver.kvm_vm import Asked, Lent, SevVm
-from cbit.driver.kvm_vmsa import after_reset
+from cbit.driver.kvm_vmsa import save_area
 from cbit.driver.sev_structs import BLOB_MAX
 from cbit.spec import buffers
 from cbit.spec.address import BLOCK, PAGE, Spa
@@ -63,11 +63,11 @@ def _launch_update_data(vm: SevVm, asked: Asked) -> None:
 
 
 def _launch_update_vmsa(vm: SevVm, asked: Asked) -> None:
-    """One save area for each virtual CPU, in the order of their numbers."""
+    """One save area for each virtual CPU, in the order in which they were made."""
     if not vm.es:
         raise OSError(errno.ENOTTY, "the machine has no ES")
-    page = after_reset(signature=vm.signature, features=vm.features, fpu=vm.by_init2)
-    for _ in range(vm.cpus):
+    for cpu in vm.cpus.values():
+        page = save_area(cpu.regs, cpu.sregs, features=vm.features, fpu=vm.by_init2)
         try:
             frames = vm.host.frames.take(PAGE)
         except CbitError as error:

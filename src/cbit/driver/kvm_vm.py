@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 from cbit.driver.ccp import Ccp
 from cbit.driver.client_pages import CallerMemory, ClientPages, FreeFrames, MemoryRule, Run
 from cbit.driver.errors import FirmwareError, MailboxTimeout
+from cbit.driver.kvm_registers import KvmRegs, KvmSregs
 from cbit.driver.kvm_structs import EncRegion, KvmInit2, KvmSevCmd, KvmSevCommand, VmType
-from cbit.driver.kvm_vmsa import NO_CPUID
 from cbit.driver.sev_ioctl import SevDevice
 from cbit.driver.sev_structs import BLOB_MAX
 from cbit.machine.board import Machine
@@ -150,6 +151,14 @@ class _Error:
         self.error = error
 
 
+@dataclass
+class Cpu:
+    """A virtual CPU's registers, as after a reset until a program sets them."""
+
+    regs: KvmRegs = field(default_factory=KvmRegs)
+    sregs: KvmSregs = field(default_factory=KvmSregs)
+
+
 class SevVm:
     """The memory encryption of one virtual machine, from its creation to the end of its last descriptor.
 
@@ -159,7 +168,7 @@ class SevVm:
         handle: the firmware's; 0 until LAUNCH_START or RECEIVE_START.
         sev_fd: the caller's descriptor of /dev/sev, as that command named it: Linux issues all later ones
             through it, whatever they name, and before that takes 0 for it.
-        cpus: how many virtual CPUs were created.
+        cpus: the virtual CPUs by number, in the order in which they were made.
         regions: what the program registered.
         save_areas: frames of the virtual CPUs' save areas, encrypted.
     """
@@ -172,7 +181,6 @@ class SevVm:
         rule: MemoryRule,
         is_sev: Callable[[int], bool],
         kind: int = VmType.DEFAULT,
-        signature: int = NO_CPUID,
     ) -> None:
         """Begin with a machine that has no encryption yet.
 
@@ -182,20 +190,29 @@ class SevVm:
             rule: what the program's pages hold after a command has encrypted them.
             is_sev: whether a descriptor number of the caller is /dev/sev; EBADF if there is none.
             kind: the type that KVM_CREATE_VM was given.
-            signature: CPUID Fn1 EAX of its virtual CPUs.
         """
         self.host, self.device, self._is_sev, self._kind = host, device, is_sev, kind
         memory = host.machine.memory
         self.pages = ClientPages(memory, host.frames, limit=host.machine.memory_size, rule=rule)
-        self.asid = self.handle = self.cpus = self.sev_fd = 0
-        self.features, self.signature = 0, signature
+        self.asid = self.handle = self.sev_fd = self.features = 0
+        self.cpus: dict[int, Cpu] = {}
         self.save_areas: list[range] = []
         self.es = self.active = self.by_init2 = False
         self.regions: list[EncRegion] = []
 
-    def create_vcpu(self) -> None:
+    def create_vcpu(self, number: int) -> None:
         """Note that the program created a virtual CPU: INIT comes before the first one."""
-        self.cpus += 1
+        self.cpus.setdefault(number, Cpu())
+
+    def set_registers(self, number: int, registers: KvmRegs | KvmSregs) -> None:
+        """Note what the program set; raises EINVAL where there is no such virtual CPU."""
+        cpu = self.cpus.get(number)
+        if cpu is None:
+            raise OSError(errno.EINVAL, f"there is no virtual CPU {number}")
+        if isinstance(registers, KvmRegs):
+            cpu.regs = registers
+        else:
+            cpu.sregs = registers
 
     def close(self) -> None:
         """End: the guest leaves its ASID and is forgotten, the frames go back."""
@@ -291,7 +308,7 @@ class SevVm:
         """SEV_INIT, SEV_ES_INIT, INIT2: an ASID, and the platform initialised if it was not."""
         wanted = asked_for or KvmInit2()
         if self.cpus:
-            raise OSError(errno.EINVAL, f"{self.cpus} virtual CPUs exist: INIT comes before the first")
+            raise OSError(errno.EINVAL, f"{len(self.cpus)} virtual CPUs exist: INIT comes before the first")
         if wanted.flags:
             raise OSError(errno.EINVAL, f"flags {wanted.flags:#x}: none is known")
         known = int(VMSA_FEATURES) if es else 0

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from cbit.crypto.entropy import Entropy, SystemEntropy
 from cbit.driver.client_pages import MemoryRule
+from cbit.driver.kvm_registers import KvmRegs, KvmSregs
 from cbit.driver.kvm_sev import KvmSev
 from cbit.driver.kvm_structs import VmType
 from cbit.driver.sev_ioctl import ROOM, TMR_SIZE, Opening, SevDevice
@@ -25,13 +26,15 @@ from cbit.memory.probe import Probe
 from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import Client, Memory
 from cbit.redirect.files import SEV
-from cbit.redirect.kvm_requests import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_VM
+from cbit.redirect.kvm_requests import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_SET_REGS, KVM_SET_SREGS, KVM_VM
 from cbit.spec.address import Spa
 from cbit.spec.errors import CbitError
 from cbit.spec.states import PlatformState
 from cbit.trace import Trace
 
 PART: Final = "driver"
+#: Told by the supplied KVM of a processor: its number is where the bytes are.
+_REGISTERS: Final[Mapping[int, type[KvmRegs | KvmSregs]]] = {KVM_SET_REGS: KvmRegs, KVM_SET_SREGS: KvmSregs}
 
 
 class Off(CbitError):
@@ -166,7 +169,10 @@ class _Vms:
         if request == KVM_CREATE_VM:
             handle.sev = self._made(handle.client, argument)
         elif request == KVM_CREATE_VCPU:
-            handle.sev.create_vcpu()
+            handle.sev.create_vcpu(argument)
+        elif (layout := _REGISTERS.get(request)) is not None:
+            given = memory.read(argument, layout.SIZE)
+            handle.sev.set_registers(argument, layout.parse(given, canonical=False))
         else:
             return handle.sev.ioctl(request, argument, memory)
         return 0

@@ -6,6 +6,7 @@ after another, from the thread that serves; a device needs no lock.
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -36,6 +37,30 @@ class Memory(Protocol):
     def write_all(self, writes: Sequence[Write]) -> None:
         """Make several writes; all are tried, and the first fault is raised."""
         ...
+
+
+class Told:
+    """What one device tells another, in place of a program's memory: bytes, wherever they are looked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read them."""
+        return self._data[:length]
+
+    def read_into(self, address: int, room: bytearray | memoryview) -> None:
+        """Read them into a buffer."""
+        room[:] = self._data[: len(room)]
+
+    def write(self, address: int, data: Buffer) -> None:
+        """Refuse: nobody listens."""
+        raise OSError(errno.EFAULT, "what is told is not to be written")
+
+    def write_all(self, writes: Sequence[Write]) -> None:
+        """Refuse, unless there is nothing to write."""
+        for address, data in writes:
+            self.write(address, data)
 
 
 class Client:

@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from cbit.redirect import kvm_chips as chips
 from cbit.redirect import kvm_cpu as cpu
 from cbit.redirect.clients import AnyDevice
-from cbit.redirect.device import Client, Give, Memory
+from cbit.redirect.device import Client, Give, Memory, Told
 from cbit.redirect.kvm_cpu import Asked, Refuses, State, Vcpu, keep
 from cbit.redirect.kvm_requests import (
     ENCRYPTION_REQUESTS,
@@ -46,6 +46,8 @@ from cbit.redirect.kvm_requests import (
     KVM_SET_GSI_ROUTING,
     KVM_SET_IRQCHIP,
     KVM_SET_MSRS,
+    KVM_SET_REGS,
+    KVM_SET_SREGS,
     KVM_SET_USER_MEMORY_REGION,
     KVM_VCPU,
     KVM_VM,
@@ -144,7 +146,7 @@ class SuppliedKvm:
         self.devices: Mapping[str, AnyDevice] = {
             KVM: _System(behind, refuses),
             KVM_VM: _Machine(behind, refuses),
-            KVM_VCPU: _Processor(refuses),
+            KVM_VCPU: _Processor(behind, refuses),
         }
 
 
@@ -201,19 +203,23 @@ class _Machine:
             self._refuses(what, errno.EEXIST, f"processor {number} is there already")
         _announce(self._behind, vm.behind, KVM_CREATE_VCPU, number, memory)
         vm.processors.add(number)
-        return Give(KVM_VCPU, cpu.after_reset(number, vm.state), size=RUN_SIZE)
+        return Give(KVM_VCPU, cpu.after_reset(number, vm.state, vm.behind), size=RUN_SIZE)
 
 
 class _Processor:
-    def __init__(self, refuses: Refuses) -> None:
-        self._refuses = refuses
+    def __init__(self, behind: AnyDevice, refuses: Refuses) -> None:
+        self._behind, self._refuses = behind, refuses
 
     def open(self, client: Client, *, writable: bool) -> NoReturn:
         raise OSError(errno.ENODEV, "a virtual processor is made by KVM_CREATE_VCPU")
 
     def ioctl(self, handle: Vcpu, request: int, argument: int, memory: Memory) -> int:
         asked = Asked(request, argument, memory, self._refuses)
-        return _do(handle, asked, handle.state, handle.of_machine, _PROCESSOR)
+        result = _do(handle, asked, handle.state, handle.of_machine, _PROCESSOR)
+        if request in _MEASURED:
+            registers = Told(handle.state[asked.row.about])
+            _announce(self._behind, handle.behind, request, handle.number, registers)
+        return result
 
     def close(self, handle: Vcpu) -> None:
         """Its machine keeps the books."""
@@ -313,6 +319,9 @@ def _create_chips(vm: Vm, asked: Asked) -> int:
 def _run(_vcpu: Vcpu, asked: Asked) -> NoReturn:
     asked.refuse(errno.EOPNOTSUPP, "this KVM launches guests and runs none; cbit run does")
 
+
+#: What they set is in a processor's save area, which the device behind makes.
+_MEASURED: Final = frozenset({KVM_SET_REGS, KVM_SET_SREGS})
 
 _SYSTEM: Final[Mapping[int, Callable[[Asked], int]]] = {
     KVM_GET_API_VERSION: _says(API_VERSION),

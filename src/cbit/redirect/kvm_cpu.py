@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from cbit.cpu.cpuid import Registers
 from cbit.driver.kvm_registers import KvmRegs, KvmSregs
@@ -178,6 +178,7 @@ class Vcpu:
     Attributes:
         number: among its machine's.
         of_machine: what requests set of the whole machine.
+        behind: the machine's handle of the device that answers memory-encryption requests.
         state: what requests set of this one, by name; what is not named is zero.
         msrs: the model-specific registers.
         cpuid: the entries that were set.
@@ -185,12 +186,13 @@ class Vcpu:
 
     number: int
     of_machine: State
+    behind: Any
     state: State
     msrs: dict[int, int]
     cpuid: bytes = b""
 
 
-def after_reset(number: int, of_machine: State) -> Vcpu:
+def after_reset(number: int, of_machine: State, behind: Any) -> Vcpu:
     """Make a processor as a reset leaves it."""
     apic_base = _APIC_AT | (number == 0) << 8
     apic = bytearray(0x400)
@@ -210,7 +212,7 @@ def after_reset(number: int, of_machine: State) -> Vcpu:
         "extended control": struct.pack("<4IQ", 1, 0, 0, 0, 1) + bytes(368),
     }
     msrs = {_APIC_BASE: apic_base, _MCG_CAP: MCE_BANKS, _PAT: 0x0007_0406_0007_0406}
-    return Vcpu(number, of_machine, state, msrs)
+    return Vcpu(number, of_machine, behind, state, msrs)
 
 
 def get_msrs(vcpu: Vcpu, asked: Asked) -> int:

@@ -37,6 +37,8 @@ KVM_MEMORY_ENCRYPT_REG_REGION: Final = 0x8010AEBB
 KVM_MEMORY_ENCRYPT_UNREG_REGION: Final = 0x8010AEBC
 KVM_RUN: Final = 0xAE80
 KVM_X86_SETUP_MCE: Final = 0x4008AE9C
+KVM_SET_REGS: Final = 0x4090AE82
+KVM_SET_SREGS: Final = 0x4138AE84
 KVM_GET_MSRS: Final = 0xC008AE88
 KVM_SET_MSRS: Final = 0x4008AE89
 KVM_SET_CPUID2: Final = 0x4008AE90
@@ -168,9 +170,9 @@ REQUESTS: Final[Mapping[int, Row]] = MappingProxyType(
         KVM_MEMORY_ENCRYPT_UNREG_REGION: Row("KVM_MEMORY_ENCRYPT_UNREG_REGION", _VM, Does.ANSWERS),
         KVM_RUN: Row("KVM_RUN", _CPU, Does.ANSWERS),
         0x8090AE81: Row("KVM_GET_REGS", _CPU, Does.KEEPS, "registers"),
-        0x4090AE82: Row("KVM_SET_REGS", _CPU, Does.KEEPS, "registers"),
+        KVM_SET_REGS: Row("KVM_SET_REGS", _CPU, Does.KEEPS, "registers"),
         0x8138AE83: Row("KVM_GET_SREGS", _CPU, Does.KEEPS, "special registers"),
-        0x4138AE84: Row("KVM_SET_SREGS", _CPU, Does.KEEPS, "special registers"),
+        KVM_SET_SREGS: Row("KVM_SET_SREGS", _CPU, Does.KEEPS, "special registers"),
         KVM_GET_MSRS: Row("KVM_GET_MSRS", _CPU, Does.ANSWERS),
         KVM_SET_MSRS: Row("KVM_SET_MSRS", _CPU, Does.ANSWERS),
         0x81A0AE8C: Row("KVM_GET_FPU", _CPU, Does.KEEPS, "x87 and SSE state"),
