@@ -129,7 +129,8 @@ def test_a_signal_ends_a_receiver_in_order(hosts: Path, at: str, number: int) ->
     with receiving(hosts, at) as receiver:
         receiver.send_signal(number)
         _, err = receiver.communicate(timeout=PATIENCE_S)
-    assert (130, "interrupted") == (receiver.returncode, err.strip().rpartition(": ")[2])
+    why = f"interrupted by {signal.Signals(number).name}"
+    assert (128 + number, why) == (receiver.returncode, err.strip().rpartition(": ")[2])
     assert not (hosts / "mv.sock").exists()
     with receiving(hosts, at) as receiver:
         assert 0 == cbit(*words("send", hosts, at)).returncode

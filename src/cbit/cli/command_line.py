@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, TextIO
 
 from cbit import __version__
-from cbit.cli import standard_streams
+from cbit.cli import ending_signals, standard_streams
 from cbit.cli.envelope import Exit, Outcome, envelope
 from cbit.cli.parser import Parser, UsageError
 from cbit.spec.errors import CbitError, NotModelled
@@ -61,7 +61,10 @@ def run(words: list[str], begun: Mapping[str, Blob]) -> int:
     command, usage = "", ""
     try:
         command, words = _choose(words)
-        command, outcome = _call(command, words, begun)
+        with ending_signals.raised():
+            command, outcome = _call(command, words, begun)
+    except ending_signals.Ended as ended:
+        outcome = Outcome(ok=False, reasons=(str(ended),), exit_code=Exit.BY_SIGNAL + ended.number)
     except UsageError as error:
         command, usage = error.command, error.usage
         outcome = _unusable(error, error.exit_code)

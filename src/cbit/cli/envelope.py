@@ -18,7 +18,8 @@ class Exit(IntEnum):
     GOOD = 0
     NOT_TRUSTWORTHY = 1  #: checked, and not trustworthy or not true
     UNUSABLE = 2  #: unusable input, or not modelled
-    INTERRUPTED = 130
+    BY_SIGNAL = 128  #: and the signal's number: 143 SIGTERM, 129 SIGHUP
+    INTERRUPTED = 130  #: Ctrl-C
 
 
 def _nothing() -> Iterable[str]:

@@ -6,7 +6,6 @@ import argparse
 import errno
 import hashlib
 import os
-import signal
 import socket
 import sys
 import time
@@ -80,8 +79,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.hypervisor.channel import ChannelError
 
     try:
-        with _ended_in_order():
-            return _send(args) if args.way == "send" else _receive(args)
+        return _send(args) if args.way == "send" else _receive(args)
     except (FirmwareError, ChannelError) as error:
         return Outcome(ok=False, reasons=(str(error),))
 
@@ -349,17 +347,3 @@ def _listening(at: str) -> Iterator[socket.socket]:
             raise OSError(error.errno, error.strerror, at) from None
         door.listen(_BACKLOG)
         yield door
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end us as Ctrl-C does: what was begun is undone, the socket is taken away."""
-    before = {
-        number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

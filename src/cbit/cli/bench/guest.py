@@ -135,7 +135,14 @@ def _aes_page_us(rounds: int) -> float:
 
 def _idle() -> Iterator[Figure]:
     """Measure memory in a process of its own: what this one has touched before would be counted too."""
-    done = subprocess.run([sys.executable, "-c", _PROGRAM], check=True, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(prefix="cbit-bench-") as folder:  # killed where it stands if we end
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM],
+            env=os.environ | {"TMPDIR": folder},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     grown, touched = json.loads(done.stdout)
     ratio, against = (
         grown / touched,

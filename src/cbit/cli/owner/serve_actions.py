@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import signal
 import socket
 import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
@@ -116,13 +114,8 @@ def _run(args: Namespace) -> Outcome:
         host, port = _shown(args.listen[0]), server.server_port
         if not args.json:
             print(f"https://{host}:{port} under {args.store / tls.CERTIFICATE}", flush=True)
-        old = signal.signal(signal.SIGTERM, _interrupt)
-        try:
+        with suppress(KeyboardInterrupt):  # SIGTERM is one too (`cbit.cli.ending_signals`)
             server.serve_forever(poll_interval=0.1)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            signal.signal(signal.SIGTERM, old)
     return Outcome(ok=True, result={"host": host, "port": port}, lines=lambda: ["stopped"])
 
 
@@ -140,10 +133,6 @@ def _server(args: Namespace, store: SqliteStore) -> Server:
 
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _log(line: str) -> None:
