@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cbit.driver.caller_memory import write_each
+
 
 class EachWrite:
     """Makes several writes one by one: all are tried, and the first fault is raised."""
@@ -13,11 +15,4 @@ class EachWrite:
         raise NotImplementedError
 
     def write_all(self, writes: Sequence[tuple[int, bytes]]) -> None:
-        fault: OSError | None = None
-        for address, data in writes:
-            try:
-                self.write(address, data)
-            except OSError as error:
-                fault = fault or error
-        if fault is not None:
-            raise fault
+        write_each(self.write, writes)

@@ -11,7 +11,8 @@ import os
 import struct
 from dataclasses import dataclass
 
-from cbit.redirect.device import Client, Memory
+from cbit.driver.caller_memory import CallerMemory
+from cbit.redirect.device import Client
 from cbit.redirect.files import SEV, SEV_ISSUE_CMD, SNP_GET_REPORT
 from cbit.redirect.kvm_requests import KVM_MEMORY_ENCRYPT_OP, KVM_MEMORY_ENCRYPT_REG_REGION, KVM_VM
 
@@ -41,7 +42,7 @@ class Echo:
     def close(self, handle: Session) -> None:
         self.closed += 1
 
-    def ioctl(self, handle: Session, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: Session, request: int, argument: int, memory: CallerMemory) -> int:
         self.commands += 1
         handle.commands += 1
         match request:
@@ -56,7 +57,7 @@ class Echo:
                 return 0 if handle.client.names(0) != KVM_VM else -errno.EINVAL
         return -errno.ENOTTY
 
-    def _issue(self, handle: Session, argument: int, memory: Memory) -> int:
+    def _issue(self, handle: Session, argument: int, memory: CallerMemory) -> int:
         command, data, _ = _ISSUE.unpack(memory.read(argument, _ISSUE.size))
         match command:
             case _ if command == ECHO:
@@ -73,9 +74,7 @@ class Echo:
                 raise RuntimeError("the device has a fault")
             case _ if command == BULK:
                 where, length = struct.unpack("<QQ", memory.read(data, 16))
-                room = bytearray(memory.read(where, length))
-                memory.read_into(where, room)
-                memory.write(where, room[::-1])
+                memory.write(where, memory.read(where, length)[::-1])
                 return 0
             case _ if command == SLEEP:
                 os.kill(handle.client.pid, 9)
@@ -84,7 +83,7 @@ class Echo:
         return -errno.EINVAL
 
     @staticmethod
-    def _report(argument: int, memory: Memory) -> int:
+    def _report(argument: int, memory: CallerMemory) -> int:
         _, asked, answer, _ = struct.unpack("<BxxxxxxxQQQ", memory.read(argument, 32))
         memory.write(answer, bytes(32) + memory.read(asked, 64) + bytes(3904))
         return 0
@@ -102,7 +101,7 @@ class Behind:
         self.lines.append(f"{self._count}: open")
         return self._count
 
-    def ioctl(self, handle: int, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: int, request: int, argument: int, memory: CallerMemory) -> int:
         if request == KVM_MEMORY_ENCRYPT_OP:
             return 100 + handle
         told = memory.read(argument, request >> 16 & 0x3FFF).hex(" ", -4)

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from cbit.driver.caller_memory import write_each
 from cbit.driver.client_pages import MemoryRule
 from cbit.driver.kvm_structs import (
     KVM_MEMORY_ENCRYPT_OP,
@@ -102,9 +103,6 @@ class Memory:
             raise OSError(errno.EFAULT, "no such memory")
         return bytes(self.cells[at : at + length])
 
-    def read_into(self, address: int, room: bytearray | memoryview) -> None:
-        room[:] = self.read(address, len(room))
-
     def write(self, address: int, data: Buffer) -> None:
         at = address - BASE
         if at < 0 or at + len(data) > READ_ONLY:
@@ -112,14 +110,7 @@ class Memory:
         self.cells[at : at + len(data)] = data
 
     def write_all(self, writes: Sequence[Write]) -> None:
-        faults = []
-        for address, data in writes:
-            try:
-                self.write(address, data)
-            except OSError as error:
-                faults.append(error)
-        if faults:
-            raise faults[0]
+        write_each(self.write, writes)
 
 
 @dataclass(eq=False)

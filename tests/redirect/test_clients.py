@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from cbit.driver.caller_memory import CallerMemory
 from cbit.redirect.clients import Clients
 from cbit.redirect.descriptors import Descriptors
-from cbit.redirect.device import Client, Memory
+from cbit.redirect.device import Client
 from cbit.redirect.files import SEV, SEV_GUEST, DescriptorKind, DeviceFile, Files
 from cbit.redirect.linux import PR_SET_DUMPABLE, prctl
 
@@ -36,7 +37,7 @@ class Book:
         self.lines.append(f"open {len(self.lines)}" + ("" if writable else " to read"))
         return self.lines[-1]
 
-    def ioctl(self, handle: str, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: str, request: int, argument: int, memory: CallerMemory) -> int:
         return 0
 
     def close(self, handle: str) -> None:

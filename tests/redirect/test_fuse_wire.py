@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cbit.driver.caller_memory import CallerMemory
 from cbit.redirect import fuse_wire as wire
-from cbit.redirect.device import Client, Memory
+from cbit.redirect.device import Client
 from cbit.redirect.files import SEV, SEV_ISSUE_CMD, DeviceFile
 from cbit.redirect.fuse import FuseFile
 from cbit.redirect.fuse_wire import Malformed, Opcode
@@ -40,7 +41,7 @@ class Desk:
         self.lines.append(f"open {client.pid} {writable}")
         return len(self.lines)
 
-    def ioctl(self, handle: int, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: int, request: int, argument: int, memory: CallerMemory) -> int:
         self.lines.append(f"{handle}: {request:#x} {memory.read(argument, 16).hex()}")
         memory.write(argument + 12, b"told")
         if isinstance(self.result, int):

@@ -60,9 +60,6 @@ class Memory:
             raise OSError(errno.EFAULT, f"no memory at {address:#x}")
         return bytes(self.cells[address : address + length])
 
-    def read_into(self, address: int, room: bytearray | memoryview) -> None:
-        room[:] = self.read(address, len(room))
-
     def write(self, address: int, data: Buffer) -> None:
         self.read(address, len(data))
         self.cells[address : address + len(data)] = data

@@ -12,10 +12,11 @@ the bytes are in the frame; what is in the program's page afterwards is the memo
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
+from cbit.driver.caller_memory import CallerMemory
 from cbit.memory.physical import PhysicalMemory
 from cbit.spec.address import GIB, MIB, PAGE, Spa
 from cbit.spec.errors import CbitError
@@ -30,22 +31,6 @@ class MemoryRule(StrEnum):
 
     ENCRYPTED = "encrypted"
     PLAIN = "plain"
-
-
-class CallerMemory(Protocol):
-    """The memory of the program that issued a command; both raise EFAULT for what it does not have."""
-
-    def read(self, address: int, length: int) -> bytes:
-        """Read exactly ``length`` bytes."""
-        ...
-
-    def write(self, address: int, data: bytes) -> None:
-        """Write all of ``data``."""
-        ...
-
-    def write_all(self, writes: Sequence[tuple[int, bytes]]) -> None:
-        """Make several writes; all are tried, and the first fault is raised."""
-        ...
 
 
 class FreeFrames(Protocol):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 
-from cbit.driver.client_pages import CallerMemory
+from cbit.driver.caller_memory import CallerMemory
 from cbit.driver.errors import FirmwareError, MailboxTimeout
 from cbit.driver.kvm_commands import ROWS
 from cbit.driver.kvm_structs import (

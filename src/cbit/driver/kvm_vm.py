@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
+from cbit.driver.caller_memory import CallerMemory
 from cbit.driver.ccp import Ccp
-from cbit.driver.client_pages import CallerMemory, ClientPages, FreeFrames, MemoryRule, Run
+from cbit.driver.client_pages import ClientPages, FreeFrames, MemoryRule, Run
 from cbit.driver.errors import FirmwareError, MailboxTimeout
 from cbit.driver.kvm_registers import KvmRegs, KvmSregs
 from cbit.driver.kvm_structs import EncRegion, KvmInit2, KvmSevCmd, KvmSevCommand, VmType

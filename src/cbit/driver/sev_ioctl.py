@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
 
+from cbit.driver.caller_memory import CallerMemory
 from cbit.driver.ccp import Ccp
-from cbit.driver.client_pages import CallerMemory
 from cbit.driver.errors import FirmwareError, MailboxTimeout
 from cbit.driver.sev_structs import (
     BLOB_MAX,

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cbit.redirect.process_memory import Buffer, ClientMemory, Write
+from cbit.driver.caller_memory import CallerMemory
+from cbit.redirect.process_memory import Buffer
 
 
 class ArgumentMemory:
@@ -26,7 +27,7 @@ class ArgumentMemory:
 
     __slots__ = ("_argument", "_data", "_dirty", "_end", "_memory", "_out_end")
 
-    def __init__(self, memory: ClientMemory, argument: int, data: Buffer, *, out_size: int) -> None:
+    def __init__(self, memory: CallerMemory, argument: int, data: Buffer, *, out_size: int) -> None:
         self._memory, self._argument, self._data = memory, argument, bytearray(data)
         self._end = argument + len(data)
         self._out_end = argument + min(out_size, len(data))
@@ -44,27 +45,21 @@ class ArgumentMemory:
             return bytes(self._data[at : at + length])
         data = self._memory.read(address, length)
         if self._dirty and self._overlaps(address, length):
-            data = bytes(self._laid_over(address, bytearray(data)))
+            data = self._laid_over(address, bytearray(data))
         return data
 
-    def read_into(self, address: int, room: bytearray | memoryview) -> None:
-        """Fill a writable buffer."""
-        self._memory.read_into(address, room)
-        if self._dirty and self._overlaps(address, len(room)):
-            self._laid_over(address, room)
-
-    def write(self, address: int, data: Buffer) -> None:
+    def write(self, address: int, data: bytes) -> None:
         """Write all of ``data``."""
         if not self._keep(address, data):
             self._memory.write(address, data)
 
-    def write_all(self, writes: Sequence[Write]) -> None:
+    def write_all(self, writes: Sequence[tuple[int, bytes]]) -> None:
         """Make several writes; all are tried, and the first fault is raised."""
         # In their order: a later one may lie over an earlier one, in the argument.
         if others := [write for write in writes if not self._keep(*write)]:
             self._memory.write_all(others)
 
-    def _keep(self, address: int, data: Buffer) -> bool:
+    def _keep(self, address: int, data: bytes) -> bool:
         """Remember what of it lies in the argument; True if that is all of it, and the kernel brings it."""
         end = address + len(data)
         first, last = max(address, self._argument), min(end, self._end)
@@ -78,9 +73,9 @@ class ArgumentMemory:
     def _overlaps(self, address: int, length: int) -> bool:
         return address < self._out_end and address + length > self._argument
 
-    def _laid_over(self, address: int, room: bytearray | memoryview) -> bytearray | memoryview:
+    def _laid_over(self, address: int, room: bytearray) -> bytes:
         """Show in what was read what has been written and is still on its way."""
         first, last = max(address, self._argument), min(address + len(room), self._out_end)
         at = self._argument
         room[first - address : last - address] = self._data[first - at : last - at]
-        return room
+        return bytes(room)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cbit.driver.caller_memory import write_each
 from cbit.redirect.clients import AnyDevice
 from cbit.redirect.device import Client
 from cbit.redirect.files import SEV
@@ -64,14 +65,6 @@ class RemoteMemory:
             room += self._piece(address + start, min(PIECE, length - start))
         return bytes(room)
 
-    def read_into(self, address: int, room: bytearray | memoryview) -> None:
-        """Fill a writable buffer."""
-        self._deliver()
-        view = memoryview(room)
-        for start in range(0, len(view), PIECE):
-            step = min(PIECE, len(view) - start)
-            view[start : start + step] = self._piece(address + start, step)
-
     def write(self, address: int, data: Buffer) -> None:
         """Write all of ``data``."""
         self._begun = b""
@@ -83,14 +76,7 @@ class RemoteMemory:
 
     def write_all(self, writes: Sequence[Write]) -> None:
         """Make several writes; all are tried, and the first fault is raised."""
-        fault: OSError | None = None
-        for address, data in writes:
-            try:
-                self.write(address, data)
-            except OSError as error:
-                fault = fault or error
-        if fault is not None:
-            raise fault
+        write_each(self.write, writes)
 
     def late(self) -> list[Write]:
         """Take the writes that go along with the answer."""

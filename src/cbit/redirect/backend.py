@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cbit.crypto.entropy import Entropy, SystemEntropy
+from cbit.driver.caller_memory import CallerMemory
 from cbit.driver.client_pages import MemoryRule
 from cbit.driver.kvm_registers import KvmRegs, KvmSregs
 from cbit.driver.kvm_sev import KvmSev
@@ -24,7 +25,7 @@ from cbit.machine.board import Machine, Options
 from cbit.machine.state_folder import StateFolder
 from cbit.memory.probe import Probe
 from cbit.redirect.clients import AnyDevice
-from cbit.redirect.device import Client, Memory
+from cbit.redirect.device import Client
 from cbit.redirect.files import SEV
 from cbit.redirect.kvm_requests import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_SET_REGS, KVM_SET_SREGS, KVM_VM
 from cbit.spec.address import Spa
@@ -156,7 +157,7 @@ class _Vms:
     def open(self, client: Client, *, writable: bool) -> _Vm:
         return _Vm(client, self._backend.boots, self._made(client, VmType.DEFAULT))
 
-    def ioctl(self, handle: _Vm, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: _Vm, request: int, argument: int, memory: CallerMemory) -> int:
         backend = self._backend
         if handle.boot != backend.boots or not backend.machine.is_on:
             why = (
@@ -201,7 +202,7 @@ class _Sev:
     def open(self, client: Client, *, writable: bool) -> Opening:
         return self._backend.sev.open(client, writable=writable)
 
-    def ioctl(self, handle: Opening, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: Opening, request: int, argument: int, memory: CallerMemory) -> int:
         if not self._backend.machine.is_on:
             self._backend.machine.trace.emit(PART, "SEV_ISSUE_CMD", "the machine is off", errno="ENODEV")
             raise OSError(errno.ENODEV, "the machine is off")

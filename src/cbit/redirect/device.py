@@ -13,30 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from cbit.redirect.process_memory import Buffer, Write
+from cbit.driver.caller_memory import CallerMemory
 from cbit.trace import Trace
 
 Handle = TypeVar("Handle")
-
-
-class Memory(Protocol):
-    """The memory of the program that issued a command; see ``process_memory.ClientMemory``."""
-
-    def read(self, address: int, length: int) -> bytes:
-        """Read exactly ``length`` bytes."""
-        ...
-
-    def read_into(self, address: int, room: bytearray | memoryview) -> None:
-        """Fill a writable buffer."""
-        ...
-
-    def write(self, address: int, data: Buffer) -> None:
-        """Write all of ``data``."""
-        ...
-
-    def write_all(self, writes: Sequence[Write]) -> None:
-        """Make several writes; all are tried, and the first fault is raised."""
-        ...
 
 
 class Told:
@@ -49,15 +29,11 @@ class Told:
         """Read them."""
         return self._data[:length]
 
-    def read_into(self, address: int, room: bytearray | memoryview) -> None:
-        """Read them into a buffer."""
-        room[:] = self._data[: len(room)]
-
-    def write(self, address: int, data: Buffer) -> None:
+    def write(self, address: int, data: bytes) -> None:
         """Refuse: nobody listens."""
         raise OSError(errno.EFAULT, "what is told is not to be written")
 
-    def write_all(self, writes: Sequence[Write]) -> None:
+    def write_all(self, writes: Sequence[tuple[int, bytes]]) -> None:
         """Refuse, unless there is nothing to write."""
         for address, data in writes:
             self.write(address, data)
@@ -122,7 +98,7 @@ class Device(Protocol[Handle]):
         """
         ...
 
-    def ioctl(self, handle: Handle, request: int, argument: int, memory: Memory) -> int | Give:
+    def ioctl(self, handle: Handle, request: int, argument: int, memory: CallerMemory) -> int | Give:
         """Run one command exactly once and return 0 (or a positive result, or a descriptor), or -errno.
 
         Args:

@@ -21,10 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, TypeVar
 
+from cbit.driver.caller_memory import CallerMemory
 from cbit.redirect import kvm_chips as chips
 from cbit.redirect import kvm_cpu as cpu
 from cbit.redirect.clients import AnyDevice
-from cbit.redirect.device import Client, Give, Memory, Told
+from cbit.redirect.device import Client, Give, Told
 from cbit.redirect.kvm_cpu import Asked, Refuses, State, Vcpu, keep
 from cbit.redirect.kvm_requests import (
     ENCRYPTION_REQUESTS,
@@ -157,7 +158,7 @@ class _System:
     def open(self, client: Client, *, writable: bool) -> Client:
         return client
 
-    def ioctl(self, handle: Client, request: int, argument: int, memory: Memory) -> int | Give:
+    def ioctl(self, handle: Client, request: int, argument: int, memory: CallerMemory) -> int | Give:
         if request == KVM_CREATE_VM:
             return self._create(handle, argument, memory)
         return _SYSTEM[request](Asked(request, argument, memory, self._refuses))
@@ -165,7 +166,7 @@ class _System:
     def close(self, handle: Client) -> None:
         """Its machines have descriptors of their own."""
 
-    def _create(self, client: Client, kind: int, memory: Memory) -> Give:
+    def _create(self, client: Client, kind: int, memory: CallerMemory) -> Give:
         if kind not in TYPES:
             self._refuses("KVM_CREATE_VM", errno.EINVAL, f"type {kind:#x} is none of {sorted(TYPES)}")
         behind = self._behind.open(client, writable=True)
@@ -184,7 +185,7 @@ class _Machine:
     def open(self, client: Client, *, writable: bool) -> NoReturn:
         raise OSError(errno.ENODEV, "a virtual machine is made by KVM_CREATE_VM")
 
-    def ioctl(self, handle: Vm, request: int, argument: int, memory: Memory) -> int | Give:
+    def ioctl(self, handle: Vm, request: int, argument: int, memory: CallerMemory) -> int | Give:
         if request in ENCRYPTION_REQUESTS:
             return self._behind.ioctl(handle.behind, request, argument, memory)
         if request == KVM_CREATE_VCPU:
@@ -195,7 +196,7 @@ class _Machine:
     def close(self, handle: Vm) -> None:
         self._behind.close(handle.behind)
 
-    def _create(self, vm: Vm, number: int, memory: Memory) -> Give:
+    def _create(self, vm: Vm, number: int, memory: CallerMemory) -> Give:
         what = "KVM_CREATE_VCPU"
         if number >= PROCESSORS:
             self._refuses(what, errno.EINVAL, f"processor {number:#x}: there are {PROCESSORS} at most")
@@ -213,7 +214,7 @@ class _Processor:
     def open(self, client: Client, *, writable: bool) -> NoReturn:
         raise OSError(errno.ENODEV, "a virtual processor is made by KVM_CREATE_VCPU")
 
-    def ioctl(self, handle: Vcpu, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: Vcpu, request: int, argument: int, memory: CallerMemory) -> int:
         asked = Asked(request, argument, memory, self._refuses)
         result = _do(handle, asked, handle.state, handle.of_machine, _PROCESSOR)
         if request in _MEASURED:
@@ -350,7 +351,7 @@ _PROCESSOR: Final[Mapping[int, Callable[[Vcpu, Asked], int]]] = {
 }
 
 
-def _announce(behind: AnyDevice, handle: Any, request: int, argument: int, memory: Memory) -> None:
+def _announce(behind: AnyDevice, handle: Any, request: int, argument: int, memory: CallerMemory) -> None:
     """Tell the device behind what has been made; raises what it refuses with."""
     result = behind.ioctl(handle, request, argument, memory)
     if isinstance(result, int) and result < 0:

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from cbit.cpu.cpuid import Registers
+from cbit.driver.caller_memory import CallerMemory
 from cbit.driver.kvm_registers import KvmRegs, KvmSregs
-from cbit.redirect.device import Memory
 from cbit.redirect.kvm_requests import CHIPS, REQUESTS, argument_size, gives
 from cbit.trace import Trace
 
@@ -121,7 +121,7 @@ class Asked:
         argument: as the program gave it.
     """
 
-    def __init__(self, request: int, argument: int, memory: Memory, refuses: Refuses) -> None:
+    def __init__(self, request: int, argument: int, memory: CallerMemory, refuses: Refuses) -> None:
         self.request, self.argument = request, argument
         self.row = REQUESTS[request]
         self._memory, self._refuses = memory, refuses

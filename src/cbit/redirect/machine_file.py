@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from cbit.driver.caller_memory import CallerMemory
 from cbit.redirect.attached import Reasons
 from cbit.redirect.clients import AnyDevice
-from cbit.redirect.device import Client, Memory
+from cbit.redirect.device import Client
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.files import SEV_ISSUE_CMD, DeviceFile
 from cbit.redirect.fuse import DEVICE, KIND, SOURCE, FuseFile, mount_file, open_channel
@@ -192,7 +193,7 @@ class _Logged:
     def open(self, client: Client, *, writable: bool) -> tuple[Client, Any]:
         return client, self._device.open(client, writable=writable)
 
-    def ioctl(self, handle: tuple[Client, Any], request: int, argument: int, memory: Memory) -> Any:
+    def ioctl(self, handle: tuple[Client, Any], request: int, argument: int, memory: CallerMemory) -> Any:
         client, inner = handle
         self._reasons.clear()
         try:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from cbit.driver.caller_memory import write_each
 from cbit.redirect.linux import libc
 
 _SCRATCH: Final = 4096
@@ -164,13 +165,10 @@ class ClientMemory:
         if not self._memory.small(self._tid, address + length - 1, 1):
             raise Fault(address + length - 1)
         room = bytearray(length)
-        self.read_into(address, room)
+        self._fill(address, room)
         return bytes(room)
 
-    def read_into(self, address: int, room: bytearray | memoryview) -> None:
-        """Fill a writable buffer, without a copy in between: for gigabytes."""
-        if len(room) == 0:
-            return
+    def _fill(self, address: int, room: bytearray) -> None:
         done = self._memory.into(self._tid, address, room)
         self._memory.check(self._id)
         if done != len(room):
@@ -207,11 +205,4 @@ class ClientMemory:
         self._memory.check(self._id)
         if self._memory.together(self._tid, writes):
             return
-        fault: OSError | None = None
-        for address, data in writes:
-            try:
-                self.write(address, data)
-            except OSError as error:
-                fault = fault or error
-        if fault is not None:
-            raise fault
+        write_each(self.write, writes)

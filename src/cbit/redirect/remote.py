@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from cbit.redirect.device import Client, Memory
+from cbit.driver.caller_memory import CallerMemory
+from cbit.redirect.device import Client
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.files import SEV_ISSUE_CMD
 from cbit.redirect.frames import (
@@ -139,7 +140,7 @@ class RemoteMachine:
             raise OSError(-result, why)
         return handle
 
-    def ioctl(self, handle: _Handle, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: _Handle, request: int, argument: int, memory: CallerMemory) -> int:
         """Let the daemon run one command; it reads and writes the program's memory through us."""
         try:
             return self._ioctl(handle, request, argument, memory)
@@ -153,7 +154,7 @@ class RemoteMachine:
         except Broken as broken:
             self._lose(broken)
 
-    def _ioctl(self, handle: _Handle, request: int, argument: int, memory: Memory) -> int:
+    def _ioctl(self, handle: _Handle, request: int, argument: int, memory: CallerMemory) -> int:
         begun = b""
         if (length := ARGUMENT_BYTES.get(request, 0)) and argument:
             try:
@@ -168,7 +169,7 @@ class RemoteMachine:
                 return self._finish(body, memory)
             self._channel.send(Kind.ANSWER, *_answer(handle, kind, body, memory))
 
-    def _finish(self, body: bytes, memory: Memory) -> int:
+    def _finish(self, body: bytes, memory: CallerMemory) -> int:
         result, writes, reasons = unpack_done(body)
         for what, why in reasons:
             self._trace.emit(PART, what, why)
@@ -203,7 +204,7 @@ class RemoteDevice:
         """Begin to serve a process."""
         return self._machine.open(self._index, client, writable=writable)
 
-    def ioctl(self, handle: _Handle, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: _Handle, request: int, argument: int, memory: CallerMemory) -> int:
         """Run one command."""
         return self._machine.ioctl(handle, request, argument, memory)
 
@@ -212,7 +213,7 @@ class RemoteDevice:
         self._machine.close_handle(handle)
 
 
-def _answer(handle: _Handle, kind: int, body: bytes, memory: Memory) -> tuple[bytes, ...]:
+def _answer(handle: _Handle, kind: int, body: bytes, memory: CallerMemory) -> tuple[bytes, ...]:
     """Do what the command needs done to the program: errno, then bytes."""
     try:
         if kind == Kind.NAME:
@@ -221,7 +222,7 @@ def _answer(handle: _Handle, kind: int, body: bytes, memory: Memory) -> tuple[by
         address, length = RANGE.unpack_from(body)
         if kind == Kind.READ:
             return ANSWER.pack(0), memory.read(address, length)
-        memory.write(address, memoryview(body)[RANGE.size :])
+        memory.write(address, body[RANGE.size :])
         return (ANSWER.pack(0),)
     except OSError as error:
         return (ANSWER.pack(error.errno or errno.EIO),)

@@ -29,6 +29,7 @@ from cbit.cli.bench import qemu
 from cbit.cli.bench.figure import Figure, Skipped, medians
 from cbit.crypto import ec, sev_cert
 from cbit.crypto.entropy import SystemEntropy
+from cbit.driver.caller_memory import CallerMemory
 from cbit.hypervisor.host import Host
 from cbit.machine.board import Machine
 from cbit.machine.manufacture import make_root, manufacture
@@ -36,7 +37,7 @@ from cbit.machine.profiles import DEFAULT, profile
 from cbit.machine.state_folder import StateFolder
 from cbit.owner.session import Session
 from cbit.owner.verify.verdict import UnverifiedPlatform
-from cbit.redirect.device import Client, Memory
+from cbit.redirect.device import Client
 from cbit.redirect.errors import RedirectError, Unsupported
 from cbit.redirect.features import GIVE, NAMESPACE, SYNC_WAKE_UP, KernelFeatures, probe, why_no_fuse
 from cbit.redirect.files import SEV, Mechanism, sev_files
@@ -329,7 +330,7 @@ class _Status:
     def open(self, client: Client, *, writable: bool) -> None:
         """Keep nothing."""
 
-    def ioctl(self, handle: None, request: int, argument: int, memory: Memory) -> int:
+    def ioctl(self, handle: None, request: int, argument: int, memory: CallerMemory) -> int:
         """Answer."""
         _, data, _ = _ISSUE.unpack(memory.read(argument, _ISSUE.size))
         memory.write_all([(data, _ANSWER), (argument + 12, bytes(4))])
