@@ -169,6 +169,7 @@ REQUESTS: Final[Mapping[int, Row]] = MappingProxyType(
         KVM_MEMORY_ENCRYPT_REG_REGION: Row("KVM_MEMORY_ENCRYPT_REG_REGION", _VM, Does.ANSWERS),
         KVM_MEMORY_ENCRYPT_UNREG_REGION: Row("KVM_MEMORY_ENCRYPT_UNREG_REGION", _VM, Does.ANSWERS),
         KVM_RUN: Row("KVM_RUN", _CPU, Does.ANSWERS),
+        0x0000AEA3: Row("KVM_GET_TSC_KHZ", _CPU, Does.REFUSES, "its time-stamp counter stands still"),
         0x8090AE81: Row("KVM_GET_REGS", _CPU, Does.KEEPS, "registers"),
         KVM_SET_REGS: Row("KVM_SET_REGS", _CPU, Does.KEEPS, "registers"),
         0x8138AE83: Row("KVM_GET_SREGS", _CPU, Does.KEEPS, "special registers"),
