@@ -154,6 +154,22 @@ def test_the_socket_of_a_dead_receiver_is_replaced_and_that_of_a_living_one_is_n
         )
 
 
+@pytest.mark.parametrize(
+    ("at", "why"),
+    [
+        ("{}/nobody.sock", "No such file or directory"),
+        ("{}/token", "Connection refused"),
+        ("{}/token/x", "Not a directory"),
+        ("127.0.0.1:1", "Connection refused"),
+    ],
+)
+def test_whoever_cannot_be_reached_is_named(hosts: Path, at: str, why: str) -> None:
+    at = at.format(hosts)
+    ended = cbit(*words("send", hosts, at, wait=0))
+    assert 2 == ended.returncode
+    assert f"cbit migrate send: {at}: {why}" == ended.stderr.splitlines()[-1]
+
+
 def test_a_port_that_is_taken_is_named(hosts: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         at = f"127.0.0.1:{taken.getsockname()[1]}"

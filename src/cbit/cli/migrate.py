@@ -279,11 +279,15 @@ def _connected(at: str, wait: float) -> Iterator[socket.socket]:
         try:
             link.connect(place)
             break
-        except (ConnectionRefusedError, FileNotFoundError):
+        except OSError as error:
             link.close()
-            if time.monotonic() >= until:
-                raise
+            not_yet = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
+            if not not_yet or time.monotonic() >= until:
+                raise OSError(error.errno, error.strerror, at) from None
             time.sleep(_PAUSE_S)
+        except BaseException:
+            link.close()
+            raise
     with link:
         link.settimeout(wait)
         yield link

@@ -167,11 +167,9 @@ class Stage:
     def __init__(self, *, quiet: bool) -> None:
         self._console = None
         if not quiet:
-            from rich.console import Console
+            from cbit.cli.demo.console import new_console
 
-            self._console = Console(highlight=False)
-            if not self._console.is_terminal:
-                self._console.width = 120
+            self._console = new_console()
 
     def act(self, act: Act) -> None:
         """Show an act."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from rich.console import Console
@@ -18,13 +18,17 @@ from cbit.hypervisor.host import Protection
 
 _HEADLINES: Final = {Protection.NONE: "no encryption", Protection.SME: "SME", Protection.SEV: "SEV"}
 _WIDE: Final = 110  #: columns from which a line of bytes, or a column of powers, has room
+_NARROW: Final = 60  #: columns below which a table would leave out more than it shows
 _INDENT: Final = 2
 
 
 def show_act(console: Console, act: Act) -> None:
     """Print one act."""
     console.print()
-    console.rule(f"[bold]{act.number}. {act.title}", align="left", style="cyan")
+    if console.width < _NARROW:  # a rule has one line
+        console.print(Text(f"{act.number}. {act.title}", style="bold"))
+    else:
+        console.rule(f"[bold]{act.number}. {act.title}", align="left", style="cyan")
     for item in act.items:
         _show(console, item)
     console.print(Padding(Text(act.who_sees, style="italic"), (0, _INDENT)))
@@ -75,7 +79,18 @@ def show_survey(console: Console, cells: Iterable[Cell]) -> None:
     """Print the table of what each adversary got."""
     cells = list(cells)
     by_place = {(cell.adversary, cell.protection): cell for cell in cells}
-    table = Table(title="Is the secret in the bytes that each adversary got?", title_justify="left")
+    title = "Is the secret in the bytes that each adversary got?"
+    if console.width < _NARROW:
+        _lines(
+            console,
+            title,
+            {
+                name: {_HEADLINES[p]: _cell(by_place[name, p]) for p in Protection}
+                for name in dict.fromkeys(cell.adversary for cell in cells)
+            },
+        )
+        return
+    table = Table(title=title, title_justify="left")
     table.add_column("adversary")
     for protection in Protection:
         table.add_column(_HEADLINES[protection], justify="center")
@@ -94,15 +109,38 @@ def show_finds(console: Console, finds: Iterable[Find]) -> None:
     finds = list(finds)
     by_place = {(find.tool, find.what, find.dump): find for find in finds}
     dumps = list(dict.fromkeys(find.dump for find in finds))
-    table = Table(title="Is it in the dump of DRAM?", title_justify="left")
+    title, searches = "Is it in the dump of DRAM?", dict.fromkeys((find.tool, find.what) for find in finds)
+    if console.width < _NARROW:
+        _lines(
+            console,
+            title,
+            {
+                f"{tool}, {what}": {dump: _find(by_place[tool, what, dump]) for dump in dumps}
+                for tool, what in searches
+            },
+        )
+        return
+    table = Table(title=title, title_justify="left")
     table.add_column("tool")
     table.add_column("looks for")
     for dump in dumps:
         table.add_column(dump, justify="center")
-    for tool, what in dict.fromkeys((find.tool, find.what) for find in finds):
+    for tool, what in searches:
         table.add_row(tool, what, *(_find(by_place[tool, what, dump]) for dump in dumps))
     console.print()
     console.print(table)
+
+
+def _lines(console: Console, title: str, rows: Mapping[str, Mapping[str, Text]]) -> None:
+    """Print a table that has no room: a paragraph for each row, which may fold."""
+    console.print()
+    console.print(Text(title, style="italic"), overflow="fold")
+    for name, cells in rows.items():
+        line = Text(f"{name}:", overflow="fold")
+        for column, value in cells.items():
+            line.append(f" {column} ").append_text(value).append(";")
+        line.right_crop(1)
+        console.print(Padding(line, (0, _INDENT)))
 
 
 def _find(find: Find) -> Text:
