@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from cbit.spec.address import PAGE
-from cpu.engine.worlds import DATA, GUEST_SIZE, HLT, INTR, RBX, RDX, Guest, Machine
+from cpu.engine.worlds import DATA, GUEST_SIZE, HLT, INTR, RBX, RDI, RDX, RSI, Guest, Machine, assemble
 
 PROGRAM = f"""
     mov rsi, {DATA}; mov rcx, 300
@@ -45,6 +45,20 @@ def test_the_clock_does_not_know_the_size_of_the_cache(pages: int) -> None:
 @pytest.mark.parametrize("slices", [1, 7, 50])
 def test_slices_of_time_do_not_change_what_a_guest_computes(slices: int) -> None:
     assert run(slices=slices)[:2] == run()[:2]
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 7, 1000])
+def test_each_exception_arrives_once_wherever_a_slice_ends(slices: int) -> None:
+    """A delivery takes a block's time, so that the end of a slice may come with it."""
+    g = Guest()
+    handler = 0x40000
+    g.write(handler, assemble("inc rsi; add qword ptr [rsp], 2; iretq", handler))
+    g.gate(6, handler)
+    g.program("xor rsi, rsi; mov rcx, 20; again: ud2; inc rdi; dec rcx; jnz again; hlt")
+    while (code := g.run(blocks=slices).code) == INTR:
+        pass
+    assert (HLT, 20, 20) == (code, g.register(RSI), g.register(RDI))
+    assert 20 * 4 + 1 == g.machine.engine.blocks  # ud2, its delivery, the handler, the rest
 
 
 def test_a_guest_that_asks_for_much_randomness_gets_it_and_never_the_same() -> None:

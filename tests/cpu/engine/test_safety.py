@@ -24,6 +24,7 @@ from cpu.engine.worlds import (
     DATA,
     GDT,
     HLT,
+    IDT,
     INTR,
     NPF,
     RBX,
@@ -125,6 +126,23 @@ def endless_faults() -> None:
     assert CPUID == _another(g)
 
 
+def a_handler_that_cannot_be_fetched() -> None:
+    """Each fetch of it is the next page fault, on a stack that is always good: no block ever begins."""
+    g = Guest()
+    nowhere, tss, on_ist_1 = 0x60_0000, DATA, 1
+    gate = struct.pack("<HHBBHII", nowhere & 0xFFFF, 0x10, on_ist_1, 0x8E, nowhere >> 16, 0, 0)
+    g.write(IDT + 16 * 14, gate)
+    g.write(tss + 0x24, struct.pack("<Q", STACK))
+    struct.pack_into("<HHIQ", g.vmcb, 0x490, 0x20, 0x8B, 0x67, tss)
+    g.program(f"jmp {nowhere}")
+    for _ in range(2):
+        begun = g.machine.engine.blocks
+        assert INTR == g.run(blocks=100).code
+        assert 0 <= g.machine.engine.blocks - begun - 100 <= 1
+    assert nowhere == g.get(0x578)
+    assert CPUID == _another(g)
+
+
 def _another(g: Guest) -> int:
     other = Guest(g.machine, sev=False, asid=12, at=0xC0_0000)
     other.program("cpuid")
@@ -200,6 +218,7 @@ CASES: tuple[Callable[[], None], ...] = (
     hypervisors_instructions_at_the_engines_memory,
     every_physical_address_through_its_own_tables,
     endless_faults,
+    a_handler_that_cannot_be_fetched,
     interrupts_into_nothing,
     stack_in_nowhere,
     random_code,

@@ -35,9 +35,9 @@ void cbit_undo_shots(struct engine *e)
 
 /* ---- events and exits */
 
-/* Deliver the exception in CPUState.  Its frame may need a page that is not there: the nested fault leaves by
+/* Push the exception in CPUState.  Its frame may need a page that is not there: the nested fault leaves by
  * longjmp, and the event that is on its way is remembered here, because QEMU forgets it. */
-static void deliver(struct engine *e)
+static void push_event(struct engine *e)
 {
     e->event.vector = FIELD(uint32_t, e->cs, at.cs_exception_index);
     e->event.error_code = ENV(uint32_t, e, error_code);
@@ -49,6 +49,15 @@ static void deliver(struct engine *e)
     ENV(uint32_t, e, is_int) = 0;                  /* else the next event would inherit a stale next_eip */
 }
 
+/* Deliver the exception in CPUState.  It takes as long as a block: where its handler cannot be fetched, none begins,
+ * and the guest would fault for ever, while its clock stands. */
+static void deliver(struct engine *e)
+{
+    if (++e->blocks >= e->deadline)
+        call.uc_emu_stop(e->uc);
+    push_event(e);
+}
+
 static void deliver_again(struct engine *e)
 {
     FIELD(uint32_t, e->cs, at.cs_exception_index) = e->event.vector;
@@ -57,7 +66,7 @@ static void deliver_again(struct engine *e)
     ENV(uint64_t, e, next_eip) = e->event.next_rip;
     /* Without this a page fault while a page fault is delivered would not become a double fault. */
     ENV(uint32_t, e, old_exception) = (uint32_t)e->saved_old_exception;
-    deliver(e);
+    push_event(e);
 }
 
 static int virtual_interrupt_pending(const struct engine *e)
