@@ -19,6 +19,7 @@ import pytest
 
 from cbit.cli.run.console import GuestConsole
 from cbit.cli.run.keys import Keys
+from cbit.cli.run.loop import TURN
 from cbit.cli.run.screen import Screen
 from cbit.cli.run.terminal import Keyboard
 from cli.run import kernels
@@ -107,7 +108,7 @@ def test_control_a_x_ends_the_run(command: list[str], terminal: tuple[int, int],
     assert "ended with Ctrl-A x" == json.loads((tmp_path / "report.json").read_text())["why"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT])
 def test_a_signal_ends_the_run_in_order(
     command: list[str], terminal: tuple[int, int], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -148,6 +149,29 @@ def test_a_guest_that_gets_nowhere_can_be_ended(
     assert end in json.loads((tmp_path / "report.json").read_text())["why"]
 
 
+#: mov ecx, SEV_STATUS; again: rdmsr; jmp again: the engine does each of these in Python.
+SLOW = b"\xb9" + (0xC001_0131).to_bytes(4, "little") + b"\x0f\x32\xeb\xfc"
+
+
+@pytest.mark.parametrize("end", ["Ctrl-A x", "SIGTERM", "time-out"])
+def test_a_guest_whose_turn_takes_long_can_be_ended_within_it(
+    command: list[str], terminal: tuple[int, int], tmp_path: Path, end: str
+) -> None:
+    (tmp_path / "kernel").write_bytes(kernels.small(SLOW))
+    words = [*command, "--timeout", "0.5"] if end == "time-out" else command
+    before = termios.tcgetattr(terminal[1])
+    with on(terminal, words) as child:
+        wait_until(lambda: before != termios.tcgetattr(terminal[1]))
+        if end == "SIGTERM":
+            child.send_signal(signal.SIGTERM)
+        elif end == "Ctrl-A x":
+            os.write(terminal[0], b"\x01x")
+        assert (1 if end == "time-out" else 130) == child.wait(PATIENCE)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert end in report["why"]
+    assert report["executed_blocks"] < TURN
+
+
 HANGS = """
 import os, time
 from cbit.cli.run.terminal import Keyboard, ending_signals
@@ -159,7 +183,7 @@ with ending_signals(lambda name: os.write(1, name.encode()), restore=keyboard.re
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
 def test_the_terminal_is_restored_when_a_second_signal_kills(
     terminal: tuple[int, int], number: signal.Signals
 ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import pytest
 
+from cbit.cpu.engine.native import ON_CALL, Answer
 from cbit.spec.address import PAGE
 from cpu.engine.worlds import DATA, GUEST_SIZE, HLT, INTR, RBX, RDI, RDX, RSI, Guest, Machine, assemble
 
@@ -59,6 +61,36 @@ def test_each_exception_arrives_once_wherever_a_slice_ends(slices: int) -> None:
         pass
     assert (HLT, 20, 20) == (code, g.register(RSI), g.register(RDI))
     assert 20 * 4 + 1 == g.machine.engine.blocks  # ud2, its delivery, the handler, the rest
+
+
+def test_another_thread_may_interrupt() -> None:
+    g = Guest()
+    engine = g.machine.engine
+    g.program("again: jmp again")
+    threading.Timer(0.05, engine.interrupt).start()
+    assert INTR == g.run(blocks=None).code
+    before = engine.blocks
+    assert (INTR, before) == (g.run(blocks=1000).code, engine.blocks)  # until it has been heard
+    engine.go_on()
+    assert (INTR, before + 1000) == (g.run(blocks=1000).code, engine.blocks)
+
+
+def test_an_invalid_instruction_is_not_pythons_affair() -> None:
+    g = Guest()
+    handler, asked = 0x40000, list[int]()
+
+    def on_invalid() -> int:
+        asked.append(g.get(0x578))
+        return Answer.LEAVE
+
+    g.machine.engine.processor.state.on_invalid = ON_CALL(on_invalid)
+    g.write(handler, assemble("add qword ptr [rsp], 3; iretq", handler))
+    g.gate(6, handler)
+    g.program(f".byte 0x66, 0x0f, 0x0b; hlt; clflush [{DATA}]")
+    assert (HLT, []) == (g.run().code, asked)
+    g.skip(1)
+    g.run()
+    assert 1 == len(asked)  # a line flush is
 
 
 def test_a_guest_that_asks_for_much_randomness_gets_it_and_never_the_same() -> None:

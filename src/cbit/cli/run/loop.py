@@ -1,8 +1,9 @@
 """Turns until the end: the text is seen, the guest ends, the time is over, somebody wants it to.
 
 Whether a run goes on is asked after every turn of so many blocks, so the same guests with the same seed take
-the same turns; the clock of this computer is looked at for ``--timeout`` alone.  Several guests have one turn
-after the other on one core, until each of them has ended.
+the same turns; the clock of this computer is looked at for ``--timeout`` alone.  That time-out, a signal or a
+key of a terminal may end a turn early (`watch`), and nothing else.  Several guests have one turn after the
+other on one core, until each of them has ended.
 
     all asleep, nobody can type        time jumps to the next timer
     all asleep, somebody may type      time passes as it does outside, until a key or the next timer
@@ -19,6 +20,7 @@ from cbit.cli.run.console import GuestConsole
 from cbit.cli.run.ending import End, Ending
 from cbit.cli.run.keys import Keys
 from cbit.cpu.core import Core
+from cbit.cpu.engine.engine import Engine
 from cbit.hypervisor.devices.power import Power
 from cbit.hypervisor.devices.serial import Serial
 from cbit.hypervisor.execution.clock import BlockClock
@@ -124,6 +126,7 @@ class Loop:
         keys: who types.
         meter: counts what is charged to the guest that has its turn.
         seconds: since some moment, of the world outside.
+        engine: executes them.
         timeout: in those seconds; None: for ever.
     """
 
@@ -135,6 +138,7 @@ class Loop:
         keys: Keys,
         meter: Callable[[], Counter[str]],
         seconds: Callable[[], float],
+        engine: Engine,
         timeout: float | None = None,
     ) -> None:
         self._seats = seats
@@ -142,6 +146,7 @@ class Loop:
         self._keys = keys
         self._meter = meter
         self._seconds = seconds
+        self._engine = engine
         self._timeout = timeout
         self._signal = ""
         self._turn_blocks = TURN if len(seats) == 1 else SLICE
@@ -149,6 +154,7 @@ class Loop:
     def interrupt(self, name: str) -> None:
         """Hear that somebody outside wants the end."""
         self._signal = name
+        self._engine.interrupt()
 
     def run(self) -> None:
         """Give the guests turns until each has ended, one way or another."""
@@ -156,6 +162,7 @@ class Loop:
         while running := [seat for seat in self._seats if seat.ending is None]:
             progress = [self._turn(seat) for seat in running]
             running = [seat for seat in running if seat.ending is None]
+            self._engine.go_on()
             self._keys.look()
             common = self._asked_for()
             if common is None and deadline is not None and self._seconds() >= deadline:

@@ -25,6 +25,7 @@ from cbit.cli.run.loop import CountingClock, Loop, Seat
 from cbit.cli.run.place import Place
 from cbit.cli.run.settings import Settings
 from cbit.cli.run.terminal import Keyboard, ending_signals
+from cbit.cli.run.watch import watching
 from cbit.crypto.entropy import Entropy
 from cbit.hypervisor.devices.chipset import Chipset
 from cbit.hypervisor.devices.disk import Disk
@@ -257,7 +258,7 @@ def _execute(
     machine: Machine, running: Sequence[Started], outside: Outside
 ) -> tuple[list[Seat], dict[str, Any]]:
     """Give turns until the end; return what the machine did meanwhile beside what each guest came to."""
-    clock, seats = CountingClock(machine.cores[0]), []
+    clock, seats, engine = CountingClock(machine.cores[0]), [], machine.cores[0].engine
     for each, console in zip(running, outside.consoles, strict=True):
         each.monitor.clock = clock
         seats.append(seat := Seat(each.monitor, console, serial=each.chipset.serial))
@@ -270,13 +271,20 @@ def _execute(
         return Counter(executed_blocks=clock.executed, fills=memory.fills, evictions=memory.evictions)
 
     loop = Loop(
-        seats, clock, keys=outside.keys, meter=meter, seconds=outside.seconds, timeout=outside.timeout
+        seats,
+        clock,
+        keys=outside.keys,
+        meter=meter,
+        seconds=outside.seconds,
+        engine=engine,
+        timeout=outside.timeout,
     )
     counted, begun, from_ns = meter(), outside.seconds(), clock.ns
     keyboard = outside.keyboard
     with (
         ending_signals(loop.interrupt, restore=lambda: keyboard.restore(at_once=True)),
         keyboard.raw(),
+        watching(engine.interrupt, keyboard=keyboard, timeout=outside.timeout),
         _settled_objects(),
     ):
         loop.run()

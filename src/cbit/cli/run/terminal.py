@@ -2,7 +2,7 @@
 
 a terminal         every key is the guest's, Ctrl-C too; Ctrl-A x ends the run (as with QEMU -nographic)
 a pipe or file     is typed as soon as the guest listens, as fast as it reads
-SIGINT, SIGTERM, SIGHUP     end the run in order: the report is written, the terminal restored
+SIGINT, SIGTERM, SIGHUP, SIGQUIT     end the run in order: the report is written, the terminal restored
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _READ: Final = 4096
 _IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6  # places in what tcgetattr gives
 
@@ -44,6 +44,11 @@ class Keyboard:
     def is_open(self) -> bool:
         """Whether somebody may still type."""
         return self._descriptor is not None
+
+    @property
+    def terminal(self) -> int | None:
+        """The terminal that somebody types at; None: nobody does, or not at a terminal."""
+        return self._descriptor if self.is_terminal else None
 
     def typed(self) -> bytes:
         """Give what was typed; never waits."""

@@ -23,14 +23,13 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from cbit.cpu.control import AddressRules, Controls
-from cbit.cpu.encryption_rules import HostSituation, Use, host_key
+from cbit.cpu.control import AddressRules
+from cbit.cpu.encryption_rules import HostSituation, host_key
 from cbit.cpu.engine.block_loan import BlockLoan, HeldBlock
 from cbit.cpu.engine.checks import C_BIT, Checks, HostSide
 from cbit.cpu.engine.control_block import (
     OF_HYPERVISORS,
     OURS,
-    SEV_STATUS,
     UD_INTERCEPT,
     At,
     BareRegisters,
@@ -38,33 +37,19 @@ from cbit.cpu.engine.control_block import (
     Exit,
     Intercept,
 )
-from cbit.cpu.engine.instructions import MAX_LENGTH, Instruction, Machine, Op, decode
 from cbit.cpu.engine.native import RANDOM_WORDS, Answer
-from cbit.cpu.engine.processor import RAX, RCX, RDX, Context, Processor, address_of
+from cbit.cpu.engine.own_exits import OwnExits
+from cbit.cpu.engine.processor import Context, Processor, address_of
 from cbit.cpu.engine.shadow import Counters, Shadow, Space
 from cbit.cpu.engine.translations import BareMemory
 from cbit.cpu.engine.turn import Turn
-from cbit.cpu.faults import (
-    ExitCode,
-    GeneralProtection,
-    NestedPageFault,
-    PageFault,
-    PageFaultCode,
-)
 from cbit.cpu.host_tables import HostTranslator
-from cbit.cpu.msr import SevStatus
-from cbit.cpu.paging import Access, Kind
 from cbit.cpu.tlb import LastRuns, TlbControl, VmMode
 from cbit.crypto.entropy import Entropy
 from cbit.memory.lending import SlotLender
 from cbit.spec.address import PAGE, Spa
-from cbit.spec.errors import NotModelled
 from cbit.trace import SILENT, Trace
 
-_WBINVD, _INVD, _MSR, _UD = 0x89, 0x76, 0x7C, 0x46
-_USER_CPL: Final = 3
-_LONG_CODE: Final = 1 << 15  # in the hidden flags
-_GP, _PF, _UD_VECTOR = 13, 14, 6
 _SPARE_TABLES: Final = 64
 _LOOKED_AT: Final = int(OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR)
 _INTERCEPTED: Final = int(OURS)
@@ -108,11 +93,13 @@ class Engine:
         self._runs = LastRuns()
         self._loan = BlockLoan(self._processor, lender)
         self._window = lender.window
+        self._interrupted = False
         self.exits: dict[int, int] = {}
         self.clock: Final = self._processor.clock
+        own = OwnExits(self._processor, self._shadow)
         self._processor.answer(
-            lambda code: self._answer(lambda turn: self._exit(turn, code)),
-            lambda: self._answer(self._invalid),
+            lambda code: self._answer(lambda turn: own.answer(turn, code)),
+            lambda: self._answer(own.invalid),
             self._refill,
         )
 
@@ -140,6 +127,18 @@ class Engine:
     def turns_at_once(self) -> int:
         """How many of the blocks were turns of string instructions that were done in one go."""
         return int(self._processor.state.again.turns)
+
+    def interrupt(self) -> None:
+        """Let a physical interrupt come at the next block, and in each run at its first one, until `go_on`.
+
+        Any thread may ask for it.
+        """
+        self._interrupted = True
+        self._processor.state.deadline = 0
+
+    def go_on(self) -> None:
+        """Hear that whoever interrupted has been heard."""
+        self._interrupted = False
 
     def advance(self, blocks: int) -> None:
         """Let time pass while no guest executes."""
@@ -249,6 +248,8 @@ class Engine:
         """Run; False if the VMCB must be looked at first, because it has not these fields any more."""
         state = self._processor.state
         state.deadline = _NEVER if blocks is None else self.clock[0] + blocks
+        if self._interrupted:  # looked at last: `interrupt` writes both in the other order
+            state.deadline = 0
         self._turn = turn
         try:
             ran = self._processor.run(context, id(turn.space), good)
@@ -338,152 +339,3 @@ class Engine:
         state.random[:] = struct.unpack(f"<{RANDOM_WORDS}Q", self._entropy.draw(8 * RANDOM_WORDS))
         state.random_left = RANDOM_WORDS
         return 1
-
-    def _exit(self, turn: Turn, code: int) -> Answer:
-        if code == ExitCode.NPF:
-            return self._nested_fault(turn)
-        if code == _WBINVD:
-            return self._cache_instruction(turn)
-        if code == _MSR and self._processor.register(RCX).value & 0xFFFF_FFFF == SEV_STATUS:
-            return self._sev_status(turn)
-        if code == _UD:
-            return self._invalid(turn)
-        if code != _MSR and not turn.block.intercepts_exit(code):
-            # MODEL CHOICE: a guest is no hypervisor; its SVM instructions do not exist.
-            return self._raise(_UD_VECTOR)
-        return Answer.LEAVE
-
-    def _nested_fault(self, turn: Turn) -> Answer:
-        state = self._processor.state
-        try:
-            self._shadow.fault(
-                turn.space, state.exit_info_2, state.exit_info_1, has_c_bit=bool(state.has_c_bit)
-            )
-        except NestedPageFault as fault:
-            return self._leave_with(fault)
-        return Answer.RESTART
-
-    def _cache_instruction(self, turn: Turn) -> Answer:
-        found = self._instruction(turn)
-        invd = found is not None and found.op is Op.INVD
-        code = _INVD if invd else _WBINVD
-        if found is None or turn.block.intercepts_exit(code):
-            self._processor.state.exit_code = code
-            return Answer.LEAVE
-        memory = turn.host.port.memory
-        if invd and not turn.host.invd_is_wbinvd:
-            memory.invd()
-        else:
-            memory.wbinvd()
-            turn.host.wbinvd_done()
-        return self._skip(found)
-
-    def _sev_status(self, turn: Turn) -> Answer:
-        found = self._instruction(turn)
-        write = self._processor.state.exit_info_1 & 1
-        if found is None or write:
-            return self._raise(_GP)
-        value = int(SevStatus.SEV) if turn.mode is VmMode.SEV else 0
-        self._processor.register(RAX).value = value
-        self._processor.register(RDX).value = 0
-        return self._skip(found)
-
-    def _invalid(self, turn: Turn) -> Answer:
-        """Do a cache-line flush, for which QEMU has no effect; everything else is invalid indeed."""
-        found = self._same_flush() or self._instruction(turn)
-        if found is None or found.op is not Op.FLUSH_LINE:
-            if turn.block.exceptions & UD_INTERCEPT:
-                self._processor.state.exit_code = _UD
-                return Answer.LEAVE
-            return self._raise(_UD_VECTOR)
-        walker, controls = turn.space.nested.walker, self._controls()
-        try:
-            where = walker.translate(found.address, self._access(Kind.READ), controls)
-        except PageFault as fault:
-            self._processor.set_cr2(fault.address)
-            return self._raise(_PF, int(fault.code))
-        except GeneralProtection:
-            return self._raise(_GP)
-        except NestedPageFault as fault:
-            return self._leave_with(fault)
-        key = walker.key(Use.DATA, where, controls)
-        turn.host.port.memory.clflush(where.spa(found.address), key)
-        if found.base is not None:
-            self._may_repeat(found)
-        return self._skip(found)
-
-    def _same_flush(self) -> Instruction | None:
-        """The flush that was the last to be done, with another page before it; None if it is not the same."""
-        processor, flushed = self._processor, self._processor.state.flushed
-        if not flushed.length or flushed.rip != processor.rip.value:
-            return None
-        address = (processor.register(flushed.base).value + flushed.distance) & (1 << 64) - 1
-        return Instruction(Op.FLUSH_LINE, flushed.length, address, flushed.base)
-
-    def _may_repeat(self, done: Instruction) -> None:
-        """Let the native side skip the same flush of other lines of the page: its copy has left."""
-        processor, flushed = self._processor, self._processor.state.flushed
-        assert done.base is not None  # the caller looked
-        flushed.rip, flushed.length = processor.rip.value, done.length
-        flushed.page, flushed.base = done.address & -PAGE, done.base
-        flushed.distance = (done.address - processor.register(done.base).value) & (1 << 64) - 1
-
-    def _leave_with(self, fault: NestedPageFault) -> Answer:
-        state = self._processor.state
-        state.exit_code, state.exit_info_1 = int(ExitCode.NPF), fault.exit_info_1
-        address = fault.exit_info_2
-        if fault.exit_info_1 & PageFaultCode.TABLE and address & -PAGE == state.cr3 & -PAGE | state.c_bit:
-            address &= ~state.c_bit | state.cr3  # the engine's C-bit, unless the guest had set it too
-        struct.pack_into("<Q", self._processor.vmcb, At.EXIT_INFO_2, address)
-        return Answer.LEAVE
-
-    # --- the running guest
-
-    def _raise(self, vector: int, error_code: int = 0) -> Answer:
-        self._processor.raise_in_guest(vector, error_code)
-        return Answer.DELIVER
-
-    def _skip(self, done: Instruction) -> Answer:
-        self._processor.rip.value += done.length
-        return Answer.RESUME
-
-    def _controls(self) -> Controls:
-        processor = self._processor
-        # AC is not looked at: a flush through a user page is allowed to a supervisor under SMAP here.
-        return Controls(
-            cr0=processor.control(0),
-            cr3=processor.control(3),
-            cr4=processor.control(4),
-            efer=processor.efer,
-            ac=True,
-        )
-
-    def _access(self, kind: Kind) -> Access:
-        return Access(kind, user=self._processor.flags & 3 == _USER_CPL)
-
-    def _instruction(self, turn: Turn) -> Instruction | None:
-        """Decode what the guest is about to execute; None if it is nothing that the engine knows."""
-        processor = self._processor
-        long = bool(processor.flags & _LONG_CODE)
-        machine = Machine(
-            rip=processor.rip.value,
-            long=long,
-            register=lambda number: processor.register(number).value,
-            base=processor.segment_base,
-        )
-        linear = machine.rip + (0 if long else processor.segment_base(1))
-        return decode(self._fetch(turn, linear, MAX_LENGTH), machine)
-
-    def _fetch(self, turn: Turn, linear: int, length: int) -> bytes:
-        """Read instruction bytes as the guest would fetch them, as far as its tables allow."""
-        walker, controls, code = turn.space.nested.walker, self._controls(), b""
-        while len(code) < length:
-            at = linear + len(code)
-            count = min(length - len(code), PAGE - at % PAGE)
-            try:
-                where = walker.translate(at, self._access(Kind.FETCH), controls)
-            except (PageFault, GeneralProtection, NestedPageFault, NotModelled, ValueError):
-                break
-            key = walker.key(Use.FETCH, where, controls)
-            code += turn.host.port.read(where.spa(at), count, key)
-        return code

@@ -136,19 +136,36 @@ uint64_t stub_helper_inl(void *env, uint32_t port)
     return 0xFFFFFFFF;
 }
 
-/* ---- general registers without SSE */
+/* ---- instructions that are invalid to QEMU */
+
+/* The first byte of the instruction at RIP that is no prefix; where the next one is goes to `from`. */
+static uint8_t opcode(struct engine *e, uint64_t *from)
+{
+    enum { OPERAND_SIZE = 0x66, ADDRESS_SIZE = 0x67, LOCK = 0xF0, REPEAT_NE = 0xF2, REPEAT = 0xF3 };
+    *from = ENV(uint64_t, e, rip);
+    if (!(ENV(uint32_t, e, hflags) & HF_CS64))
+        *from += FIELD(uint64_t, e->env, at.segments + 24 + 8);   /* CS */
+    uint8_t byte = call.cpu_ldub_code(e->env, (*from)++);
+    for (int left = 14; left && (segment_of_prefix(byte) >= 0 || byte == OPERAND_SIZE || byte == ADDRESS_SIZE ||
+                                 byte == LOCK || byte == REPEAT_NE || byte == REPEAT || (byte & 0xF0) == 0x40); left--)
+        byte = call.cpu_ldub_code(e->env, (*from)++);
+    return byte;
+}
+
+/* Why: Python takes a thousand times as long to see that an instruction is none that it does; a guest that executes
+ * nothing but invalid ones would take minutes for a turn. */
+int may_flush_line(struct engine *e)
+{
+    uint64_t from;
+    return opcode(e, &from) == 0x0F && call.cpu_ldub_code(e->env, from) == 0xAE;
+}
 
 /* Whether an instruction is among 0F 38 F0 ... F7, with a VEX prefix or without: MOVBE, CRC32, ADCX, and BMI's. */
 static int uses_general_registers_only(struct engine *e)
 {
-    enum { OPERAND_SIZE = 0x66, ADDRESS_SIZE = 0x67, REPEAT_NE = 0xF2, REPEAT = 0xF3, VEX = 0xC4, MAP = 0x1F, MAP_0F38 = 2 };
-    uint64_t from = ENV(uint64_t, e, rip);
-    if (!(ENV(uint32_t, e, hflags) & HF_CS64))
-        from += FIELD(uint64_t, e->env, at.segments + 24 + 8);   /* CS */
-    uint8_t byte = call.cpu_ldub_code(e->env, from++);
-    for (int left = 14; left && (segment_of_prefix(byte) >= 0 || byte == OPERAND_SIZE || byte == ADDRESS_SIZE ||
-                                 byte == REPEAT_NE || byte == REPEAT || (byte & 0xF0) == 0x40); left--)
-        byte = call.cpu_ldub_code(e->env, from++);
+    enum { VEX = 0xC4, MAP = 0x1F, MAP_0F38 = 2 };
+    uint64_t from;
+    uint8_t byte = opcode(e, &from);
     if (byte == VEX) {
         if ((call.cpu_ldub_code(e->env, from) & MAP) != MAP_0F38)
             return 0;

@@ -201,6 +201,13 @@ static int hook_invalid(void *uc, void *user)
         return 1;
     e->exit_code = EXIT_EXCEPTION_UD;
     e->exit_info_1 = 0;
+    if (!may_flush_line(e)) {                      /* the hypervisor does not want it, or QEMU would have left */
+        FIELD(uint32_t, e->cs, at.cs_exception_index) = INVALID_OPCODE;
+        ENV(uint32_t, e, error_code) = 0;
+        ENV(uint32_t, e, is_int) = 0;
+        deliver(e);
+        return 1;
+    }
     switch (e->on_invalid()) {
     case RESUME:
         break;

@@ -153,6 +153,7 @@ static inline int in_guest(const struct engine *e)
 void cbit_undo_shots(struct engine *e);
 void hook_block(void *uc, uint64_t address, uint32_t size, void *user);
 int let_general_registers_through(struct engine *e);
+int may_flush_line(struct engine *e);
 void stub_cpu_vmexit(void *env, uint32_t code, uint64_t info, uintptr_t from);
 
 #endif
