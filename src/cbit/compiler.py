@@ -52,18 +52,40 @@ def compiled(
         NoCompiler: there is none, it refuses the source (the message has its words), or the cache cannot be
             written.
     """
-    command = _command(compiler)
-    source = [(path.name, path.read_bytes()) for path in (*files, *included)]
-    digest = hashlib.sha256(repr((source, command, tuple(flags))).encode()).hexdigest()[:16]
-    result = (folder or cache_folder()) / f"{name}-{digest}{suffix}"
+    result = place(
+        files, flags, name=name, suffix=suffix, included=included, folder=folder, compiler=compiler
+    )
     if not result.is_file():
-        _compile([*command, *flags], files, result)
+        _compile([*_command(compiler), *flags], files, result)
     return result
 
 
+def place(
+    files: Sequence[Path],
+    flags: Sequence[str],
+    *,
+    name: str,
+    suffix: str = "",
+    included: Sequence[Path] = (),
+    folder: Path | None = None,
+    compiler: str | None = None,
+) -> Path:
+    """Say where the result of `compiled` is, or would be (arguments as of ``compiled``)."""
+    source = [(path.name, path.read_bytes()) for path in (*files, *included)]
+    decides = repr((source, _command(compiler), tuple(flags)))
+    digest = hashlib.sha256(decides.encode()).hexdigest()[:16]
+    return (folder or cache_folder()) / f"{name}-{digest}{suffix}"
+
+
 def has_compiler() -> bool:
-    """Whether there is a C compiler."""
-    return shutil.which(_command(None)[0]) is not None
+    """Whether there is a C compiler that can at least say its version."""
+    asked = [*_command(None), "--version"]
+    try:
+        return (
+            subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+        )
+    except OSError:
+        return False
 
 
 def _is_writable(folder: Path) -> bool:

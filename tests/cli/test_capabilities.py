@@ -12,6 +12,8 @@ import pytest
 
 from cbit import __version__
 from cbit.cli import main
+from cbit.compiler import place
+from cbit.cpu.engine.build import FLAGS, NAME, SUFFIX, can_have_stubs, compiled_stubs, sources
 from cbit.machine.profiles import PROFILES
 from cbit.secure_processor.dispatch import COMMANDS
 from cpu.engine.conftest import missing
@@ -34,8 +36,43 @@ def test_it_says_what_this_build_can_do(capsys: pytest.CaptureFixture[str]) -> N
     assert found["executes_guests"] is (not missing())
     assert found["owner"] is True
     assert found["machine"] is True
-    assert found["guest_modes"] == ["none", "sme", "sev"]
+    assert found["guest_modes"] == ([] if missing() else ["none", "sme", "sev"])
     assert [command.name for command in COMMANDS] == found["firmware_commands"]
+
+
+@pytest.mark.skipif(bool(missing()), reason=str(missing()))
+@pytest.mark.parametrize(
+    ("compiler", "compiled_before"),
+    [
+        ("cc", False),
+        ("cc", True),
+        ("false", False),
+        ("/no/such/compiler", False),
+        ("/no/such/compiler", True),
+    ],
+)
+def test_guests_execute_where_the_engine_is_compiled_or_can_be(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str,
+    compiled_before: bool,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr("cbit.compiler.cache_folder", lambda: tmp_path)
+    if compiled_before:
+        place(sources(), FLAGS, name=NAME, suffix=SUFFIX).touch()
+    before = list(tmp_path.iterdir())
+    found, executes = capabilities(capsys), compiled_before or compiler == "cc"
+    assert executes is found["executes_guests"]
+    assert (["none", "sme", "sev"] if executes else []) == found["guest_modes"]
+    assert before == list(tmp_path.iterdir())  # nothing is compiled for the question
+
+
+@pytest.mark.skipif(bool(missing()), reason=str(missing()))
+def test_the_file_that_is_asked_for_is_the_one_that_the_engine_takes() -> None:
+    assert compiled_stubs() == place(sources(), FLAGS, name=NAME, suffix=SUFFIX)
+    assert can_have_stubs()
 
 
 def test_it_gives_the_profiles_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.cli.command_line import COMMANDS
 
     machine = not _missing()
+    executes = machine and _executes_guests()
     result: dict[str, object] = {
         "version": __version__,
         "python": platform.python_version(),
@@ -62,8 +63,8 @@ def run(args: argparse.Namespace) -> Outcome:
         "commands": [name for name, module, _ in COMMANDS if importlib.util.find_spec(module)],
         "owner": True,
         "machine": machine,
-        "executes_guests": machine and _executes_guests(),
-        "guest_modes": ["none", "sme", "sev"] if machine else [],
+        "executes_guests": executes,
+        "guest_modes": ["none", "sme", "sev"] if executes else [],
         "profiles": _profiles() if machine else {},
         "firmware_commands": _firmware_commands() if machine else [],
     }
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def _executes_guests() -> bool:
     """Whether what guests execute with is here; it is not compiled for the question."""
-    from cbit.compiler import has_compiler
+    from cbit.cpu.engine.build import can_have_stubs
     from cbit.cpu.engine.errors import NoEngine
     from cbit.cpu.engine.library import check_platform
 
@@ -80,7 +81,7 @@ def _executes_guests() -> bool:
         check_platform()
     except NoEngine:
         return False
-    return has_compiler() and importlib.util.find_spec("unicorn") is not None
+    return importlib.util.find_spec("unicorn") is not None and can_have_stubs()
 
 
 def _profiles() -> dict[str, object]:
