@@ -158,12 +158,13 @@ class Issue:
 def leaf_extensions(product: Product, kind: SigningKey, *, wrapped: bool = True) -> dict[str, bytes]:
     """The extensions that AMD's key server writes."""
     tcb = TCBS[product]
-    found = {f"{ARC}1": integer(0), f"{ARC}2": text(f"{product}-B0")}
-    if product is Product.TURIN:
+    turin = product is Product.TURIN
+    found = {f"{ARC}1": integer(int(turin)), f"{ARC}2": text(f"{product}-B0")}
+    if turin:
         parts = {"3.9": tcb[0], "3.1": tcb[1], "3.2": tcb[2], "3.3": tcb[3], "3.8": tcb[7]}
     else:
-        parts = {"3.1": tcb[0], "3.2": tcb[1], "3.3": tcb[6], "3.8": tcb[7]}
-        parts |= dict.fromkeys(("3.4", "3.5", "3.6", "3.7"), 0)
+        parts = {"3.1": tcb[0], "3.2": tcb[1], "3.4": 0, "3.3": tcb[6], "3.8": tcb[7]}
+    parts |= dict.fromkeys(("3.5", "3.6", "3.7"), 0)
     found |= {f"{ARC}{part}": integer(number) for part, number in parts.items()}
     if kind is SigningKey.VLEK:
         return found | {f"{ARC}5": text("CN=provider.example")}

@@ -280,7 +280,12 @@ RULES: tuple[tuple[Callable[[World], None], str], ...] = (
     (extension("3.3", integer(1) + b"\x00"), "1 bytes too many"),
     (extension("3.3", b"\x02\x02\x00\x01"), "an integer is not in its shortest form"),
     (extension("3.5", integer(1)), "extension 1.3.6.1.4.1.3704.1.3.5 is reserved on Milan and not 0"),
-    (extension("3.9", integer(1)), "extension 1.3.6.1.4.1.3704.1.3.9 is reserved on Milan and not 0"),
+    (extension("3.9", integer(1)), "a SEV-VCEK certificate of Milan has no extension 1.3.6.1.4.1.3704.1.3.9"),
+    (extension("3.9", integer(0)), "a SEV-VCEK certificate of Milan has no extension 1.3.6.1.4.1.3704.1.3.9"),
+    *((extension(f"3.{n}", None), f"without its reserved part (extension {ARC}3.{n})") for n in (4, 5, 6, 7)),
+    (extension("1", None), "without its structure version (extension 1.3.6.1.4.1.3704.1.1)"),
+    (extension("1", integer(2)), "structure version 2: only 0 and 1 are known"),
+    (extension("1", text("0")), "not DER as certificates use it"),
     (extension("4", None), "without its hardware id"),
     (extension("4", CHIP[:63]), "hardware id: not DER"),
     (extension("4", b"\x04\x08" + CHIP[:8]), "a hardware id of 8 bytes, Milan has 64"),
@@ -322,6 +327,22 @@ def test_turin_has_its_own_first_part() -> None:
     assert 1 == read_endorsement(world.chain().leaf).tcb.fmc
     del world.leaf.extensions[f"{ARC}3.9"]
     assert "without its fmc" in refused(world.chain(), world.root())
+
+
+@pytest.mark.parametrize("structure", [0, 1])
+def test_turins_certificates_have_fmc_where_others_have_a_fourth_part(structure: int) -> None:
+    world = World(Product.TURIN)
+    world.leaf.extensions[f"{ARC}1"] = integer(structure)
+    assert verify_snp_chain(world.chain(), trust=[world.root()]).endorsement.product is Product.TURIN
+    for change, reason in (
+        (extension("3.4", integer(0)), "a SEV-VCEK certificate of Turin has no extension"),
+        *((extension(f"3.{n}", None), "without its reserved part") for n in (5, 6, 7)),
+        (extension("3.6", integer(9)), "reserved on Turin and not 0"),
+        (extension("1", integer(2)), "structure version 2: only 0 and 1 are known"),
+    ):
+        world = World(Product.TURIN)
+        change(world)
+        assert reason in refused(world.chain(), world.root())
 
 
 def test_a_critical_extension_that_nobody_here_understands_is_not_passed_over() -> None:

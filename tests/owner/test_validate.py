@@ -72,6 +72,7 @@ ALL_FULFILLED = "\n".join(
         "vmpl = 0",
         "version = [3, 5]",
         'signing_key = "vcek"',
+        "author_key = false",
         'product = ["Milan", "Genoa"]',
         "[policy]",
         "word = 0x3001f",
@@ -281,6 +282,18 @@ def test_a_provider_key_can_be_wished_for() -> None:
     vlek = of_snp_report(read_report(World(kind=SigningKey.VLEK).report()))
     assert [] == violations('signing_key = "vlek"', vlek)
     assert ["signing_key: vlek, wanted vcek"] == violations('signing_key = "vcek"', vlek)
+
+
+def test_an_author_key_can_be_wished_for() -> None:
+    with_one = evidence(key_info=1, author_key_digest=b"A" * 48)
+    digest = f'author_key_digest = "{"41" * 48}"'
+    assert [] == violations(f"author_key = true\n{digest}", with_one)
+    assert ["author_key: true, wanted false"] == violations("author_key = false", with_one)
+    assert ["author_key: false, wanted true"] == violations("author_key = true")
+    # A digest that the report itself says is nobody's fulfils no wish (and is refused when it is verified).
+    for wish in (digest, f'author_key_digest = "{"00" * 48}"'):
+        (why,) = violations(wish, evidence(author_key_digest=b"A" * 48))
+        assert why.endswith("is wanted, and this snp-report does not say it")
 
 
 def test_facts_of_a_malformed_report_are_not_told() -> None:

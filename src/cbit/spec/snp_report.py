@@ -23,6 +23,7 @@ REPORT_SIZE: Final = 0x4A0
 SIGNED_SIZE: Final = 0x2A0  #: what the signature covers
 VERSIONS: Final = (2, 3, 4, 5)
 ECDSA_P384_SHA384: Final = 1  #: the only SIGNATURE_ALGO
+LARGEST_VMPL: Final = 3
 HOST_VMPL: Final = 0xFFFFFFFF  #: the host asked for the report, not the guest
 NO_MIGRATION_AGENT: Final = b"\xff" * 32
 

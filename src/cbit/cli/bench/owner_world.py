@@ -98,6 +98,7 @@ def snp() -> Snp:
     """Make a chain and a report; one RSA key does for both authorities, since nobody is to trust them."""
     authority, own = rsa.generate_private_key(65537, 4096), ec.random_key(SystemEntropy())
     parts = {"1": 0, "3.1": _TCB[0], "3.2": _TCB[1], "3.3": _TCB[6], "3.8": _TCB[7]}
+    parts |= dict.fromkeys(("3.4", "3.5", "3.6", "3.7"), 0)
     extensions = {f"{_ARC}{part}": _integer(number) for part, number in parts.items()}
     extensions |= {f"{_ARC}2": b"\x16\x05Milan", f"{_ARC}4": _CHIP}
     ders = [

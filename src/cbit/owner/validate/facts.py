@@ -115,7 +115,8 @@ def of_snp_report(
         "report_id_ma": report.report_id_ma,
         "chip_id": report.chip_id,
         "id_key_digest": report.id_key_digest,
-        "author_key_digest": report.author_key_digest,
+        "author_key": report.author_key_en,
+        "author_key_digest": _author_key_digest(report),
         "vmpl": "host" if report.vmpl == HOST_VMPL else report.vmpl,
         "version": report.version,
         "signing_key": report.signing_key.name.lower() if report.signing_key is not None else None,
@@ -140,6 +141,12 @@ def of_snp_report(
             "platform.current_mitigations": report.current_mit_vector,
         }
     return _evidence(Kind.SNP_REPORT, facts)
+
+
+def _author_key_digest(report: SnpReport) -> bytes | None:
+    """The digest where there is an author key, and zeros where there is none; anything else is no fact."""
+    consistent = report.author_key_en or not any(report.author_key_digest)
+    return report.author_key_digest if consistent else None
 
 
 def _oldest_build(report: SnpReport) -> int:

@@ -146,6 +146,7 @@ WISHES: Final[Mapping[str, Shape]] = MappingProxyType(
         "chip_id": one_of(_hex(64)),
         "id_key_digest": _HEX48,
         "author_key_digest": _HEX48,
+        "author_key": EXACTLY_SO,
         "vmpl": one_of(_vmpl),
         "version": one_of(_number(0xFFFFFFFF)),
         "signing_key": one_of(_word("vcek", "vlek")),

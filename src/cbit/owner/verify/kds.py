@@ -21,6 +21,7 @@ from cbit.spec.errors import WireError
 from cbit.spec.snp_report import Product, SigningKey, SnpReport, TcbVersion
 
 _ARC: Final = "1.3.6.1.4.1.3704.1."
+_STRUCTURE: Final = f"{_ARC}1"
 _PRODUCT: Final = f"{_ARC}2"
 _HARDWARE_ID: Final = f"{_ARC}4"
 _PROVIDER_ID: Final = f"{_ARC}5"
@@ -40,7 +41,10 @@ _PARTS: Final[Mapping[str, str]] = MappingProxyType(
     {"boot_loader": f"{_ARC}3.1", "tee": f"{_ARC}3.2", "snp": f"{_ARC}3.3", "microcode": f"{_ARC}3.8"}
 )
 _FMC: Final = f"{_ARC}3.9"
-_RESERVED: Final = tuple(f"{_ARC}3.{n}" for n in (4, 5, 6, 7))
+_STRUCTURES: Final = (0, 1)  # the real ones of Milan and Genoa, and of Turin (decision 12)
+#: Parts without a meaning yet, which are there and 0: where Turin has its FMC, the others have a fourth.
+_RESERVED: Final = tuple(f"{_ARC}3.{n}" for n in (5, 6, 7))
+_FOURTH: Final = f"{_ARC}3.4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +111,19 @@ def _read(leaf: Certificate) -> Endorsement:
         raise WireError(
             f"{leaf.source}: the common name {leaf.common_name!r} is neither SEV-VCEK nor SEV-VLEK"
         )
+    structure = _number(leaf, _STRUCTURE, "structure version")
+    if structure not in _STRUCTURES:
+        raise WireError(f"{leaf.source}: structure version {structure}: only 0 and 1 are known")
     name = _text(leaf, _PRODUCT, "product name")
     product = PRODUCTS.get(name.partition("-")[0])
     if product is None:
         raise WireError(f"{leaf.source}: product {name!r} is none of {', '.join(PRODUCTS)}")
     parts = {part: _number(leaf, oid, part) for part, oid in _PARTS.items()}
-    fmc = _number(leaf, _FMC, "fmc") if product is Product.TURIN else None
-    reserved = (*_RESERVED, *(() if product is Product.TURIN else (_FMC,)))
-    for oid in reserved:
-        if oid in leaf.extensions and _number(leaf, oid, "reserved part") != 0:
+    turin = product is Product.TURIN
+    fmc = _number(leaf, _FMC, "fmc") if turin else None
+    _absent(leaf, _FOURTH if turin else _FMC, on=f" of {product}")
+    for oid in _RESERVED if turin else (_FOURTH, *_RESERVED):
+        if _number(leaf, oid, "reserved part") != 0:
             raise WireError(f"{leaf.source}: extension {oid} is reserved on {product} and not 0")
     return Endorsement(
         signing_key=kind,
@@ -142,9 +150,9 @@ def _value(leaf: Certificate, oid: str, what: str) -> bytes:
     return found.value
 
 
-def _absent(leaf: Certificate, oid: str) -> bytes:
+def _absent(leaf: Certificate, oid: str, *, on: str = "") -> bytes:
     if oid in leaf.extensions:
-        raise WireError(f"{leaf.source}: a {leaf.common_name} certificate has no extension {oid}")
+        raise WireError(f"{leaf.source}: a {leaf.common_name} certificate{on} has no extension {oid}")
     return b""
 
 

@@ -9,7 +9,7 @@ Paper: launch-inputs.md §8 (report), §9 (verification); sev-crypto.md §12 (SE
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,8 @@ from cbit.spec.errors import BadSignature, InvalidCertificate, NotModelled, Wire
 from cbit.spec.policy import GuestPolicy
 from cbit.spec.snp_report import (
     ECDSA_P384_SHA384,
+    HOST_VMPL,
+    LARGEST_VMPL,
     PLATFORM_BITS,
     VERSIONS,
     Product,
@@ -141,15 +143,33 @@ def form_problems(raw: bytes, report: SnpReport, product: Product) -> Iterator[s
     if report.platform_info & ~PLATFORM_BITS:
         yield f"report: platform info {int(report.platform_info):#x} sets reserved bits"
     yield from SnpPolicy.of(report.policy).problems()
+    if report.vmpl > LARGEST_VMPL and report.vmpl != HOST_VMPL:
+        yield f"report: VMPL {report.vmpl}, there are 0 to {LARGEST_VMPL}"
+    if any(report.author_key_digest) and not report.author_key_en:
+        yield "report: has an AUTHOR_KEY_DIGEST, and says that there is no author key (AUTHOR_KEY_EN)"
     if report.version < 3 and any(raw[0x188:0x18B]):
         yield f"report: version {report.version} names no processor, and bytes 0x188..0x18a are not zero"
     if report.version < 5 and (report.launch_mit_vector or report.current_mit_vector):
         yield f"report: version {report.version} has no mitigation vectors, and their bytes are not zero"
+    tcbs: dict[str, dict[str, int]] = {}
     for name in _TCBS:
         try:
-            TcbVersion.parse(getattr(report, name), product)
+            tcbs[name] = TcbVersion.parse(getattr(report, name), product).components()
         except WireError as error:
             yield f"{name}: {error}"
+    yield from _order_problems(tcbs)
+
+
+def _order_problems(tcbs: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """Firmware runs no part older than what is committed, and reports none newer than what runs.
+
+    LAUNCH_TCB has no order: the guest may have been launched, or have come from, where newer firmware ran.
+    """
+    current = tcbs.get("current_tcb", {})
+    for name in ("committed_tcb", "reported_tcb"):
+        for part, number in tcbs.get(name, {}).items():
+            if number > current.get(part, number):
+                yield f"{name}: {part} is {number}, and only {current[part]} runs (current_tcb)"
 
 
 def _gap_problems(gaps: Sequence[tuple[int, int]], raw: bytes) -> Iterator[str]:
