@@ -231,6 +231,49 @@ def test_every_rule_of_the_format_is_named_when_it_is_broken(make: Callable[[], 
     assert reason in refused(make(), (emulated().ark,))
 
 
+SIGNERS = {"pdh": ("pek",), "pek": ("oca", "cek"), "oca": ("oca",)}
+
+
+def with_sha384(*wide: str, slots: str | None = None) -> Chain:
+    """The emulated platform's chain with SHA-384; ``slots``: who is signed with SHA-256 all the same."""
+    chain, ec_algos = emulated().chain, {"pdh": Algo.ECDH_SHA384}
+    algos = {role: ec_algos.get(role, Algo.ECDSA_SHA384) for role in wide}
+    for role in ROLES[3::-1]:  # what is signed by a key comes after it
+        cert = getattr(chain, role).sev()
+        cert = sev_cert.without_signatures(cert.replace(pubkey_algo=algos.get(role, cert.pubkey_algo)))
+        if role == "cek":
+            cert = sev_cert.sign_by_ask(cert, signer=emulated().ask_key)
+        for number, signer in enumerate(SIGNERS.get(role, ()), 1):
+            algo = Algo.ECDSA_SHA384 if signer in wide and role != slots else Algo.ECDSA_SHA256
+            signature = ec.sign(scalar(signer), cert.body, sev_cert.digest_of(algo))
+            content = (Usage[signer.upper()], algo, bytes(signature))
+            cert = sev_cert.with_slot(cert, number, content)
+        chain = changed(chain, role, bytes(cert))
+    return chain
+
+
+@pytest.mark.parametrize(
+    "wide", [("pdh",), ("pek",), ("oca",), ("cek",), ("pdh", "pek", "oca", "cek")], ids=str
+)
+def test_keys_may_be_those_of_sha_384(wide: tuple[str, ...]) -> None:
+    chain = with_sha384(*wide)
+    platform = verify_chain(chain, trust=[emulated().ark])
+    assert 0x100 == (platform.inspection.chain.pdh.sev().pubkey_algo & 0x100) or "pdh" not in wide
+    assert UnverifiedPlatform.dangerously_trust(platform.pdh).pdh == platform.pdh
+    for role in ROLES[:4]:
+        for at in (0x00D, 0x419, 0x621):  # the byte in which the two hashes differ
+            if role == "cek" and at == 0x621:
+                continue
+            assert refused(changed(chain, role, flipped(getattr(chain, role).raw, 8 * at)), (emulated().ark,))
+
+
+@pytest.mark.parametrize(("role", "signer"), [("pdh", "pek"), ("pek", "oca"), ("oca", "oca")])
+def test_a_slot_names_the_algorithm_of_the_key_that_signed(role: str, signer: str) -> None:
+    """Good signatures with SHA-256, by keys whose own certificates say SHA-384 (sev-crypto.md §2.5)."""
+    why = refused(with_sha384(signer, slots=role), (emulated().ark,))
+    assert f"no signature slot names a key of usage {signer.upper()} and algorithm ECDSA_SHA384" in why
+
+
 def test_all_problems_are_collected() -> None:
     chain = changed(emulated().chain, "pdh", flipped(emulated().chain.pdh.raw, 8 * 0x6))
     chain = changed(chain, "oca", flipped(chain.oca.raw, 8 * 0x430))

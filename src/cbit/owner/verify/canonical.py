@@ -39,18 +39,23 @@ EXPONENT: Final = 65537  #: in every real root (§3)
 class Rule:
     """What a certificate of one role must be: its key's algorithm, and which signers fill its slots."""
 
-    algo: Algo
+    algos: tuple[Algo, ...]
     signers: frozenset[Usage]
 
 
+#: The format has both hashes (§2.2); every published platform uses the first.  Which of them a slot names is
+#: the signer's to say: no slot counts that names another algorithm than its key (``sev_cert.verify``).
+_ECDSA: Final = (Algo.ECDSA_SHA256, Algo.ECDSA_SHA384)
+_ECDH: Final = (Algo.ECDH_SHA256, Algo.ECDH_SHA384)
+
 RULES: Final[Mapping[Usage, Rule]] = MappingProxyType(
     {
-        Usage.PDH: Rule(Algo.ECDH_SHA256, frozenset({Usage.PEK})),
+        Usage.PDH: Rule(_ECDH, frozenset({Usage.PEK})),
         # An import by an external owner leaves the OCA's signature where the owner put it and moves the CEK's
         # into the free slot (sev-api.md PEK_CERT_IMPORT): each slot may hold either.
-        Usage.PEK: Rule(Algo.ECDSA_SHA256, frozenset({Usage.OCA, Usage.CEK})),
-        Usage.OCA: Rule(Algo.ECDSA_SHA256, frozenset({Usage.OCA})),
-        Usage.CEK: Rule(Algo.ECDSA_SHA256, frozenset({Usage.ASK})),
+        Usage.PEK: Rule(_ECDSA, frozenset({Usage.OCA, Usage.CEK})),
+        Usage.OCA: Rule(_ECDSA, frozenset({Usage.OCA})),
+        Usage.CEK: Rule(_ECDSA, frozenset({Usage.ASK})),
     }
 )
 
@@ -68,8 +73,8 @@ def sev_problems(piece: Piece, *, ask: AmdCert | None) -> Iterator[str]:
         yield f"version {cert.version}, must be 1"
     if cert.pubkey_usage != piece.role:
         yield f"the key's usage is {_name(Usage, cert.pubkey_usage)}, here stands a {piece.role.name}"
-    if cert.pubkey_algo != rule.algo:
-        yield f"the key's algorithm is {_name(Algo, cert.pubkey_algo)}, must be {rule.algo.name}"
+    if cert.pubkey_algo not in rule.algos:
+        yield f"the key's algorithm is {_name(Algo, cert.pubkey_algo)}, must be {_or(rule.algos)}"
     yield from _gaps(SevCert, piece.raw, "certificate")
     yield from _key_problems(cert.pubkey)
     yield from _slot_problems(cert, rule, ask)
@@ -115,12 +120,12 @@ def _slot_problems(cert: SevCert, rule: Rule, ask: AmdCert | None) -> Iterator[s
 def _signature_problems(
     slot: str, usage: Usage, algo: Algo, signature: bytes, ask: AmdCert | None
 ) -> Iterator[str]:
-    wanted = Algo.ECDSA_SHA256
+    wanted: tuple[Algo, ...] = _ECDSA
     if usage is Usage.ASK:
         if ask is None:
             return
         size = ask.header.modulus_size // 8
-        wanted = Algo.RSA_SHA256 if size == 256 else Algo.RSA_SHA384
+        wanted = (Algo.RSA_SHA256 if size == 256 else Algo.RSA_SHA384,)
         if any(signature[size:]):
             yield f"{slot}: the bytes after the {size} of the RSA signature are not zero"
     else:
@@ -128,8 +133,8 @@ def _signature_problems(
         numbers = EcdsaSignature.parse(signature, canonical=False)
         if not (0 < numbers.r < ec.ORDER and 0 < numbers.s < ec.ORDER):
             yield f"{slot}: R or S is not between 0 and the order of P-384"
-    if algo != wanted:
-        yield f"{slot}: the algorithm is {_name(Algo, algo)}, must be {wanted.name}"
+    if algo not in wanted:
+        yield f"{slot}: the algorithm is {_name(Algo, algo)}, must be {_or(wanted)}"
 
 
 def amd_problems(cert: AmdCert, *, role: Usage) -> Iterator[str]:
@@ -143,6 +148,10 @@ def amd_problems(cert: AmdCert, *, role: Usage) -> Iterator[str]:
         yield f"the RSA exponent is {cert.pubexp:#x}, must be {EXPONENT}"
     if cert.modulus.bit_length() != header.modulus_size or not cert.modulus & 1:
         yield f"the RSA modulus is not an odd number of {header.modulus_size} bits"
+
+
+def _or(algos: tuple[Algo, ...]) -> str:
+    return " or ".join(algo.name for algo in algos)
 
 
 def _name(kind: type[Usage | Algo], number: int) -> str:

@@ -186,7 +186,8 @@ class UnverifiedPlatform:
         Raises:
             InvalidCertificate: it is no certificate for ECDH on P-384.
         """
-        sev_cert.check_sanity(pdh, usage=Usage.PDH, algo=Algo.ECDH_SHA256)
+        wide = pdh.pubkey_algo == Algo.ECDH_SHA384
+        sev_cert.check_sanity(pdh, usage=Usage.PDH, algo=Algo.ECDH_SHA384 if wide else Algo.ECDH_SHA256)
         return cls(pdh)
 
 
