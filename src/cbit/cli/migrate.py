@@ -111,10 +111,11 @@ def _send(args: argparse.Namespace) -> Outcome:
 def _image(args: argparse.Namespace) -> bytes:
     from cbit.guest.builtin import image as builtin
     from cbit.guest.generated_firmware import generate
+    from cbit.secure_processor.nv_store import read_file
 
     if args.builtin:
         return builtin.image()
-    return generate() if args.firmware is None else bytes(args.firmware.read_bytes())
+    return generate() if args.firmware is None else read_file(args.firmware)
 
 
 def _launched(host: Host, image: bytes, policy: int, *, builtin: bool) -> SevGuest:
@@ -162,14 +163,13 @@ def _receive(args: argparse.Namespace) -> Outcome:
     from cbit.hypervisor.devices.requests import Asked
     from cbit.hypervisor.migration import Papers
     from cbit.hypervisor.running_state import unpack
+    from cbit.secure_processor.nv_store import read_file
 
     arrived: list[tuple[SmallGuest, list[Asked]]] = []
     token = _token(args.token)
     with _host(args.state) as host:
         certs = args.state / "certs"
-        papers = Papers.of(
-            host, cek=(certs / "cek.cert").read_bytes(), ask_ark=(certs / "ask_ark.cert").read_bytes()
-        )
+        papers = Papers.of(host, cek=read_file(certs / "cek.cert"), ask_ark=read_file(certs / "ask_ark.cert"))
         with _accepted(args.at, args.wait, token) as channel:
             guest, moved = migration.receive(
                 host, channel, papers, settle=lambda guest, state: arrived.append(unpack(guest.vm, state))

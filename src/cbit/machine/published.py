@@ -13,7 +13,7 @@ from typing import Final
 from cbit.crypto.entropy import Entropy
 from cbit.machine.state_folder import StateFolder
 from cbit.secure_processor.fuses import Fuses
-from cbit.secure_processor.nv_store import NvState, NvStore, replace_file
+from cbit.secure_processor.nv_store import NvState, NvStore, read_file, replace_file
 from cbit.trace import Trace
 
 PART: Final = "machine"
@@ -54,7 +54,7 @@ class PublishedStore(NvStore):
             try:
                 if not content:
                     path.unlink(missing_ok=True)
-                elif not path.exists() or path.read_bytes() != content:
+                elif not path.exists() or read_file(path) != content:
                     # What a power cut takes is written again at the next INIT: nobody has to wait for a disk.
                     replace_file(path, content, sync=False)
             except OSError as error:

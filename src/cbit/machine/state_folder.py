@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from cbit.machine.profiles import Profile, UnknownProfile, profile
 from cbit.secure_processor.fuses import FuseError, Fuses
-from cbit.secure_processor.nv_store import replace_file
+from cbit.secure_processor.nv_store import read_file, replace_file
 from cbit.spec.errors import CbitError
 
 FORMAT: Final = 1
@@ -86,7 +86,7 @@ class StateFolder:
             StateError: it cannot be read.
         """
         try:
-            return (self.path / name).read_bytes()
+            return read_file(self.path / name)
         except OSError as error:
             raise StateError(
                 f"{self.path / name}: {error.strerror}; make a new machine with 'cbit setup'"

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from cbit.machine.published import NAMES
 from cbit.machine.state_folder import StateError
-from cbit.secure_processor.nv_store import replace_file
+from cbit.secure_processor.nv_store import read_file, replace_file
 from cbit.spec.certificate import CERT_SIZE
 
 #: The host names that programs have built in.
@@ -73,8 +73,8 @@ class Published:
             StateError: a file is missing or damaged.
         """
         try:
-            description = json.loads((state / "cbit.json").read_bytes())
-            certs = {name: (state / "certs" / f"{name}.cert").read_bytes() for name in ("cek", "ask_ark")}
+            description = json.loads(read_file(state / "cbit.json"))
+            certs = {name: read_file(state / "certs" / f"{name}.cert") for name in ("cek", "ask_ark")}
             product, chip_id = description["profile"], description["chip_id"]
         except OSError as error:
             hint = f"make a machine with 'cbit setup --state {state}'"
@@ -147,7 +147,7 @@ class Published:
 def _identity(certs: Path) -> bytes:
     """Read PDH, PEK and OCA; nothing if the platform has none."""
     try:
-        return b"".join((certs / f"{name}.cert").read_bytes() for name in NAMES)
+        return b"".join(read_file(certs / f"{name}.cert") for name in NAMES)
     except FileNotFoundError:
         return b""
 

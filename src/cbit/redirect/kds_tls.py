@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cbit.machine.state_folder import StateError
-from cbit.secure_processor.nv_store import replace_file
+from cbit.secure_processor.nv_store import read_file, replace_file
 
 _FOREVER: Final = datetime.timedelta(days=3650)
 _SERVER: Final = datetime.timedelta(days=90)
@@ -58,8 +58,8 @@ class Authority:
             replace_file(files[0], certificate.public_bytes(serialization.Encoding.PEM))
             return cls(files[0], certificate, key)
         try:
-            certificate = x509.load_pem_x509_certificate(files[0].read_bytes())
-            loaded = serialization.load_pem_private_key(files[1].read_bytes(), password=None)
+            certificate = x509.load_pem_x509_certificate(read_file(files[0]))
+            loaded = serialization.load_pem_private_key(read_file(files[1]), password=None)
         except (ValueError, TypeError) as error:
             raise StateError(f"{folder}: damaged ({error}): remove it, and a new authority is made") from None
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):

@@ -8,8 +8,10 @@ Not modelled: the legacy form without a MACed IV (counts as corrupt).
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,6 +19,7 @@ from typing import Final
 from cbit.crypto.ctr import aes_ctr
 from cbit.crypto.entropy import Entropy
 from cbit.secure_processor.fuses import Fuses
+from cbit.spec.address import MIB
 from cbit.spec.certificate import CERT_SIZE
 from cbit.spec.errors import CbitError, WireError
 from cbit.spec.wire import Wire, at
@@ -43,6 +46,7 @@ class NvState(Wire, size=0x1930):
         return "NvState(…)"
 
 
+LARGEST: Final = 16 * MIB  #: bytes of a file that belongs to a machine
 SIZE: Final = NvState.SIZE + _MAC + _IV
 
 
@@ -112,7 +116,7 @@ class NvStore:
 
     def _read(self) -> bytes:
         try:
-            return self._path.read_bytes()
+            return read_file(self._path)
         except FileNotFoundError:
             return EMPTY
         except OSError as error:
@@ -123,6 +127,22 @@ class NvStore:
             replace_file(self._path, blob)
         except OSError as error:
             raise NvUnusable(f"NV store: {error.strerror}") from None
+
+
+def read_file(path: Path) -> bytes:
+    """Read a regular file that is no larger than what belongs to a machine can be (`LARGEST`).
+
+    Raises:
+        OSError: it cannot be read, or is of another kind or size; nothing was waited for.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > LARGEST:
+            why = f"{found.st_size} bytes, and no file of a machine has more than {LARGEST}"
+            raise OSError(errno.EFBIG, why, str(path))
+        return file.read(found.st_size)
 
 
 def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
