@@ -25,10 +25,10 @@ from cbit.owner.secret import table_of
 from cbit.spec.address import PAGE, Gpa, Spa
 from cbit.spec.policy import Policy
 from cbit.spec.secret_table import DISK_PASSPHRASE
-from cpu.engine.conftest import missing
+from engine_here import missing
 from hypervisor.worlds import account
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 NONE, SME, SEV = Protection.NONE, Protection.SME, Protection.SEV
 KEY = Key(bytes(range(0x60, 0x70)))

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from redirect.conftest import WAYS, Way, environment, insist, open_folder, reasons
+from redirect.conftest import OPENS, environment, insist, kvm_mechanism, mechanism, open_folder, reasons
 
-MECHANISMS = WAYS[::2]
-__all__ = ["open_folder"]  # a fixture that is theirs too
+__all__ = ["kvm_mechanism", "mechanism", "open_folder"]  # fixtures that are theirs too
 
 
 @pytest.fixture(scope="session")
@@ -20,24 +19,9 @@ def refusals() -> dict[str, str]:
     return reasons("")
 
 
-@pytest.fixture(params=MECHANISMS, ids=str)
-def mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
-    way: Way = request.param
-    insist(way, refusals)
-    return way
-
-
-@pytest.fixture(params=MECHANISMS[:2], ids=str)
-def kvm_mechanism(request: pytest.FixtureRequest, refusals: dict[str, str]) -> Way:
-    """Each mechanism that gives virtual machines too."""
-    way: Way = request.param
-    insist(way, refusals)
-    return way
-
-
 @pytest.fixture
 def any_way(refusals: dict[str, str]) -> None:
-    insist(MECHANISMS[1], refusals)
+    insist(OPENS, refusals)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.executors import Processes
 from cbit.cli import linux_files, main
 from cbit.cli.packages import NoPackage
+from engine_here import missing
 
-EXECUTES = sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("cc")
-pytestmark = pytest.mark.skipif(not EXECUTES, reason="victims want Linux on x86-64 and gcc: apt install gcc")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cbit.cli.bench import aes, guest, linux, memory
 from cbit.cli.bench.figure import Figure, medians, pairs
 from cbit.guest.builtin import image as builtin
 from cbit.spec.address import MIB
-from cpu.engine.conftest import missing
+from engine_here import missing
 
 
 def a_figure(ratio: float, reach: str) -> Figure:

@@ -16,7 +16,7 @@ from cbit.compiler import place
 from cbit.cpu.engine.build import FLAGS, NAME, SUFFIX, can_have_stubs, compiled_stubs, sources
 from cbit.machine.profiles import PROFILES
 from cbit.secure_processor.dispatch import COMMANDS
-from cpu.engine.conftest import missing
+from engine_here import missing
 
 
 def capabilities(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

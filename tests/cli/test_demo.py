@@ -32,7 +32,7 @@ from cbit.machine import state_folder
 from cbit.machine.manufacture import Root, make_root
 from cbit.spec import firmware_table
 from cbit.spec.address import MIB
-from cpu.engine.conftest import missing
+from engine_here import missing
 
 
 @pytest.fixture(scope="module")

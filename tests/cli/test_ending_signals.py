@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cpu.engine.conftest import missing
+from engine_here import missing
 from redirect.conftest import ON_LINUX, environment
 
 PATIENCE_S = 100
@@ -82,7 +82,7 @@ def files(folder: Path) -> list[Path]:
 )
 def test_nothing_of_a_busy_command_is_left(tmp_path: Path, command: str, number: signal.Signals) -> None:
     if command in EXECUTES and missing():
-        pytest.skip(str(missing()))
+        pytest.skip(missing())
     with started(tmp_path, *BUSY[command]) as process:
         wait_until(lambda: files(tmp_path) or process.poll() is not None)
         time.sleep(1)  # children and guests, where there are some

@@ -20,7 +20,7 @@ from cbit.spec.address import MIB, PAGE, Hva, Spa
 from cbit.spec.command import Command
 from cbit.spec.key_id import HOST
 from cbit.testing.worlds import a_host
-from cpu.engine.conftest import missing
+from engine_here import missing
 from machine.worlds import machine
 
 ES = 1
@@ -90,7 +90,7 @@ def test_a_guest_onto_whose_memory_it_is_mapped_does_not_reach_it(
     tmp_path: Path, protection: Protection, executes: bool
 ) -> None:
     if executes and missing():
-        pytest.skip(str(missing()))
+        pytest.skip(missing())
     host = with_region(tmp_path)
     with (
         HelperGuest.start(host, protection, onto=Spa(WORD), executes=executes) as helper,

@@ -34,12 +34,12 @@ from cbit.owner import secret as secrets
 from cbit.spec import secret_table as tables
 from cbit.spec.address import MIB, PAGE
 from cbit.testing.worlds import a_host, a_machine
-from cpu.engine.conftest import missing
+from engine_here import missing
 from hypervisor.worlds import account
 from machine.worlds import state
 from scenarios.builtin_world import KEY, PASSPHRASE, SECRETS, BuiltIn
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 NONE, SME, SEV = Protection.NONE, Protection.SME, Protection.SEV
 ALL = pytest.mark.parametrize("protection", Protection, ids=lambda p: p.value)

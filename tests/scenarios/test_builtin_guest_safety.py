@@ -21,13 +21,13 @@ from cbit.hypervisor.vm import Vm
 from cbit.spec.address import MIB, PAGE, Gpa, Spa
 from cbit.spec.errors import NotModelled
 from cbit.testing.worlds import a_host, a_machine
-from cpu.engine.conftest import missing
 from cpu.engine.worlds import assemble
+from engine_here import missing
 from hypervisor.worlds import account
 from machine.worlds import state
 from scenarios.builtin_world import BuiltIn
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 PATIENCE = 20_000
 
 

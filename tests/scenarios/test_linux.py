@@ -9,7 +9,7 @@ import pytest
 from cbit.cli import main
 from cbit.cli.linux_files import fetch_linux
 from cbit.cli.packages import NoPackage
-from cli.run.conftest import no_engine
+from engine_here import missing
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ from cli.run.conftest import no_engine
 def test_linux_boots_and_the_tools_find_what_is_there_and_nothing_else(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if why := no_engine():
+    if why := missing():
         pytest.skip(why)
     try:
         fetch_linux()

@@ -28,11 +28,11 @@ from cbit.spec.policy import Policy
 from cbit.spec.states import GuestState
 from cbit.spec.vmsa import Vmsa
 from cbit.testing.worlds import a_host
-from cpu.engine.conftest import missing
+from engine_here import missing
 from scenarios.builtin_world import KEY, PASSPHRASE, BuiltIn
 from secure_processor.worlds import Chips
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 TOKEN = b"both hosts know this"
 NUMBER, PRIMES = 100_000, 9592

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +11,7 @@ from cbit.attacks.lab.stand import Workshop
 from cbit.cli.linux_files import fetch_linux
 from cbit.cli.packages import NoPackage
 from cbit.guest.linux.unlock import unlock_program
-
-HERE = Path(__file__).parent
+from engine_here import needed_by
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +33,4 @@ def linux_workshop() -> Iterator[Workshop]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = sys.platform == "linux" and platform.machine() == "x86_64"
-    if here and shutil.which("cc"):
-        return
-    why = "victims execute on Linux on x86-64, with a C compiler: apt install gcc"
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.skip(reason=why))
+    needed_by(items, Path(__file__).parent)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 
 from cbit.cli import main
 from cbit.testing.worlds import a_state
+from engine_here import missing
 
 Run = Callable[..., "Ran"]
 
@@ -33,15 +31,6 @@ class Ran:
         return self.raw.decode("utf-8", "replace")
 
 
-def no_engine() -> str:
-    """Say what executing guests lacks here."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return "the execution engine runs on Linux on x86-64"
-    if shutil.which("cc") is None:
-        return "the execution engine's stubs want a C compiler: apt install gcc"
-    return ""
-
-
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "machine"
@@ -52,7 +41,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(machine: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
     """Run a kernel with 32 MiB and give everything that came of it."""
-    if why := no_engine():
+    if why := missing():
         pytest.skip(why)
 
     def boot(kernel: bytes, *words: str, machine: Path = machine) -> Ran:

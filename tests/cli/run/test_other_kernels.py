@@ -17,7 +17,7 @@ import pytest
 from cbit.cli.linux_files import fetch_linux
 from cbit.cli.packages import NoPackage
 from cbit.guest.linux.user_space import user_space
-from cli.run.conftest import no_engine
+from engine_here import missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.oracle, pytest.mark.timeout(1200)]
 
@@ -27,7 +27,7 @@ KERNELS = sorted(Path(FOLDER).glob("vmlinuz*")) if FOLDER else []
 
 @pytest.fixture(scope="module")
 def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if why := no_engine():
+    if why := missing():
         pytest.skip(why)
     try:
         files = fetch_linux()

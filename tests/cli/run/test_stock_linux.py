@@ -25,7 +25,7 @@ from cbit.guest.linux.unlock import unlock_program
 from cbit.guest.linux.user_space import user_space
 from cbit.spec import secret_table
 from cbit.spec.secret_table import DISK_PASSPHRASE
-from cli.run.conftest import no_engine
+from engine_here import missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.oracle, pytest.mark.timeout(1200)]
 
@@ -56,7 +56,7 @@ class Linux:
 
 @pytest.fixture(scope="module")
 def linux(tmp_path_factory: pytest.TempPathFactory, machine: Path) -> Linux:
-    if why := no_engine():
+    if why := missing():
         pytest.skip(why)
     try:
         files, unlock = fetch_linux(), unlock_program()

@@ -23,7 +23,7 @@ from cbit.cli.run.loop import TURN
 from cbit.cli.run.screen import Screen
 from cbit.cli.run.terminal import Keyboard
 from cli.run import kernels
-from cli.run.conftest import no_engine
+from engine_here import missing
 
 pytestmark = pytest.mark.timeout(900)  # each child has a session of its own, which a busy computer may starve
 ECHO = kernels.says("ready\r\n") + kernels.ECHO + kernels.POWER_OFF + kernels.HALT
@@ -39,7 +39,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @pytest.fixture
 def command(machine: Path, tmp_path: Path) -> list[str]:
-    if why := no_engine():
+    if why := missing():
         pytest.skip(why)
     kernel = tmp_path / "kernel"
     kernel.write_bytes(kernels.small(ECHO))

@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cpu.engine.conftest import missing
-
-HERE = Path(__file__).parent
+from engine_here import needed_by
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if why := missing():
-        for item in items:
-            if item.path.is_relative_to(HERE):
-                item.add_marker(pytest.mark.skip(reason=why))
+    needed_by(items, Path(__file__).parent)
