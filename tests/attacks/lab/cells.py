@@ -12,6 +12,7 @@ QUICK: dict[str, dict[str, Value]] = {
     "block-move-xex": {"corpus_mib": 1},
     "code-injection": {"corpus_mib": 1},
     "tweak-constants-xex": {"blocks": 640 << 10},
+    "crossline-v1": {"random_pages": 2},
     "ciphertext-dictionary": {"bits": 64},
     "ciphertext-collision": {"bits": 64},
 }

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cbit.attacks.experiments import named
-from cbit.attacks.experiments.crossline import _looks_like_an_entry, _noise, _of_noise
+from cbit.attacks.experiments.crossline import _leak, _of_noise
 from cbit.attacks.experiments.severed import _pages_right
 from cbit.attacks.lab.corpus import Corpus
-from cbit.attacks.lab.guest import CPUID, HLT, PAGE_FAULT, Program
+from cbit.attacks.lab.guest import C_BIT, CPUID, HLT, PAGE_FAULT, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.outcome import Mode, Verdict
 from cbit.attacks.lab.run import run
@@ -111,27 +111,35 @@ def test_more_known_plaintext_gives_more_chosen_bytes(stand: Stand, size: int, b
     assert bytes_chosen == corpus.chosen_bytes()
 
 
-def test_half_of_the_noise_looks_like_entries_and_the_rest_nearly() -> None:
-    entropy = SeededEntropy("noise")
-    words = [struct.unpack("<Q", _noise(entropy, index))[0] for index in range(512)]
-    assert all(map(_looks_like_an_entry, words[::2]))
-    assert not any(map(_looks_like_an_entry, words[1::2]))
-    assert all(_looks_like_an_entry(word | 1) for word in words[3::8])
-    assert all(_looks_like_an_entry(word & ~(1 << 7)) for word in words[5::8])
-    assert all((word >> 40 & 0xFFF).bit_count() == 1 for word in words[7::8])
+def test_which_bits_of_a_word_let_it_leak(stand: Stand) -> None:
+    """The published pattern looks at bit 0, 8:7 and 62:48; this machine at fewer, and at 47:40 besides."""
+    entry = 0x12_3456_7067
+    guest = stand.guest(
+        Program("hlt", data=((PLACE, struct.pack("<64Q", *(entry ^ 1 << n for n in range(64)))),))
+    )
+    there = 1 << 30
+    cpu = Spoofed(stand.host, guest, rip=0, cr3=there | 1 << C_BIT, map_memory=False, flush=True)
+    cpu.map(there, guest.spa(PLACE))
+    leaked = _leak(cpu, there)
+    assert {0, 7, *range(40, 52)} == {bit for bit in range(64) if leaked[bit] is None}
+    assert leaked[8] == leaked[62] == struct.pack("<Q", entry & -PAGE)
+    assert not any(leaked[64:])  # zeros
 
 
-def test_the_judge_tells_what_should_not_have_leaked() -> None:
-    entry, other = 0x1234_5007, 0x9ABC_D006
-    noise = struct.pack("<2Q", entry, other)
+def test_the_judge_tells_how_many_random_words_have_leaked() -> None:
+    ours, published, secret = 0x7FF0_0000_1234_5107, 0x9ABC_D007, 0x777_7000
+    noise = struct.pack("<4Q", ours, published, published & ~1, secret | 1 << 55 | 1)
 
-    def figures(*leaked: int) -> list[float]:
-        return [figure.ours for figure in _of_noise(noise, struct.pack(f"<{len(leaked)}Q", *leaked))]
+    def figures(*leaked: int) -> list[tuple[float, str]]:
+        loot = struct.pack(f"<{len(leaked)}Q", *leaked)
+        told = _of_noise([struct.pack("<Q", secret)], noise, loot)
+        return [(figure.ours, figure.unit) for figure in told]
 
-    assert [0, 0] == figures()
-    assert [1, 0] == figures(entry & -PAGE)
-    assert [1, 1] == figures(other & -PAGE, entry & -PAGE)
-    assert [0, 0] == figures(entry)  # an exit tells addresses and no flags
+    assert [(0, "% of 4"), (0, "of 1")] == figures()
+    assert [(25, "% of 4"), (0, "of 1")] == figures(0x1234_5000)
+    assert [(0, "% of 4"), (0, "of 1")] == figures(ours)  # an exit tells addresses and no flags
+    assert [(0, "% of 4"), (0, "of 1")] == figures(secret)  # the table's, whatever else is like it
+    assert [(75, "% of 4"), (1, "of 1")] == figures(0x1234_5000, 0x9ABC_D000)
 
 
 def test_the_judge_counts_a_page_where_it_belongs_and_nowhere_else() -> None:
