@@ -15,12 +15,13 @@ from attacks.lab.cells import QUICK
 from cbit.attacks.experiments import ciphertext, named
 from cbit.attacks.experiments.block_move import PATIENCE, USER
 from cbit.attacks.experiments.faked_cpuid import FAKED, WORK_TABLE
+from cbit.attacks.lab import two_cpus
 from cbit.attacks.lab.attack import Attempt
 from cbit.attacks.lab.guest import C_BIT, CPUID, HLT, NPF, SECRET, SHARED, TABLES
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.outcome import Verdict
-from cbit.attacks.lab.run import Result, run
+from cbit.attacks.lab.outcome import Mode, Verdict
+from cbit.attacks.lab.run import NoControl, Result, run
 from cbit.attacks.lab.scene import Facts
 from cbit.attacks.lab.stand import Workshop
 from cbit.attacks.lab.tools import Thwarted, gpa_of
@@ -223,6 +224,25 @@ def test_no_other_asid_has_the_victims_key(workshop: Workshop) -> None:
 
     assert stopped(workshop, "crossline-v1", "deactivated", with_every_asid)
     assert Verdict.PARTLY is tried(workshop, "crossline-v1", "", with_every_asid).verdict
+
+
+def test_a_program_that_reaches_the_secret_by_itself_poisons_nothing(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withheld = named("withheld-flush")
+    assert Verdict.SUCCEEDED is run(withheld, workshop, mode=Mode.SEV).verdict
+    monkeypatch.setitem(two_cpus._PROGRAMS_SPACE, SECRET, two_cpus._SERVICES_SPACE[SECRET])
+    with pytest.raises(NoControl):
+        run(withheld, workshop, mode=Mode.SEV)
+
+
+def test_neither_address_space_leads_to_what_is_the_others_alone() -> None:
+    program, service = (
+        {leaf & -PAGE & (1 << C_BIT) - 1 for leaf in space.values()}
+        for space in (two_cpus._PROGRAMS_SPACE, two_cpus._SERVICES_SPACE)
+    )
+    assert {SHARED} == program & service
+    assert SECRET in service - program
 
 
 @pytest.mark.parametrize("hidden", [False, True])

@@ -16,7 +16,7 @@ from cbit.cpu.mitigations import Mitigations
 
 
 def two_cpus(stand: Stand) -> Scene:
-    """Start a service, and a program of somebody else's beside it.
+    """Start a service, and a program of somebody else's beside it, which cannot reach the service's memory.
 
     The built-in guest has one virtual CPU, and nobody else's program runs in it.
     """
@@ -28,7 +28,7 @@ def two_cpus(stand: Stand) -> Scene:
     for sent in (password, b"anything else   "):
         cpus.send(sent)
         answers.append(cpus.service(flush=True))
-    serves = answers == [secret, bytes(len(secret))]
+    serves = answers == [secret, bytes(len(secret))] and not cpus.trespass()
     return Scene((secret,), Facts({}), guest, planted=planted, serves=serves)
 
 
