@@ -55,8 +55,7 @@ def _section(attack: Attack, tasks: Sequence[str]) -> Iterator[str]:
         yield f"Not shown stopped: {attack.unshown}."
         yield ""
     if attack.parameters:
-        given = ", ".join(f"`{name}={value}`" for name, value in attack.parameters.items())
-        yield f"Parameters: {given}."
+        yield f"Parameters: {', '.join(attack.described())}."
         yield ""
     yield "Exercises:"
     yield ""

@@ -13,6 +13,7 @@ from cbit.attacks.experiments.severed import _pages_right
 from cbit.attacks.lab.corpus import Corpus
 from cbit.attacks.lab.guest import C_BIT, CPUID, HLT, PAGE_FAULT, Program
 from cbit.attacks.lab.hands import Hands
+from cbit.attacks.lab.log import AGREES, NO_COMPARISON, NO_FIGURE, Figure
 from cbit.attacks.lab.outcome import Mode, Verdict
 from cbit.attacks.lab.run import run
 from cbit.attacks.lab.scene import Facts, Scene
@@ -152,3 +153,22 @@ def test_the_judge_counts_a_page_where_it_belongs_and_nowhere_else() -> None:
     assert (0, 0) == right(two + one)
     assert (1, PAGE // 2) == right(one + one)
     assert (0, 0) == right(b"")
+
+
+def test_a_published_figure_has_a_source_and_a_word_on_how_ours_compares() -> None:
+    alone = Figure("words", 3)
+    assert (NO_FIGURE, NO_COMPARISON) == (alone.published, alone.difference)
+    for beside in (
+        {},
+        {"source": "somebody"},
+        {"difference": AGREES},
+        {"source": "somebody", "difference": ""},
+    ):
+        with pytest.raises(ValueError, match="words: who published that"):
+            Figure("words", 3, published="3", **beside)
+    assert AGREES == Figure("words", 3, published="3", source="somebody", difference=AGREES).difference
+
+
+def test_no_figure_is_published_of_a_cold_boot(workshop: Workshop) -> None:
+    (figure,) = run(named("cold-boot"), workshop, mode=Mode.NONE).figures
+    assert ("keys found", NO_FIGURE) == (figure.name, figure.published)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 
 import pytest
 
-from attacks.lab.cells import LINUX, QUICK, defended_cells, main_cells, modelled_cells
+from attacks.lab.cells import LINUX, QUICK, defended_cells, main_cell, main_cells, modelled_cells
 from attacks.lab.figures import FIGURES, LINUX_FIGURES
 from cbit.attacks.experiments import ALL, named
-from cbit.attacks.lab.attack import Attack, BadCase
+from cbit.attacks.lab.attack import CHOICES, Attack, BadCase
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Log
 from cbit.attacks.lab.outcome import MODELLED, Mode, Verdict
@@ -24,7 +25,6 @@ from cbit.attacks.lab.tools import Thwarted
 from cbit.attacks.power import Power, PowerNotHeld
 from cbit.crypto.memory_modes import Tweak
 from cbit.hypervisor.frames import OutOfMemory
-from cbit.machine.board import BadMachine
 from cbit.machine.profiles import Profile
 from cbit.spec.address import MIB
 
@@ -300,8 +300,39 @@ def test_every_attack_on_a_small_program_runs_with_the_memory_that_is_wanted(wor
         assert Verdict.SUCCEEDED is run(attack, workshop, mode=Mode.SEV, parameters={"memory": mib}).verdict
     with pytest.raises(OutOfMemory):
         run(attack, workshop, mode=Mode.SEV, parameters={"memory": 2})
-    with pytest.raises(BadMachine, match="0x0 bytes of memory"):
+    with pytest.raises(BadCase, match="memory is 1 to 16384, not 0"):
         run(attack, workshop, mode=Mode.SEV, parameters={"memory": 0})
+
+
+def test_a_number_stays_in_its_range() -> None:
+    ranges = [(attack, name, each) for attack in ALL for name, each in attack.ranges.items()]
+    assert {"bits", "blocks", "corpus_mib", "decay", "memory", "random_pages"} == {
+        name for _, name, _ in ranges
+    }
+    for attack, name, each in ranges:
+        assert set(attack.parameters) == set(attack.ranges) | set(attack.parameters) & set(CHOICES)
+        for value in (each.least, each.default, each.most):
+            assert value == attack.check(Mode.SEV, "", {name: value})[name]
+        off = [each.least + 1] if each.multiple > 1 else []
+        for value in (each.least - each.multiple, each.most + each.multiple, -(10**9), 10**9, *off):
+            with pytest.raises(BadCase, match=f"{attack.name}: {name} is {re.escape(str(each))}, not "):
+                attack.check(Mode.SEV, "", {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("ciphertext-dictionary", {"bits": 40}),
+        ("tweak-constants-xex", {"blocks": 256}),
+        ("crossline-v1", {"random_pages": 1}),
+        ("cold-boot", {"decay": 1.0}),
+    ],
+)
+def test_the_least_of_each_number_can_be_run(
+    workshop: Workshop, name: str, parameters: dict[str, float]
+) -> None:
+    mode = main_cell(named(name))
+    assert run(named(name), workshop, mode=mode, parameters=parameters).planted
 
 
 @pytest.mark.parametrize("mode", [Mode.SME, Mode.SEV])

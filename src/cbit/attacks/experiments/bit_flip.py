@@ -7,7 +7,7 @@ import math
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.guest import SECRET, SHARED, VIEW, Program
 from cbit.attacks.lab.hands import Hands
-from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.log import AGREES, Log
 from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
@@ -17,6 +17,7 @@ from cbit.crypto.entropy import Entropy
 from cbit.spec.address import PAGE
 
 E = 65537
+_SOURCE = "Buhren et al. (attacks.md A3)"
 _PATIENCE = 16  # faults
 _FIELDS = ("p", "q", "dp", "dq", "qinv")  # sixteen bytes each, from the secret's address on
 
@@ -194,7 +195,15 @@ def bit_flip(hands: Hands, facts: Facts, log: Log) -> bytes:
         hands.caches.write_back()
     p = modulus // q
     log.step(f"gcd(s^e - m, N) = {q:#x}")
-    log.figure("faulty signatures needed", signatures, published="one, for RSA-CRT", source="attacks.md A3")
+    log.figure(
+        "faulty signatures needed",
+        signatures,
+        published="one, for RSA-CRT",
+        source=_SOURCE,
+        difference="they agree, unless a fault leaves the half signature as it was",
+    )
     changed = int.from_bytes(before, "little") ^ int.from_bytes(hands.device.read_plain(at, 16), "little")
-    log.figure("bits of ciphertext flipped", changed.bit_count(), published="one", source="attacks.md A3")
+    log.figure(
+        "bits of ciphertext flipped", changed.bit_count(), published="one", source=_SOURCE, difference=AGREES
+    )
     return p.to_bytes(16, "little") + q.to_bytes(16, "little")

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from cbit.attacks.experiments.known_constants import EXPECT, PARAMETERS, SETUP, SETUPS, fresh, kernel
+from cbit.attacks.experiments.known_constants import CORPUS, EXPECT, PARAMETERS, SETUP, SETUPS, fresh, kernel
 from cbit.attacks.experiments.service import ANSWERS
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.corpus import Corpus
@@ -130,7 +130,7 @@ def _coverage(corpus: Corpus, target: int, log: Log) -> None:
     victim=service,
     setup=replace(SETUP, engine=Engine.XE),
     setups={"xex": SETUP},
-    parameters={"corpus_mib": PARAMETERS["corpus_mib"]},
+    parameters=CORPUS,
 )
 def block_move_xe(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Copy a ciphertext block of known plaintext over a record of the victim's; two bytes of it are chosen.

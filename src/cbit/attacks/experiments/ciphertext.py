@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.attack import SHORTEST_SECRET, Range, attack
 from cbit.attacks.lab.guest import CODE, HLT, NPF, SECRET, Crashed, Program
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Field, Log
@@ -145,6 +145,7 @@ DEFENCES = {
         shown="no ciphertext comes twice",
     )
 }
+PARAMETERS = {"bits": Range(256, 8 * SHORTEST_SECRET, 4096, 8)}
 _SOURCE = "Li et al., S&P 2022 (attacks.md A17)"
 
 
@@ -208,7 +209,7 @@ def _note(log: Log, seen: list[bytes], bits: list[int], loot: bytes) -> None:
     expect=EXPECT,
     defences=DEFENCES,
     victim=flags,
-    parameters={"bits": 256},
+    parameters=PARAMETERS,
 )
 def ciphertext_dictionary(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Learn the ciphertext of a flag that is known to be 0 once; then read every flag by comparison.
@@ -233,7 +234,7 @@ def ciphertext_dictionary(hands: Hands, facts: Facts, log: Log) -> bytes:
     expect=EXPECT,
     defences=DEFENCES,
     victim=swaps,
-    parameters={"bits": 256},
+    parameters=PARAMETERS,
 )
 def ciphertext_collision(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Watch two numbers that nobody knows being swapped, or not: the block changes, or it does not.

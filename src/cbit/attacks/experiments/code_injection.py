@@ -13,7 +13,7 @@ from cbit.attacks.lab.built_in import KERNEL
 from cbit.attacks.lab.corpus import Corpus, difference, xor
 from cbit.attacks.lab.guest import CPUID, HLT, NPF
 from cbit.attacks.lab.hands import Hands
-from cbit.attacks.lab.log import Log
+from cbit.attacks.lab.log import AGREES, Log
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Stand
 from cbit.attacks.lab.tools import Thwarted, gpa_of
@@ -126,6 +126,7 @@ def code_injection(hands: Hands, facts: Facts, log: Log) -> bytes:
         exits / blocks,
         published="1 (CPUID oracle: 10^6 blocks in 37.5 s)",
         source="SEVurity §V-B (attacks.md A10 step 6)",
+        difference=AGREES,
     )
     log.figure(
         "bytes that can be chosen in a block that is only moved",

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cbit.attacks.key_schedule import expand
-from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.attack import Range, attack
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.key_search import AES_128, AES_256, aes_keys
 from cbit.attacks.lab.log import Log
@@ -86,7 +86,7 @@ _LOST = stopped_by("the key was in the chip and is gone with the power: what is 
     },
     victim=at_work,
     setup=Setup(memory=8 * MIB),
-    parameters={"decay": 0.02},
+    parameters={"decay": Range(0.02, 0.0, 1.0)},
 )
 def cold_boot(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Cut the power, carry the modules away, and look for keys in what has not faded.
@@ -115,7 +115,5 @@ def cold_boot(hands: Hands, facts: Facts, log: Log) -> bytes:
             factor = min(primes).to_bytes(len(modulus) // 2, "big")
             log.step("a prime factor", factor)
             loot, found = loot + factor, found + 1
-    log.figure(
-        "keys found", found, published="at 5 to 15 % decay all, from memory", source="attacks.md A1 (M)"
-    )
+    log.figure("keys found", found)
     return loot

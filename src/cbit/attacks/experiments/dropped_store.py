@@ -98,5 +98,5 @@ def dropped_store(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.step("the victim's answer to a wrong password", loot)
     if not dropper.lost and not any(loot):
         log.obstacle = "INVD has lost nothing: the victim denies"
-    log.figure("lines of the victim's that INVD lost", dropper.lost, published="no figure in the stored text")
+    log.figure("lines of the victim's that INVD lost", dropper.lost)
     return loot

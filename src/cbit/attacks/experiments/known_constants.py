@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from cbit.attacks.lab.attack import Value
+from cbit.attacks.lab.attack import Range
 from cbit.attacks.lab.outcome import SUCCEEDS, Expectation, Mode, does_not_apply, stopped_by, succeeds
 from cbit.attacks.lab.stand import Setup, Stand
 from cbit.crypto.entropy import SeededEntropy
@@ -22,8 +22,9 @@ EXPECT: Final[Mapping[Mode, Expectation]] = {
 SETUP: Final = Setup(engine=Engine.XEX, memory=32 * MIB)
 SETUPS: Final = {"fresh": Setup(profile="rome", engine=Engine.XEX, memory=32 * MIB)}
 #: Of all that move ciphertext with the published constants: what the constants are.
-CONSTANTS: Final[Mapping[str, Value]] = {"constants": "zen1"}
-PARAMETERS: Final[Mapping[str, Value]] = {"corpus_mib": 8, **CONSTANTS}
+CONSTANTS: Final[Mapping[str, Range | str]] = {"constants": "zen1"}
+CORPUS: Final[Mapping[str, Range | str]] = {"corpus_mib": Range(8, 1, 256)}
+PARAMETERS: Final[Mapping[str, Range | str]] = {**CORPUS, **CONSTANTS}
 
 
 def fresh(shown: str) -> Mapping[str, Expectation]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from cbit.attacks.experiments.code_injection import ASKS_FOR_NAME, OUT, ROUTINE
 from cbit.attacks.experiments.correspondent import Owner
-from cbit.attacks.experiments.known_constants import PARAMETERS, SETUP, kernel
+from cbit.attacks.experiments.known_constants import CORPUS, SETUP, kernel
 from cbit.attacks.lab.assemble import assemble
 from cbit.attacks.lab.attack import attack
 from cbit.attacks.lab.built_in import KERNEL, BuiltIn
@@ -84,7 +84,7 @@ _UNMEASURED = does_not_apply("nothing is measured: the host loads what it likes"
     },
     victim=firmware,
     setup=SETUP,
-    parameters={"corpus_mib": PARAMETERS["corpus_mib"]},
+    parameters=CORPUS,
 )
 def launch_permutation(hands: Hands, facts: Facts, log: Log) -> bytes:
     """Launch the owner's image with blocks exchanged, and turn its start-up into a chain of pieces.
@@ -132,6 +132,7 @@ def launch_permutation(hands: Hands, facts: Facts, log: Log) -> bytes:
         "bytes",
         published="8, 3-gadget chain",
         source="undeSErVed trust §V-C (attacks.md A11)",
+        difference="they agree, where the image has a store of 8 bytes",
     )
     exits = 1
     exit = hands.victim.until(CPUID)

@@ -10,7 +10,7 @@ from typing import Final
 
 from cbit.attacks import forensics
 from cbit.attacks.experiments.registers import NEEDS_ES
-from cbit.attacks.lab.attack import attack
+from cbit.attacks.lab.attack import Range, attack
 from cbit.attacks.lab.disk_keys import expanded_keys, opened_disks
 from cbit.attacks.lab.guest import Crashed
 from cbit.attacks.lab.hands import Hands
@@ -68,7 +68,7 @@ _GONE = stopped_by("the key was in the chip and is gone with the power: what is 
     },
     victim=linux,
     setup=_SETUP,
-    parameters={"decay": 0.01},
+    parameters={"decay": Range(0.01, 0.0, 1.0)},
     linux=True,
 )
 def linux_cold_boot(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -196,8 +196,6 @@ def linux_registers(hands: Hands, facts: Facts, log: Log) -> bytes:
     log.figure(
         "exits for each MiB",
         exits / (len(image) / MIB),
-        published="no figure in the stored text",
-        source=_SOURCE,
     )
     return _open(facts, expanded_keys(image), log)
 

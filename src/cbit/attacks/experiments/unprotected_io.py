@@ -88,7 +88,7 @@ def unprotected_io(hands: Hands, facts: Facts, log: Log) -> bytes:
         "bytes decrypted with each packet",
         len(loot) // packets,
         "bytes",
-        published="20 (200 B/s at 10 packets/s)",
+        published="derived: 20 (about 200 B/s at 10 packets/s)",
         source="Li et al. (attacks.md A8)",
         difference="the size of this guest's packets; an SSH packet leaves fewer blocks to replace",
     )

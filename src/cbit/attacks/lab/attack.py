@@ -27,12 +27,43 @@ Value = int | float | str
 #: Parameters that are words: what they may be, and the processor that each is a matter of.
 PROFILES: Final[Mapping[str, str]] = {"zen1": "naples", "fresh": "rome"}
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"constants": tuple(PROFILES)}
+SHORTEST_SECRET: Final = 5  #: bytes; fewer could turn up by chance
 Prepare = Callable[[Stand], Scene]
 Attempt = Callable[[Hands, Facts, Log], bytes]
 
 
 class BadCase(CbitError):
     """An attack is asked for a mode, a variant or a parameter that it does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A parameter that is a number: what it is by default, and what it may be.
+
+    Attributes:
+        default: if nobody says otherwise; its type is the parameter's.
+        least: at least.
+        most: at most.
+        multiple: of what a whole number has to be a multiple.
+    """
+
+    default: int | float
+    least: int | float
+    most: int | float
+    multiple: int = 1
+
+    def __contains__(self, value: int | float) -> bool:
+        """Whether the parameter may have this value."""
+        whole = not isinstance(self.default, int) or value % self.multiple == 0
+        return self.least <= value <= self.most and whole
+
+    def __str__(self) -> str:
+        """Say what it may be."""
+        step = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.least} to {self.most}{step}"
+
+
+_MEMORY: Final = (1, 16 << 10)  # MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +83,7 @@ class Attack:
         setup: the machine that it is run on.
         setups: other machines, by variant.
         parameters: what may be varied, with what it is by default.
+        ranges: what those of them may be that are numbers.
         prepare: makes the victim.
         attempt: the adversary.
         unshown: what would stop it, and why that cannot be shown; "" if some cell shows it stopped.
@@ -70,6 +102,7 @@ class Attack:
     setup: Setup
     setups: Mapping[str, Setup]
     parameters: Mapping[str, Value]
+    ranges: Mapping[str, Range]
     prepare: Prepare = field(repr=False)
     attempt: Attempt = field(repr=False)
     unshown: str = ""
@@ -152,7 +185,16 @@ class Attack:
             raise BadCase(f"{self.name}: {name}: {value!r} is no number")
         if isinstance(default, int) and value != int(value):
             raise BadCase(f"{self.name}: {name} is a whole number, not {value}")
+        if value not in self.ranges[name]:
+            raise BadCase(f"{self.name}: {name} is {self.ranges[name]}, not {value}")
         return type(default)(value)
+
+    def described(self) -> list[str]:
+        """Say of each parameter what it is by default, and what it may be."""
+        return [
+            f"{name}={value} ({self.ranges[name] if name in self.ranges else ' or '.join(CHOICES[name])})"
+            for name, value in self.parameters.items()
+        ]
 
 
 def attack(
@@ -167,7 +209,7 @@ def attack(
     defended: Mode = Mode.SEV,
     setup: Setup | None = None,
     setups: Mapping[str, Setup] | None = None,
-    parameters: Mapping[str, Value] | None = None,
+    parameters: Mapping[str, Range | str] | None = None,
     unshown: str = "",
     executes: bool = True,
     linux: bool = False,
@@ -186,7 +228,8 @@ def attack(
             raise ValueError(f"{name} is not stopped by {', '.join(weak)}")
         machine = setup or Setup()
         # Whoever looks at address bits, and Linux, want the memory that they have.
-        memory: dict[str, Value] = {"memory": machine.memory // MIB} if executes and not linux else {}
+        memory = {"memory": Range(machine.memory // MIB, *_MEMORY)} if executes and not linux else {}
+        declared: dict[str, Range | str] = {**(parameters or {}), **memory}
         if not attempt.__doc__:
             raise ValueError(f"{name} does not say what it does")
         return Attack(
@@ -200,7 +243,10 @@ def attack(
             defended=defended,
             setup=machine,
             setups=MappingProxyType(dict(setups or {})),
-            parameters=MappingProxyType({**(parameters or {}), **memory}),
+            parameters=MappingProxyType(
+                {key: each if isinstance(each, str) else each.default for key, each in declared.items()}
+            ),
+            ranges=MappingProxyType({k: each for k, each in declared.items() if isinstance(each, Range)}),
             prepare=victim,
             attempt=attempt,
             unshown=unshown,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 _SHOWN: Final = 64  # bytes of a step's data that are kept
+NO_FIGURE: Final = "no figure in the stored text"
+NO_COMPARISON: Final = "nothing to compare with"
+AGREES: Final = "they agree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +68,26 @@ class Figure:
         name: what is counted.
         ours: what came out.
         unit: of both.
-        published: the published figure as it is told, or "" if there is none.
+        published: the published figure as the dossier tells it; "derived: …" if it follows from what the
+            dossier tells and stands nowhere; or that there is none.
         source: who published it.
-        difference: why the two differ, if they do.
+        difference: why the two differ, or that they do not.
+
+    Raises:
+        ValueError: a published figure without a source, or without a word on how the two compare.
     """
 
     name: str
     ours: float
     unit: str = ""
-    published: str = ""
+    published: str = NO_FIGURE
     source: str = ""
-    difference: str = ""
+    difference: str = NO_COMPARISON
+
+    def __post_init__(self) -> None:
+        """See that what stands beside a published figure is complete."""
+        if self.published != NO_FIGURE and (not self.source or self.difference in ("", NO_COMPARISON)):
+            raise ValueError(f"{self.name}: who published that, and how do the two compare?")
 
 
 @dataclass(slots=True)
@@ -100,9 +112,9 @@ class Log:
         ours: float,
         unit: str = "",
         *,
-        published: str = "",
+        published: str = NO_FIGURE,
         source: str = "",
-        difference: str = "",
+        difference: str = NO_COMPARISON,
     ) -> None:
         """Write a number down."""
         self.figures.append(Figure(name, ours, unit, published, source, difference))

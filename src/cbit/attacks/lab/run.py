@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from cbit.attacks.lab.attack import Attack, Value
+from cbit.attacks.lab.attack import SHORTEST_SECRET, Attack, Value
 from cbit.attacks.lab.guest import Crashed
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.log import Figure, Log, Step, picture_as_json
@@ -19,8 +19,6 @@ from cbit.attacks.lab.stand import Stand, Workshop
 from cbit.attacks.lab.tools import Thwarted
 from cbit.cpu.faults import VmExit
 from cbit.spec.errors import CbitError
-
-SHORTEST_SECRET: Final = 5  #: bytes; fewer could turn up by chance
 
 
 class NoControl(CbitError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from cbit.cli.envelope import Outcome
@@ -44,6 +45,7 @@ def as_json(attack: Attack) -> dict[str, Any]:
         "defences": {variant: told.why for variant, told in attack.defences.items()},
         "unshown": attack.unshown,
         "parameters": dict(attack.parameters),
+        "ranges": {name: asdict(each) for name, each in attack.ranges.items()},
         "executes": attack.executes,
         "linux": attack.linux,
     }
@@ -55,8 +57,7 @@ def _lines(attacks: tuple[Attack, ...]) -> Iterator[str]:
         yield f"{attack.name:<22} {attack.title}{number}"
         yield f"{'':<22} powers: {'; '.join(sorted(power.value for power in attack.holds))}"
         if attack.parameters:
-            given = ", ".join(f"{name}={value}" for name, value in attack.parameters.items())
-            yield f"{'':<22} parameters: {given}"
+            yield f"{'':<22} parameters: {', '.join(attack.described())}"
         for variant, what in attack.defences.items():
             yield f"{'':<22} --variant {variant}: {what.why}"
         if attack.unshown:

@@ -67,6 +67,8 @@ def surprise(result: Result) -> str:
 
 
 def _lines(attack: Attack, result: Result) -> Iterator[str]:
+    from cbit.attacks.lab.log import NO_FIGURE
+
     yield f"{attack.title}  [{attack.paper}]"
     yield ""
     yield from (f"  {line}" for line in attack.idea.splitlines())
@@ -76,7 +78,7 @@ def _lines(attack: Attack, result: Result) -> Iterator[str]:
         for at in range(0, len(step.data), _SHOWN):
             yield f"       {step.data[at : at + _SHOWN].hex(' ', 8)}"
     for figure in result.figures:
-        beside = f"   published: {figure.published}" if figure.published else ""
+        beside = "" if figure.published == NO_FIGURE else f"   published: {figure.published}"
         yield f"  #  {figure.name}: {figure.ours:g} {figure.unit}{beside}".rstrip()
     yield ""
     with_variant = f" with {result.variant}" if result.variant else ""
