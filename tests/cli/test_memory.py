@@ -234,3 +234,14 @@ def test_a_pipe_and_a_file_of_no_machines_size_are_refused(
     ):
         code, printed = ran(capsys, *words[:-1], tmp_path / words[-1])
         assert (2, True) == (code, reason in printed), printed
+
+
+@pytest.mark.parametrize("size", [1, 4095, 16 * 4096 + 1])
+def test_a_torn_dump_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int) -> None:
+    torn = tmp_path / "torn"
+    torn.write_bytes(bytes(size))
+    code, printed = ran(capsys, torn)
+    why = f"{torn}: torn: {size % 4096} bytes behind the last whole page of 4096"
+    assert (2, True) == (code, why in printed), printed
+    torn.write_bytes(bytes(size // 4096 * 4096 + 4096))
+    assert 0 == ran(capsys, torn)[0]

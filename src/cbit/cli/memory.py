@@ -42,8 +42,9 @@ def run(args: Namespace) -> Outcome:
     """Read, count, draw."""
     from cbit.cli.memory_map import pixels, table
     from cbit.cli.picture import png
-    from cbit.cli.target import Target
+    from cbit.cli.target import Target, insist_apart
 
+    insist_apart(args, "png")
     if args.dump is None and args.report is None:
         raise ValueError("a dump, a --report, or both are wanted")
     if args.guest is not None and args.report is None:
@@ -145,6 +146,8 @@ def _entropies(dump: Path) -> list[float]:
     from cbit.machine.address_map import MAX_DRAM
 
     _check(dump, largest=MAX_DRAM, what="a machine's memory")
+    if torn := dump.stat().st_size % PAGE:
+        raise ValueError(f"{dump}: torn: {torn} bytes behind the last whole page of {PAGE}")
     zeros, found = bytes(PAGE), []
     with dump.open("rb") as file:
         while part := file.read(_READ):

@@ -8,10 +8,38 @@ from __future__ import annotations
 
 import os
 import secrets
+from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
+
+
+def insist_apart(args: Namespace, *written: str) -> None:
+    """Refuse to write over a file that the command line names for something else, too.
+
+    Args:
+        args: the parsed command line.
+        written: which of its members name files that will be written.
+
+    Raises:
+        ValueError: it does; both are named.
+    """
+    for name in written:
+        path: Path | None = getattr(args, name)
+        others = [(other, value) for other, value in vars(args).items() if other != name]
+        for other, value in others:
+            for one in value if isinstance(value, list) else [value]:
+                if path is not None and isinstance(one, Path) and _is_same_file(path, one):
+                    option, what = name.replace("_", "-"), other.replace("_", "-")
+                    raise ValueError(f"--{option} {path}: the command line names the same file as {what}")
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names stand for one regular file, which may not be there yet."""
+    if one.exists() and other.exists():
+        return one.is_file() and one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 class Target:

@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.attacks.lab.campaign import whole_matrix
     from cbit.cli.attack.arguments import linux_for
     from cbit.cli.packages import NoPackage
+    from cbit.cli.target import insist_apart
 
+    insist_apart(args, "html", "journal")
     if args.html:
         _insist_on_a_place(args.html)  # before minutes are spent on what cannot be written
     rows = tuple(named(name) for name in dict.fromkeys(args.only)) or ALL

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> Outcome:
     """Compute the digest; check the measurement if one is given; explain it if asked to."""
     args.mode = Mode(args.mode)
+    if args.receipt is not None or args.toml is not None:
+        from cbit.cli.target import insist_apart
+
+        insist_apart(args, "receipt", "toml")
     launch = launch_of(args)
     _refuse_odd_words(args)
     if args.explain:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.envelope import Outcome
+from cbit.cli.target import insist_apart
 from cbit.crypto.entropy import SystemEntropy
 from cbit.crypto.key import Key
 from cbit.owner import files, idblock, secret
@@ -141,6 +142,7 @@ def _log(line: str) -> None:
 
 def _audit(args: Namespace) -> Outcome:
     """Verify the log, and write it out if asked to."""
+    insist_apart(args, "export")
     with _records(args) as records:
         last = verify_records(records.seen(), head=args.head, releases=records.releases)
         if args.export is not None:
@@ -208,6 +210,7 @@ def _audit_lines(result: dict[str, Any], args: Namespace) -> Iterator[str]:
 
 def _bind(args: Namespace) -> Outcome:
     """Compute the guest's REPORT_DATA."""
+    insist_apart(args, "out")
     own = idblock.read_private_key(read_limited(args.key), source=args.key.name)
     nonce = _answer(args.challenge, "nonce").base64("nonce")
     data = packet.report_data(nonce, packet.public_bytes(own.public_key()))

@@ -12,6 +12,7 @@ from cbit.cli.envelope import Outcome
 from cbit.cli.owner.measure_arguments import LARGEST_FIRMWARE, add_vcpu
 from cbit.cli.owner.measure_inputs import vcpus_of
 from cbit.cli.parser import Parser
+from cbit.cli.target import insist_apart
 from cbit.owner import files, vmsa
 from cbit.owner.errors import Missing
 from cbit.owner.files import read_limited
@@ -67,6 +68,7 @@ def run(args: Namespace) -> Outcome:
 
 
 def _build(args: Namespace) -> Outcome:
+    insist_apart(args, "out")
     vcpus = vcpus_of(args)
     eip = _eip(args)
     page = bytes(vcpus.page(eip))

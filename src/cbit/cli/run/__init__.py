@@ -127,7 +127,7 @@ def run(args: Namespace) -> Outcome:
 def _run(args: Namespace) -> Outcome:
     from cbit.cli.run.guests import guests
     from cbit.cli.run.settings import read_all
-    from cbit.cli.target import Target
+    from cbit.cli.target import Target, insist_apart
     from cbit.cpu.engine.interpose import interpose
     from cbit.cpu.engine.layout import layout
     from cbit.cpu.engine.library import check_platform
@@ -135,7 +135,10 @@ def _run(args: Namespace) -> Outcome:
     from cbit.hypervisor.devices.disk import FileDisk
     from cbit.hypervisor.host import Protection
 
-    settings = read_all(guests(args))
+    wanted = guests(args)
+    for each in wanted:
+        insist_apart(each, "dump_dram", "report")
+    settings = read_all(wanted)
     until = _until(args.until)
     check_platform()
     interpose()  # compiles what executes guests, or says in one sentence why it cannot
