@@ -159,6 +159,14 @@ def test_what_was_set_is_what_is_got(asker: Asker, name: str, set_: int, get: in
         assert before == asker.got(size), "the other processor has its own"
 
 
+def test_whatever_the_table_says_is_done(asker: Asker) -> None:
+    """No row is without its code: there is an answer to each, and ENOTTY for what is refused."""
+    ready(asker)
+    for number, row in REQUESTS.items():
+        for link in row.on if number not in (KVM_CREATE_VM, KVM_CREATE_VCPU) else ():
+            assert ("ENOTTY" == asker.on(link, number)) is (row.does is Does.REFUSES), row.name
+
+
 def test_whoever_makes_save_areas_is_told_of_registers(asker: Asker) -> None:
     asker.with_cpu().with_cpu()
     asker.behind.lines.clear()

@@ -126,6 +126,9 @@ class Vm:
 
     Attributes:
         behind: the handle of the device that answers memory-encryption requests.
+        slots: its memory.
+        processors: the numbers of those that were made.
+        state: what requests set, by name; what is not named is zero.
     """
 
     behind: Any
