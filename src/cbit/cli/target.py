@@ -9,18 +9,20 @@ from __future__ import annotations
 import os
 import secrets
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 
-def insist_apart(args: Namespace, *written: str) -> None:
+def insist_apart(args: Namespace, *written: str, texts: Sequence[str] = ()) -> None:
     """Refuse to write over a file that the command line names for something else, too.
 
     Args:
         args: the parsed command line.
         written: which of its members name files that will be written.
+        texts: which of them name files and are no ``Path``.
 
     Raises:
         ValueError: it does; both are named.
@@ -30,7 +32,8 @@ def insist_apart(args: Namespace, *written: str) -> None:
         others = [(other, value) for other, value in vars(args).items() if other != name]
         for other, value in others:
             for one in value if isinstance(value, list) else [value]:
-                if path is not None and isinstance(one, Path) and _is_same_file(path, one):
+                is_name = isinstance(one, Path) or (other in texts and one is not None)
+                if path is not None and is_name and _is_same_file(path, Path(one)):
                     option, what = name.replace("_", "-"), other.replace("_", "-")
                     raise ValueError(f"--{option} {path}: the command line names the same file as {what}")
 

@@ -24,7 +24,7 @@ def run(args: Namespace) -> Outcome:
     if args.receipt is not None or args.toml is not None:
         from cbit.cli.target import insist_apart
 
-        insist_apart(args, "receipt", "toml")
+        insist_apart(args, "receipt", "toml", texts=("firmware", "kernel", "initrd"))
     launch = launch_of(args)
     _refuse_odd_words(args)
     if args.explain:
