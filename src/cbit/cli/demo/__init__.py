@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cbit.cli.capabilities import require_machine
+from cbit.cli.demo.stage import Stage, new_machine
 from cbit.cli.envelope import Outcome
 from cbit.cli.linux_options import add_linux_options
 from cbit.cli.sizes import size
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> Outcome:
     with ExitStack() as stack:
         world, set_up = _set_up(args, stack)
         begun = time.monotonic()
-        stage = _Stage(quiet=args.json)
+        stage = Stage(quiet=args.json)
         told: list[Act] = []
         for act in ACTS:
             told.append(act(world))
@@ -141,9 +141,7 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[World, float]:
     from cbit.crypto.entropy import SeededEntropy, SystemEntropy
     from cbit.crypto.key import Key
     from cbit.guest.builtin.sealed import KEY_BYTES
-    from cbit.machine.manufacture import make_root, manufacture
     from cbit.machine.profiles import profile
-    from cbit.machine.state_folder import StateFolder
 
     begun = time.monotonic()
     chosen = profile(args.profile)
@@ -155,39 +153,8 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[World, float]:
     message_key = Key(entropy.draw(KEY_BYTES))
     length = len(secret_table(secret, message_key))
     place = secret_place(image.data, named=args.secret_gpa, length=length)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbit-demo-"))) / "machine"
-    doing = f"manufacturing a {chosen.name} machine with a {chosen.root_bits}-bit root"
-    with progress(doing, quiet=args.json):
-        manufacture(folder, chosen, entropy=entropy, root=make_root(chosen.root_bits))
-    state = stack.enter_context(StateFolder(folder))
+    _, state = new_machine(stack, chosen, entropy, quiet=args.json)
     return World(state, image, secret, place, message_key, no_engine, entropy), time.monotonic() - begun
-
-
-class _Stage:
-    """Where the story is shown while it runs; nowhere with --json."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._console = None
-        if not quiet:
-            from cbit.cli.demo.console import new_console
-
-            self._console = new_console()
-
-    def act(self, act: Act) -> None:
-        if self._console:
-            from cbit.cli.demo.render import show_act
-
-            show_act(self._console, act)
-
-    def attempt(self, cell: Cell) -> None:
-        if self._console and self._console.is_terminal:
-            self._console.print(f"  {cell.protection:<5} {cell.adversary}: {cell.note}", style="dim")
-
-    def survey(self, cells: list[Cell]) -> None:
-        if self._console:
-            from cbit.cli.demo.render import show_survey
-
-            show_survey(self._console, cells)
 
 
 def _closing(result: dict[str, Any]) -> Iterator[str]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbit.cli.demo.stage import Stage, new_machine
 from cbit.cli.envelope import Outcome
 
 if TYPE_CHECKING:
-    from cbit.attacks.forensics import Find
     from cbit.attacks.linux_owner import OwnersFiles
     from cbit.cli.demo.act import Act
     from cbit.cli.demo.linux_world import LinuxWorld
@@ -128,9 +127,7 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Sta
     from cbit.cli.demo.linux_world import LinuxWorld
     from cbit.cli.progress import progress
     from cbit.cpu.engine.errors import NoEngine
-    from cbit.machine.manufacture import make_root, manufacture
     from cbit.machine.profiles import profile
-    from cbit.machine.state_folder import StateFolder
 
     begun = time.monotonic()
     if args.memory < SMALLEST:
@@ -141,11 +138,7 @@ def _set_up(args: argparse.Namespace, stack: ExitStack) -> tuple[LinuxWorld, Sta
     entropy = _entropy(args)
     with progress("fetching and building a Linux", quiet=args.json):
         files = _files(args, entropy)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cbit-demo-")))
-    doing = f"manufacturing a {chosen.name} machine with a {chosen.root_bits}-bit root"
-    with progress(doing, quiet=args.json):
-        manufacture(folder / "machine", chosen, entropy=entropy, root=make_root(chosen.root_bits))
-    state = stack.enter_context(StateFolder(folder / "machine"))
+    folder, state = new_machine(stack, chosen, entropy, quiet=args.json)
     stage = Stage(quiet=args.json)
     world = LinuxWorld(state, files, args.memory, folder, entropy, stage.line)
     return world, stage, time.monotonic() - begun
@@ -159,44 +152,6 @@ def _files(args: argparse.Namespace, entropy: Entropy) -> OwnersFiles:
     unlock = unlock_program()  # first: without a compiler nothing needs to be fetched
     found = linux_files(kernel=args.kernel, modules=args.modules, busybox=args.busybox)
     return OwnersFiles.made_of(found, initramfs(found, unlock), append=args.append, entropy=entropy)
-
-
-class Stage:
-    """Where the story is shown while it runs; nowhere with --json."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._console = None
-        if not quiet:
-            from cbit.cli.demo.console import new_console
-
-            self._console = new_console()
-
-    def act(self, act: Act) -> None:
-        """Show an act."""
-        if self._console:
-            from cbit.cli.demo.render import show_act
-
-            show_act(self._console, act)
-
-    def finds(self, finds: list[Find]) -> None:
-        """Show what the tools found, dump beside dump."""
-        if self._console:
-            from cbit.cli.demo.render import show_finds
-
-            show_finds(self._console, finds)
-
-    def begins(self, what: str) -> None:
-        """Say what comes now."""
-        if self._console:
-            self._console.print(f"\n  ── {what}", style="dim", markup=False)
-
-    @property
-    def line(self) -> Callable[[str], None]:
-        """What shows a line of a guest's console."""
-        console = self._console
-        if console is None:
-            return lambda text: None
-        return lambda text: console.print(f"  │ {text}", style="dim", markup=False)
 
 
 def _closing(result: dict[str, Any]) -> Iterator[str]:
