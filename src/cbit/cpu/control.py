@@ -76,6 +76,7 @@ class PagingMode(Enum):
         return self in (PagingMode.PAE, PagingMode.LONG)
 
 
+_CR4_RESERVED: Final = ~0x01F7_1FFF
 #: A walk under these would be wrong, not just slower.
 _UNMODELLED_WALKS: Final = (Cr4.LA57, Cr4.PKE, Cr4.CET, Cr4.PKS)
 _FLUSHING_CR4: Final = Cr4.PSE | Cr4.PAE | Cr4.PGE | Cr4.SMEP
@@ -152,6 +153,7 @@ class Controls:
         paging = bool(self.cr0 & Cr0.PG)
         for wrong, why in (
             (self.cr0 >> 32, "CR0 has bits above 31"),
+            (self.cr4 & _CR4_RESERVED, "CR4 has reserved bits"),
             (paging and not self.cr0 & Cr0.PE, "paging without protected mode"),
             (paging and self.efer & Efer.LME and not self.cr4 & Cr4.PAE, "long mode without PAE"),
         ):

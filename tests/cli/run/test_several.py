@@ -14,11 +14,16 @@ from cbit.attacks.tenant import Tenant
 from cbit.cli import main
 from cbit.cli.run.loop import SLICE
 from cbit.cli.run.settings import DEFAULT_POLICY
+from cbit.cpu.engine.control_block import Exit
+from cbit.cpu.engine.errors import EngineFault
+from cbit.cpu.faults import VmexitInvalid
 from cbit.crypto.entropy import SeededEntropy
+from cbit.hypervisor.execution.vcpu import ExecutingVcpu
 from cbit.hypervisor.launch import SevGuest
 from cbit.hypervisor.linux_guest import LinuxGuest
 from cbit.owner.measure import DirectLaunch, Kernel
 from cbit.spec.address import MIB
+from cbit.spec.errors import CbitError, NotModelled
 from cbit.spec.key_id import guest as guest_key_id
 from cbit.testing.worlds import a_host, a_machine, a_state
 from cli.run import kernels
@@ -80,6 +85,29 @@ def test_one_that_fails_does_not_end_the_others(run: Run, tmp_path: Path) -> Non
     assert "cbit run: bad: the guest cannot go on: triple fault" in ran.err
     assert "cbit run: good: the guest powered itself off" in ran.err
     assert ["triple-fault", "power-off"] == [guest["end"] for guest in ran.report["guests"]]
+
+
+@pytest.mark.parametrize("error", [VmexitInvalid, NotModelled, EngineFault])
+def test_one_whose_state_is_refused_does_not_end_the_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: type[CbitError]
+) -> None:
+    """No guest can bring its own VMCB into such a state; who else writes there can."""
+    enter, first = ExecutingVcpu.enter, list[ExecutingVcpu]()
+
+    def entered(vcpu: ExecutingVcpu, *, blocks: int | None) -> Exit:
+        first.append(vcpu)
+        if vcpu is first[0] and len(first) > 6:
+            raise error("a state of which nothing is known")
+        return enter(vcpu, blocks=blocks)
+
+    monkeypatch.setattr(ExecutingVcpu, "enter", entered)
+    ran = run(WORDS, "--guest", "bad", "--guest", "good,mode=sev")
+    assert 1 == ran.code
+    assert re.search("cbit run: bad: the guest cannot go on: .*a state of which nothing is known\n", ran.err)
+    assert [("refused", "one"), ("power-off", "one")] == [
+        (guest["end"], guest["console"][0]) for guest in ran.report["guests"]
+    ]
+    assert "bad  | one\r\n" in ran.out
 
 
 def test_the_text_is_waited_for_at_each_of_them(run: Run, tmp_path: Path) -> None:

@@ -98,10 +98,10 @@ RESERVED = {
     "EFER, low": ("mov ecx, 0xC0000080; rdmsr; or eax, 2; wrmsr", b"G"),
     "EFER, high": ("mov ecx, 0xC0000080; rdmsr; or edx, 0x80000000; wrmsr", b"G"),
     "a register that is not there": ("mov ecx, 0x12345; wrmsr", b"G"),
+    "CR4": ("mov eax, cr4; or eax, 0x80008000; mov cr4, eax", b"G"),
+    "CR0": ("mov eax, cr0; or eax, 0x20000000; and eax, 0xBFFFFFFF; mov cr0, eax", b"G"),
+    "CR8": ("mov eax, 0x100; mov cr8, eax", b"G"),
     # What follows faults on hardware too.  The engine does not look at these bits: LIMITATIONS.md says so.
-    "CR4": ("mov eax, cr4; or eax, 0x80008000; mov cr4, eax", b"n"),
-    "CR0": ("mov eax, cr0; or eax, 0x20000000; and eax, 0xBFFFFFFF; mov cr0, eax", b"n"),
-    "CR8": ("mov eax, 0x100; mov cr8, eax", b"n"),
     "DR7": ("mov eax, 0xFFFFFFFF; mov dr7, eax", b"n"),
 }
 

@@ -21,6 +21,7 @@ class End(StrEnum):
     NO_MEMORY = "no-memory"
     HALTED = "halted"
     UNKNOWN_EXIT = "unknown-exit"
+    REFUSED = "refused"
     INTERRUPTED = "interrupted"
 
 

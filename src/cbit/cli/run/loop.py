@@ -21,11 +21,14 @@ from cbit.cli.run.ending import End, Ending
 from cbit.cli.run.keys import Keys
 from cbit.cpu.core import Core
 from cbit.cpu.engine.engine import Engine
+from cbit.cpu.engine.errors import EngineFault
+from cbit.cpu.faults import VmexitInvalid
 from cbit.hypervisor.devices.power import Power
 from cbit.hypervisor.devices.serial import Serial
 from cbit.hypervisor.execution.clock import BlockClock
 from cbit.hypervisor.execution.exits import Next, Stop
 from cbit.hypervisor.execution.monitor import Monitor, Progress
+from cbit.spec.errors import NotModelled
 
 TURN: Final = 250_000  #: blocks
 SLICE: Final = (
@@ -37,6 +40,7 @@ _SLEEPER: Final = {
     Next.SHUTDOWN: End.TRIPLE_FAULT,
     Next.NO_MEMORY: End.NO_MEMORY,
     Next.HALTED: End.HALTED,
+    Next.REFUSED: End.REFUSED,
 }
 
 
@@ -175,7 +179,10 @@ class Loop:
 
     def _turn(self, seat: Seat) -> Progress:
         before = self._meter()
-        progress = seat.monitor.turn(self._turn_blocks)
+        try:
+            progress = seat.monitor.turn(self._turn_blocks)
+        except (VmexitInvalid, NotModelled, EngineFault) as error:  # its neighbours go on
+            seat.monitor.stop, progress = Stop(Next.REFUSED, str(error)), Progress.ENDED
         seat.used += self._meter() - before
         seat.console.flush()
         seat.look()

@@ -37,6 +37,7 @@ from cbit.cpu.engine.control_block import (
     Exit,
     Intercept,
 )
+from cbit.cpu.engine.control_registers import CR3_RESERVED, cr4_reserved
 from cbit.cpu.engine.native import RANDOM_WORDS, Answer
 from cbit.cpu.engine.own_exits import OwnExits
 from cbit.cpu.engine.processor import Context, Processor, address_of
@@ -96,6 +97,8 @@ class Engine:
         self._interrupted = False
         self.exits: dict[int, int] = {}
         self.clock: Final = self._processor.clock
+        self._processor.state.cr3_reserved = CR3_RESERVED
+        self._processor.state.cr4_reserved = cr4_reserved(self._processor.cpuid)
         own = OwnExits(self._processor, self._shadow)
         self._processor.answer(
             lambda code: self._answer(lambda turn: own.answer(turn, code)),

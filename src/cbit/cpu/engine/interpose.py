@@ -37,6 +37,7 @@ REPLACED: Final[Mapping[str, str]] = MappingProxyType(
             "cpu_x86_update_cr3",
             "cpu_x86_update_cr4",
             "helper_read_crN",
+            "helper_write_crN",
             "tlb_flush",
             "tlb_flush_page",
             "x86_ldub_phys",

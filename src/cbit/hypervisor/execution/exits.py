@@ -68,6 +68,7 @@ class Next(Enum):
     NO_MEMORY = "access to memory that is not there"
     UNKNOWN = "an exit that this hypervisor does not know"
     MOVED = "runs on another machine"
+    REFUSED = "a state that the processor does not enter"
 
 
 @dataclass(frozen=True, slots=True)

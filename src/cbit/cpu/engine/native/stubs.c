@@ -117,12 +117,6 @@ void cbit_leave(struct engine *e, uint32_t code, uint64_t info)
     call.uc_emu_stop(e->uc);
 }
 
-static int has_c_bit(const struct engine *e)
-{
-    enum { PG = 1u << 31, PAE = 1 << 5 };
-    return (ENV(uint64_t, e, cr0) & PG) && (ENV(uint64_t, e, cr4) & PAE);
-}
-
 static int asks_python(const struct engine *e, uint32_t code)
 {
     if (code == EXIT_NPF)
@@ -399,43 +393,6 @@ void stub_tlb_reset_dirty_by_vaddr(void)
 {
 }
 
-static void choose_root(void *env)
-{
-    if (!current || current->env != env || !in_guest(current))
-        return;
-    uint64_t root = has_c_bit(current) ? current->root : current->root_without_c_bit;
-    if (root != FIELD(uint64_t, env, at.nested_cr3)) {
-        FIELD(uint64_t, env, at.nested_cr3) = root;
-        call.tlb_flush(current->cs);
-    }
-}
-
-/* Why: without paging, or without PAE, a guest has no C-bit and all its memory is private: another shadow root. */
-void stub_cpu_x86_update_cr0(void *env, uint32_t value)
-{
-    call.cpu_x86_update_cr0(env, value);
-    choose_root(env);
-}
-
-/* Why: QEMU walks the top table through CR3's own C-bit, but the hardware's walk is private whatever it says.
- * A kernel runs its decompressor on a CR3 without it; each TLB fill would then be a fault of the engine. */
-void stub_cpu_x86_update_cr3(void *env, uint64_t value)
-{
-    if (current && current->env == env && in_guest(current)) {
-        current->cr3 = value;
-        value |= current->c_bit;
-    }
-    call.cpu_x86_update_cr3(env, value);
-}
-
-/* Why: the guest reads CR3 as it wrote it. */
-uint64_t stub_helper_read_crN(void *env, int number)
-{
-    if (number == 3 && current && current->env == env && in_guest(current))
-        return current->cr3;
-    return call.helper_read_crN(env, number);
-}
-
 /* Why: QEMU has no ASIDs and flushes at every VMRUN and #VMEXIT.  A processor does not; where the same guest goes
  * on under the same tables its translations stay. */
 void stub_tlb_flush(void *cs)
@@ -452,13 +409,6 @@ void stub_tlb_flush_page(void *cs, uint64_t address)
     if (current)
         current->flushed.length = 0;
     call.tlb_flush_page(cs, address);
-}
-
-/* Why: as CR0: PAE is a bit of CR4. */
-void stub_cpu_x86_update_cr4(void *env, uint32_t value)
-{
-    call.cpu_x86_update_cr4(env, value);
-    choose_root(env);
 }
 
 /* Why: QEMU gives up by abort() where a processor would shut down (an interrupt without a TSS, for one), and a guest

@@ -10,13 +10,13 @@
 
 enum { LOAD, STORE, FETCH };                       /* how an access reaches the TLB */
 enum { MAY_READ = 1, MAY_WRITE = 2, MAY_EXECUTE = 4 };
-enum { INVALID_OPCODE = 6 };
+enum { INVALID_OPCODE = 6, GENERAL_PROTECTION = 13 };
 enum { EXIT_BASE = 0x100 };                        /* an exception number from here on is an exit code */
 enum { EXIT_EXCEPTION_UD = 0x46, EXIT_INTR = 0x60, EXIT_SHUTDOWN = 0x7F, EXIT_LAST_BIT = 0x9F, EXIT_NPF = 0x400 };
 enum { RESUME, RESTART, DELIVER, LEAVE };          /* what Python answers to an exit */
 enum { VMCB_CONTROL = 0x060, VMCB_CONTROL_END = 0x090, VMCB_EVENT_END = 0x0B0, VMCB_CLEAN = 0x0C0, VMCB_SAVE = 0x400,
        VMCB_SAVE_END = 0x700 };                    /* the first three and the last: what #VMEXIT writes */
-enum { VMCB_INTERCEPTS = 0x00C, VMCB_PERMISSION_MAPS = 0x040, VMCB_TLB_CONTROL = 0x05C, VMCB_NESTED = 0x090,
+enum { VMCB_CR_WRITES = 0x002, VMCB_INTERCEPTS = 0x00C, VMCB_PERMISSION_MAPS = 0x040, VMCB_TLB_CONTROL = 0x05C, VMCB_NESTED = 0x090,
        VMCB_NESTED_CR3 = 0x0B0, VMCB_EFER = 0x4D0, VMCB_CR4 = 0x548 };
 enum { CLEAN_PERMISSION_MAPS = 1 << 1 };
 enum { VMCB_EXIT_INFO_2 = 0x080, VMCB_CR3 = 0x550, VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
@@ -47,6 +47,7 @@ struct functions {
     void (*cpu_x86_update_cr3)(void *env, uint64_t value);
     void (*cpu_x86_update_cr4)(void *env, uint32_t value);
     uint64_t (*helper_read_crN)(void *env, int number);
+    void (*helper_write_crN)(void *env, int number, uint64_t value);
     void (*tb_invalidate_phys_range)(void *uc, uint64_t start, uint64_t end);
     void (*tlb_flush)(void *cs);
     void (*tlb_flush_page)(void *cs, uint64_t address);
@@ -58,6 +59,7 @@ struct functions {
     uint64_t (*helper_read_eflags)(void *env);
     void (*helper_write_eflags)(void *env, uint64_t value, uint32_t mask);
     void (*raise_exception)(void *env, int vector);
+    void (*raise_exception_err)(void *env, int vector, int error_code);
     void (*cpu_restore_state)(void *cs, uintptr_t from, int will_exit);
     uint8_t (*cpu_ldub_code)(void *env, uint64_t address);
     void (*helper_check_iob)(void *env, uint32_t port);
@@ -108,6 +110,7 @@ struct engine {
     uint64_t root, root_without_c_bit;   /* shadow tables for paging modes with and without a C-bit */
     uint64_t c_bit;                      /* what a page-table walk adds to CR3; 0 without SEV */
     uint64_t cr3;                        /* CR3 as the guest wrote it */
+    uint64_t cr3_reserved, cr4_reserved; /* bits that a MOV must not set */
     uint64_t keep_tlb;                   /* from #VMEXIT to the first block after VMRUN: the same guest again */
     uint64_t blocks, deadline;           /* executed in guest mode; stop at the latter */
     int32_t *exit_word;                  /* of CPUState: negative if the next block is to stop */
@@ -148,6 +151,13 @@ extern __thread struct engine *current;            /* the engine that this threa
 static inline int in_guest(const struct engine *e)
 {
     return (ENV(uint32_t, e, hflags) & HF_GUEST) != 0;
+}
+
+/* Whether the guest's paging mode has C-bits. */
+static inline int has_c_bit(const struct engine *e)
+{
+    enum { PG = 1u << 31, PAE = 1 << 5 };
+    return (ENV(uint64_t, e, cr0) & PG) && (ENV(uint64_t, e, cr4) & PAE);
 }
 
 void cbit_undo_shots(struct engine *e);
