@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import json
 import select
 import socket
 import ssl
@@ -13,8 +12,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,81 +22,21 @@ import pytest
 from cbit.crypto.entropy import SeededEntropy
 from cbit.owner.broker import verify_records
 from cbit.owner.broker.connections import Limits
-from cbit.owner.broker.packet import GuestPacket, public_bytes, unseal
-from cbit.owner.broker.rules import Challenge, OpenedSession, SevRelease
-from cbit.owner.broker.server import LARGEST_BODY, Server
-from cbit.owner.broker.tls import client_context, fingerprint, make_certificate, server_context
+from cbit.owner.broker.packet import GuestPacket, unseal
+from cbit.owner.broker.rules import OpenedSession, SevRelease
+from cbit.owner.broker.server import LARGEST_BODY
+from cbit.owner.broker.tls import client_context, fingerprint, make_certificate
+from owner.broker_sites import Site, b64, record_of, request_of, serving
 from owner.broker_worlds import (
     NOW,
     SECRET,
-    Office,
     a_report,
     exported,
     guest_key,
     launched,
-    leaf_pem,
     opened,
 )
 from owner.worlds import flipped
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-@dataclass
-class Site:
-    """A broker that serves in a thread, and a client that knows its certificate."""
-
-    office: Office
-    server: Server
-    context: ssl.SSLContext
-    lines: list[str] = field(default_factory=list)
-
-    def connect(self) -> http.client.HTTPSConnection:
-        return http.client.HTTPSConnection(
-            "localhost", self.server.server_port, context=self.context, timeout=30
-        )
-
-    def post(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
-        connection = self.connect()
-        try:
-            return self.post_on(connection, path, body)
-        finally:
-            connection.close()
-
-    def post_on(
-        self, connection: http.client.HTTPSConnection, path: str, body: object
-    ) -> tuple[int, dict[str, Any]]:
-        connection.request("POST", path, body if isinstance(body, str | bytes) else json.dumps(body))
-        answer = connection.getresponse()
-        found: dict[str, Any] = json.loads(answer.read())
-        assert (answer.status < 400) is found["ok"]
-        assert found["ok"] is ("reasons" not in found)
-        return answer.status, found
-
-    def session(self, policy: str = "web") -> OpenedSession:
-        status, found = self.post("/v1/sessions", {"policy": policy, "chain": b64(exported())})
-        assert 201 == status
-        return OpenedSession(
-            launch=found["launch"],
-            godh=base64.b64decode(found["godh"]),
-            blob=base64.b64decode(found["session"]),
-            policy=found["policy"],
-            record=record_of(self, found),
-        )
-
-    def challenge(self) -> Challenge:
-        status, found = self.post("/v1/challenges", {"policy": "db"})
-        assert 201 == status
-        nonce = base64.b64decode(found["nonce"])
-        return Challenge(launch=found["launch"], nonce=nonce, record=record_of(self, found))
-
-
-def record_of(site: Site, found: dict[str, Any]) -> Any:
-    record = next(r for r in site.office.store.records() if r.number == found["record"])
-    assert record.hash == found["head"]
-    return record
 
 
 @pytest.fixture(scope="module")
@@ -108,32 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@contextmanager
-def serving(path: Path, folder: Path, limits: Limits | None = None) -> Iterator[Site]:
-    office = Office(path).with_policies()
-    lines: list[str] = []
-    context = server_context(folder)
-    server = Server(("localhost", 0), office.broker, context=context, log=lines.append, limits=limits)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield Site(office, server, client_context(folder / "owner.crt"), lines)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        office.store.close()
-
-
 @pytest.fixture
 def site(tmp_path: Path, folder: Path) -> Iterator[Site]:
     with serving(tmp_path, folder) as found:
         yield found
-
-
-def request_of(challenge: Challenge, report: bytes) -> dict[str, str]:
-    key = public_bytes(guest_key().public_key())
-    return {"report": b64(report), "certificates": b64(leaf_pem()), "public_key": b64(key)}
 
 
 # ---- the two ways to a secret
@@ -215,7 +132,7 @@ def test_what_cannot_be_used_is_said(site: Site, path: str, body: object, status
 def test_a_get_has_nothing_here(site: Site) -> None:
     connection = site.connect()
     connection.request("GET", "/v1/sessions")
-    assert 501 == connection.getresponse().status
+    assert 405 == connection.getresponse().status
     connection.close()
 
 

@@ -7,6 +7,8 @@
                                     "public_key"}
 
 Bytes are base64.  What does not hold is answered with 403 and every reason, a second release with 409.
+What is no such request is answered too, as an object like everything else, and ends the connection: a length
+is a Content-Length of digits, once, and nothing else (RFC 9112 §6.3).
 The server's own log has methods, paths and statuses, and nothing that came or went.
 """
 
@@ -18,23 +20,40 @@ import json
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPMethod, HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from cbit.owner.broker.connections import Limits, Places, Timed
 from cbit.owner.broker.evidence import Reported
 from cbit.owner.broker.rules import Broker, Refused, Unknown
-from cbit.owner.broker.store import AlreadyReleased, Occupied
+from cbit.owner.broker.store import AlreadyReleased, Occupied, StoreUnavailable
 from cbit.spec.errors import CbitError
 from cbit.spec.receipt import FORMAT, Fields, LaunchReceipt, read_object
 
 LARGEST_BODY: Final = 1 << 18
 MOST_DISCARDED: Final = 1 << 22  #: of a body that is too large
+HEAR_OUT_S: Final = 1.0  #: a client whose request was refused before its end
 
 #: What went wrong, to the status of the answer.
-STATUSES: Final = ((Unknown, 404), (AlreadyReleased, 409), (Refused, 403), (Occupied, 503))
+STATUSES: Final = (
+    (Unknown, 404),
+    (AlreadyReleased, 409),
+    (Refused, 403),
+    (Occupied, 503),
+    (StoreUnavailable, 503),
+)
 
 Answer = tuple[int, dict[str, Any]]
+
+
+class _BadFrame(Exception):
+    """Where the request ends is not said, or not in the one way that is understood."""
+
+    def __init__(self, status: HTTPStatus, why: str) -> None:
+        self.status = status
+        super().__init__(why)
 
 
 class Server(ThreadingHTTPServer):
@@ -106,6 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "cbit-owner"
     sys_version = ""
+    default_request_version = "HTTP/1.1"  # of a first line that is none: its answer has a status all the same
     disable_nagle_algorithm = True  # else head and body of an answer wait for each other
 
     def setup(self) -> None:
@@ -118,6 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         self._deadline = time.monotonic() + self.server.limits.request_s
+        self.command, self.path = "", ""  # a connection's last request is not this one
         super().handle_one_request()
 
     def _left(self) -> float:
@@ -127,30 +148,78 @@ class _Handler(BaseHTTPRequestHandler):
         return left
 
     def do_POST(self) -> None:
-        status, answer = self._answer()
+        try:
+            length = self._length()
+        except _BadFrame as error:
+            self._refuse(error.status, str(error))
+        else:
+            self._send(*self._answer(length))
+
+    def _length(self) -> int:
+        """Return how long the body is.
+
+        Raises:
+            _BadFrame: the head is malformed, or says it otherwise than by one Content-Length.
+        """
+        lengths = self.headers.get_all("Content-Length", [])
+        if self.headers.defects:
+            raise _BadFrame(HTTPStatus.BAD_REQUEST, "a line of the head is not NAME: VALUE")
+        if "Transfer-Encoding" in self.headers:
+            status = HTTPStatus.BAD_REQUEST if lengths else HTTPStatus.NOT_IMPLEMENTED
+            raise _BadFrame(status, "no Transfer-Encoding is understood: a Content-Length is wanted instead")
+        if not lengths:
+            raise _BadFrame(HTTPStatus.LENGTH_REQUIRED, "a body with its Content-Length is wanted")
+        text = lengths[0].strip(" \t")
+        if len(lengths) > 1 or not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise _BadFrame(HTTPStatus.BAD_REQUEST, "the Content-Length is not one number in digits")
+        return int(text)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what the HTTP of the library refuses, as everything else is answered."""
+        del message, explain  # they quote the request
+        if code == HTTPStatus.NOT_IMPLEMENTED and self.command in set(HTTPMethod):
+            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "everything here is asked for with POST")
+        else:
+            self._refuse(HTTPStatus(code), HTTPStatus(code).phrase)
+
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        """Answer, and end the connection: where its next request would begin is not known."""
+        self.close_connection = True
+        self._send(status, {"reasons": [why]})
+        self._hear_out()
+
+    def _hear_out(self) -> None:
+        """Read what still comes, for a moment: to close on unread bytes would take the answer back."""
+        self._deadline = min(self._deadline, time.monotonic() + HEAR_OUT_S)
+        left = MOST_DISCARDED
+        with suppress(OSError):
+            while left > 0 and (part := self.rfile.read1(LARGEST_BODY)):
+                left -= len(part)
+
+    def _send(self, status: int, answer: dict[str, Any]) -> None:
         body = json.dumps({"ok": status < 400, **answer}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "POST")
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         del format, args  # they quote the request
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        path = "".join(c if "!" <= c <= "~" else "?" for c in self.path[:100])
-        self.server.log(f"{self.client_address[0]} {self.command} {path} {int(code)}")
+        what = self.command or "-", self.path[:100] or "-"
+        method, path = ("".join(c if "!" <= c <= "~" else "?" for c in text) for text in what)
+        self.server.log(f"{self.client_address[0]} {method} {path} {int(code)}")
 
-    def _answer(self) -> Answer:
-        try:
-            length = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            length = -1
-        if not 0 <= length <= LARGEST_BODY:
+    def _answer(self, length: int) -> Answer:
+        if length > LARGEST_BODY:
             self.close_connection = True
             left = min(length, MOST_DISCARDED)  # a client that is still sending would not hear the answer
             while left > 0 and (part := self.rfile.read(min(left, LARGEST_BODY))):
@@ -165,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         except tuple(kind for kind, _ in STATUSES) as error:
             status = next(status for kind, status in STATUSES if isinstance(error, kind))
             reasons = list(error.reasons) if isinstance(error, Refused) else [str(error)]
+            if isinstance(error, StoreUnavailable):
+                self.server.log(f"database: {error.cause}")
             return status, {"reasons": reasons}
         except (CbitError, ValueError) as error:
             return 400, {"reasons": [str(error)]}

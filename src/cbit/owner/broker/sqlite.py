@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -30,6 +30,7 @@ from cbit.owner.broker.store import (
     Launch,
     Occupied,
     Policy,
+    StoreUnavailable,
     Withdrawn,
     check_waiting,
 )
@@ -62,6 +63,15 @@ def _no_step(_: str) -> None:
     """Do nothing between steps."""
 
 
+@contextmanager
+def _available() -> Iterator[None]:
+    """Tell a full disk, a file that may not be written and the like from a mistake of ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StoreUnavailable(str(error)) from None
+
+
 class SqliteStore:
     """A ``Store`` in a file; one connection, used by one thread at a time.
 
@@ -72,7 +82,10 @@ class SqliteStore:
 
     Raises:
         WireError: the file is no database of a broker.
-        OSError: it cannot be opened.
+        StoreUnavailable: it cannot be read or written.
+        OSError: it is not there.
+
+    Every method raises ``StoreUnavailable`` where the file cannot be read or written; nothing changed then.
     """
 
     def __init__(self, path: Path, *, step: Callable[[str], None] = _no_step) -> None:
@@ -91,6 +104,9 @@ class SqliteStore:
             if found != [APPLICATION, VERSION]:
                 raise WireError(f"{path.name}: not a database of this version's broker")
             self._settings()
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise StoreUnavailable(f"{path.name}: {error}") from None
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise WireError(f"{path.name}: not a database of a broker ({error})") from None
@@ -104,11 +120,11 @@ class SqliteStore:
 
         Raises:
             FileExistsError: something is there already.
+            StoreUnavailable: it cannot be written.
             OSError: it cannot be made.
         """
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        db = sqlite3.connect(path, isolation_level=None)
-        try:
+        with _available(), closing(sqlite3.connect(path, isolation_level=None)) as db:
             first = Record(number=0, previous=FIRST, event=event)
             db.executescript(
                 f"BEGIN; {_SCHEMA} {_LOCKS} PRAGMA application_id = {APPLICATION};"
@@ -116,8 +132,6 @@ class SqliteStore:
             )
             db.execute("INSERT INTO audit VALUES (?, ?, ?)", (0, first.hash, first.line))
             db.execute("COMMIT")
-        finally:
-            db.close()
         return cls(path)
 
     def close(self) -> None:
@@ -131,7 +145,7 @@ class SqliteStore:
 
     @contextmanager
     def _change(self, what: str) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, _available():
             self._step(f"{what}: before")
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -154,7 +168,7 @@ class SqliteStore:
         return record
 
     def _read(self, query: str, *values: object) -> list[Any]:
-        with self._lock:
+        with self._lock, _available():
             return self._db.execute(query, values).fetchall()
 
     def add_policy(self, policy: Policy, event: Event) -> Record:

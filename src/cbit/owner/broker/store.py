@@ -32,6 +32,20 @@ class Occupied(CbitError):
     """There is no room for what was asked: too many launches wait for their evidence."""
 
 
+class StoreUnavailable(CbitError):
+    """The database cannot be read or written now: nothing was changed, and the same may be asked again.
+
+    Attributes:
+        cause: what the database says, in its own words.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(
+            "the database cannot be read or written, so that nothing was released: ask again later"
+        )
+
+
 class Kind(StrEnum):
     """What sort of evidence a policy asks for."""
 
