@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,57 @@ def test_a_folder_in_use_by_something_else_is_refused(
     code, found = run(capsys, "setup", "--state", tmp_path / "file" / "m", "--profile", "naples")
     assert code == 2
     assert "Not a directory" in found["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("", "is not empty"),  # the folder that one is in
+        ("full", "is not empty"),
+        ("full/file", "File exists"),
+        ("full/file/m", "Not a directory"),
+        ("/proc/m", "No such file or directory"),
+        ("held", "in use by another cbit process"),
+    ],
+)
+def test_a_folder_that_cannot_be_had_is_refused_before_a_root_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str, why: str
+) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("the folder is looked at before a root is made")
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    (tmp_path / "held").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cbit.machine.manufacture.make_root", too_late)
+    lock = os.open("held", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    code, found = run(capsys, "setup", "--state", where)
+    os.close(lock)
+    assert (2, True) == (code, why in found["reasons"][0]), found
+    assert {"full", "held", "full/file"} == {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "it's $HOME;`id`", "-dash", "über\\x"])
+def test_the_next_command_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from cbit.machine.manufacture import make_root
+
+    monkeypatch.setattr("cbit.machine.manufacture.make_root", lambda _bits, **_options: make_root(2048))
+    monkeypatch.chdir(tmp_path)
+    assert 0 == main(["setup", f"--state={name}"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next"))
+    told = subprocess.run(
+        ["sh", "-c", 'cbit() { printf "%s\\n" "$@"; }; ' + line.removeprefix("next")],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    words = told.stdout.splitlines()
+    assert 0 == main(words)
+    assert words[2].removeprefix("./") == f"{name}/certs"
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_made(

@@ -131,6 +131,8 @@ def test_a_folder_is_not_manufactured_into_while_somebody_holds_it(tmp_path: Pat
 def test_a_missing_folder_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"No such file.*cbit setup --state"):
         StateFolder(tmp_path / "nowhere")
+    with pytest.raises(StateError, match=rf"cbit setup --state '{tmp_path}/no where'"):
+        StateFolder(tmp_path / "no where")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
+from cbit.cli.pasted import pasted
 
 AMD_KEY_ID = "amd-key-id"
 HELP = "manufacture a chip and its certificates"
@@ -39,9 +40,10 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.crypto.entropy import SystemEntropy
     from cbit.machine.manufacture import AMD_KEY_IDS, ARK_KEY_ID, make_root, manufacture
     from cbit.machine.profiles import profile
-    from cbit.machine.state_folder import erase_state
+    from cbit.machine.state_folder import erase_state, insist_on_new
 
     chosen = profile(args.profile)
+    insist_on_new(args.state)
     with progress(f"making a {chosen.root_bits}-bit root", quiet=args.json):
         key_id = AMD_KEY_IDS[chosen.name] if args.compat == AMD_KEY_ID else ARK_KEY_ID
         root = make_root(chosen.root_bits, ark_key_id=key_id)
@@ -88,4 +90,5 @@ def _lines(result: dict[str, object]) -> Iterator[str]:
     yield f"root      SIMULATED (not AMD's), pin {str(result['root_pin'])[:16]}…"
     if result["compat"]:
         yield "compat    the root's key id is that of AMD's root, its key is not: trust it by its file alone"
-    yield f"next      cbit owner verify {result['state']}/certs --trust {result['state']}/certs/ark.cert"
+    certs = Path(str(result["state"]), "certs")
+    yield f"next      cbit owner verify {pasted(certs)} --trust {pasted(certs / 'ark.cert')}"

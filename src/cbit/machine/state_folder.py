@@ -11,9 +11,11 @@ Every file is its owner's alone (0600).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,14 +124,8 @@ def write_state(path: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         StateError: the folder exists and is not empty, is in use, or cannot be written.
     """
+    lock = _new(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StateError(f"{path}: {error.strerror}") from None
-    lock = _lock(path)
-    try:
-        if any(path.iterdir()):
-            raise StateError(f"{path} is not empty: a machine is manufactured into a new folder")
         try:
             for name, content in files.items():
                 (path / name).parent.mkdir(exist_ok=True)
@@ -141,6 +137,36 @@ def write_state(path: Path, files: Mapping[str, bytes]) -> None:
         raise StateError(f"{error.filename or path}: {error.strerror}") from None
     finally:
         os.close(lock)
+
+
+def insist_on_new(path: Path) -> None:
+    """Try whether a machine can be made there, before seconds are spent on it; an empty folder is left.
+
+    Raises:
+        StateError: as of `write_state`.
+    """
+    os.close(_new(path))
+
+
+def _new(path: Path) -> int:
+    """Make and lock a new state folder, or an empty one that is there; return the lock."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}") from None
+    lock = _lock(path)
+    try:
+        if any(path.iterdir()):
+            raise StateError(f"{path} is not empty: a machine is manufactured into a new folder")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise StateError(f"{path}: {os.strerror(errno.EACCES)}")
+    except OSError as error:
+        os.close(lock)
+        raise StateError(f"{path}: {error.strerror}") from None
+    except StateError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def erase_state(path: Path) -> None:
@@ -157,7 +183,7 @@ def _lock(path: Path) -> int:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise StateError(
-            f"{path}: {error.strerror}; make a machine with 'cbit setup --state {path}'"
+            f"{path}: {error.strerror}; make a machine with 'cbit setup --state {shlex.quote(str(path))}'"
         ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

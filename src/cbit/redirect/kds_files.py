@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ class Published:
             certs = {name: read_file(state / "certs" / f"{name}.cert") for name in ("cek", "ask_ark")}
             product, chip_id = description["profile"], description["chip_id"]
         except OSError as error:
-            hint = f"make a machine with 'cbit setup --state {state}'"
+            hint = f"make a machine with 'cbit setup --state {shlex.quote(str(state))}'"
             raise StateError(f"{error.filename}: {error.strerror}; {hint}") from None
         except (ValueError, KeyError, TypeError):
             raise StateError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -235,7 +236,9 @@ def _connect(path: Path, clock: Callable[[], float], *, patience: float | None) 
     except OSError as error:
         sock.close()
         why = error.strerror or str(error)
-        raise NoMachineThere(f"{path}: {why}; 'cbit serve --socket {path}' makes one listen there") from None
+        raise NoMachineThere(
+            f"{path}: {why}; 'cbit serve --socket {shlex.quote(str(path))}' makes one listen there"
+        ) from None
     return Channel(sock, clock=clock, patience=patience)
 
 

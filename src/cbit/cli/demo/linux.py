@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbit.cli.demo.stage import Stage, new_machine
 from cbit.cli.envelope import Outcome
+from cbit.cli.pasted import pasted
 
 if TYPE_CHECKING:
     from cbit.attacks.linux_owner import OwnersFiles
@@ -78,8 +79,8 @@ def _written(names: dict[str, str], origin: str) -> Iterator[str]:
         yield f"wrote {name}"
     yield "boot it, encrypted, and let it open its disk:"
     yield (
-        f"  cbit run --mode sev --kernel {names['vmlinuz']} --initrd {names['initrd.img']}"
-        f" --disk {names['disk.img']} --secret {names[KEY_FILE]}"
+        f"  cbit run --mode sev --kernel {pasted(names['vmlinuz'])} --initrd {pasted(names['initrd.img'])}"
+        f" --disk {pasted(names['disk.img'])} --secret {pasted(names[KEY_FILE])}"
     )
 
 
