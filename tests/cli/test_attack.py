@@ -181,6 +181,18 @@ def test_sweep_runs_every_point(capsys: pytest.CaptureFixture[str]) -> None:
     assert [1, 2] == [case["seed"] for case in cases]
 
 
+def test_one_point_that_cannot_be_run_ends_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("sweep", "replay", "--over", "memory=16,1,24", "--jobs", "1")
+    answer = told(capsys, *words, code=2)
+    assert ["succeeds", "broken", "succeeds"] == [case["verdict"] for case in answer["result"]["cases"]]
+    (reason,) = answer["reasons"]
+    assert reason.startswith("replay against sev, memory=1, seed 1: ")
+    assert 2 == main(["attack", *words])
+    shown = capsys.readouterr()
+    assert "broken" in shown.out
+    assert reason in shown.err
+
+
 def test_sweep_goes_over_words_memory_and_variants(capsys: pytest.CaptureFixture[str]) -> None:
     over = ("--over", "corpus_mib=1", "--over", "constants=zen1,fresh", "--over", "memory=16,32")
     cases = told(capsys, "sweep", "block-move-xex", *over, "--jobs", "1")["result"]["cases"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,12 +16,17 @@ from pathlib import Path
 import pytest
 
 from cbit.attacks.experiments import named
-from cbit.attacks.lab.campaign import BrokenCase, conduct, whole_matrix
+from cbit.attacks.lab import executors
+from cbit.attacks.lab.campaign import conduct, whole_matrix
 from cbit.attacks.lab.case import Case, Told
 from cbit.attacks.lab.executors import Here, Processes
 from cbit.attacks.lab.outcome import Mode
 
 CASES = [Case("replay", mode, seed=seed) for seed in (1, 2) for mode in (Mode.NONE, Mode.SME, Mode.SEV)]
+
+
+class Killed(Exception):
+    """What ends a `Fake`."""
 
 
 class Fake:
@@ -32,7 +38,7 @@ class Fake:
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
         for case in reversed(cases):
             if self.lives == 0:
-                raise BrokenCase("killed")
+                raise Killed
             self.lives -= 1
             self.ran += 1
             yield case, succeeded(case)
@@ -59,7 +65,7 @@ def test_results_come_in_the_order_of_the_cases() -> None:
 
 def test_a_killed_campaign_goes_on_from_its_journal(tmp_path: Path) -> None:
     journal, whole = tmp_path / "journal", conduct(CASES, Fake())
-    with pytest.raises(BrokenCase):
+    with pytest.raises(Killed):
         conduct(CASES, Fake(lives=2), journal=journal)
     rest = Fake()
     assert whole == conduct(CASES, rest, journal=journal)
@@ -80,9 +86,53 @@ def test_a_torn_last_line_is_run_again(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("executor", [Here(), Processes(1)])
-def test_a_case_that_cannot_be_run_is_named(executor: Here | Processes) -> None:
-    with pytest.raises(BrokenCase, match=r"replay against sev: .*no parameter 'x'"):
-        list(executor.run([Case("replay", Mode.SEV, parameters={"x": 1})]))
+def test_a_case_that_cannot_be_run_is_named_and_the_others_are_run(
+    executor: Here | Processes, tmp_path: Path
+) -> None:
+    cases = [Case("replay", Mode.SEV, seed=3, parameters={"memory": mib}) for mib in (16, 1, 24)]
+    journal = tmp_path / "journal"
+    good, bad, also_good = conduct(cases, executor, journal=journal)
+    assert ["succeeds", "broken", "succeeds"] == [told["verdict"] for told in (good, bad, also_good)]
+    assert re.match(
+        r"replay against sev, memory=1, seed 3: OutOfMemory: 0x200000 contiguous bytes", bad["note"]
+    )
+    assert set(bad) == set(good)
+    assert 3 == journal.read_bytes().count(b"\n")  # a header, and no line for what was not run
+    assert [good, bad, also_good] == conduct(cases, executor, journal=journal)
+
+
+def test_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    give, given = executors._Worker.give, itertools.count()
+
+    def give_and_kill(worker: executors._Worker, case: Case) -> None:
+        give(worker, case)
+        if next(given) == 1:
+            worker._process.kill()
+
+    monkeypatch.setattr(executors._Worker, "give", give_and_kill)
+    told = conduct(CASES, Processes(2))
+    assert ["broken", *["succeeds"] * (len(CASES) - 1)] == sorted(each["verdict"] for each in told)
+    (lost,) = (each for each in told if each["verdict"] == "broken")
+    assert lost["note"].endswith("its worker ended with code -9")
+
+
+@pytest.mark.parametrize("when", ["at once", "while cases are run"])
+def test_ctrl_c_is_heard_once(when: str) -> None:
+    command = [sys.executable, "-m", "cbit", "attack", "sweep", "replay", "--seeds", "50", "--jobs", "2"]
+    swept = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
+    assert swept.stderr is not None
+    children = Path(f"/proc/{swept.pid}/task/{swept.pid}/children")
+    said = ""
+    if when == "at once":
+        while len(children.read_text().split()) < 2:
+            assert swept.poll() is None
+    else:
+        said = swept.stderr.readline()
+    os.killpg(swept.pid, signal.SIGINT)
+    said += swept.communicate()[1]
+    assert 130 == swept.returncode
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 4
 
 
 @pytest.mark.parametrize("parameters", [{}, {"x": 1}], ids=["that runs", "that breaks"])
@@ -92,11 +142,10 @@ def test_a_case_leaves_no_folder_behind(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     used: list[list[str]] = []
-    with contextlib.suppress(BrokenCase):
-        for _ in executor.run([Case("replay", Mode.SEV, parameters=parameters)] * 2):
-            used.append(os.listdir(tmp_path))
+    for _, told in executor.run([Case("replay", Mode.SEV, parameters=parameters)] * 2):
+        used.append(os.listdir(tmp_path))
+        assert bool(parameters) is (told["verdict"] == "broken")
     assert all(used)
-    assert bool(parameters) is (used == [])
     assert [] == os.listdir(tmp_path)
 
 

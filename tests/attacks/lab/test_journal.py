@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,22 @@ def test_a_kept_result_is_judged_as_the_run_was(name: str, mode: Mode, variant: 
     ((_, told),) = Here().run([case])
     assert told == judged(case, json.loads(json.dumps(told)))
     assert told == judged(case, told | {"verdict": "partly", "as_expected": False, "why": "", "shown": "x"})
+
+
+def test_two_campaigns_do_not_share_a_journal(journal: Path) -> None:
+    before = journal.read_bytes()
+    with Journal(journal, Origin.here(None)):
+        with pytest.raises(BadJournal, match="journal is in use by another campaign"):
+            Journal(journal, Origin.here(None))
+        with pytest.raises(BadJournal, match="in use"):
+            conduct(CASES, Fake(lives=0), journal=journal)
+    assert before == journal.read_bytes()
+    with Journal(journal, Origin.here(None)) as free_again:
+        assert len(CASES) == len(free_again.known)
+
+
+def test_a_journal_is_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for path in (Path(os.devnull), pipe, tmp_path):
+        with pytest.raises(BadJournal, match=f"{path} is no regular file"):
+            conduct(CASES, Fake(lives=0), journal=path)

@@ -13,9 +13,9 @@ import pytest
 
 from cbit.attacks.experiments import ALL
 from cbit.attacks.lab.campaign import whole_matrix
-from cbit.attacks.lab.case import Told
+from cbit.attacks.lab.case import Case, Told, broken
 from cbit.attacks.lab.log import Curve, Field, picture_as_json
-from cbit.attacks.lab.outcome import Verdict
+from cbit.attacks.lab.outcome import Mode, Verdict
 from cbit.attacks.report.page import page
 from cbit.attacks.report.svg import draw
 
@@ -107,6 +107,15 @@ def test_what_was_not_run_is_said_aloud() -> None:
     names = "linux-cold-boot, linux-tools, linux-registers"
     assert f"<strong>Not run</strong>: {names}: apt-get is &lt;not&gt; here.</p>" in text
     assert 'class="absent"' in text
+
+
+def test_what_could_not_be_run_is_said_aloud() -> None:
+    told = results()
+    case = Case(told[0]["attack"], Mode(told[0]["mode"]), parameters={"decay": 1.0})
+    text = page(ALL, [broken(case, "<worker> ended"), *told[1:]])
+    note = "cold-boot against none, decay=1.0, seed 1: &lt;worker&gt; ended"
+    assert f"<p><strong>Broken</strong>: {note}.</p>" in text
+    assert 1 == text.count(">broken</td>")
 
 
 def test_what_cannot_be_shown_is_said_in_its_row() -> None:

@@ -14,28 +14,18 @@ from pathlib import Path
 from typing import Protocol
 
 from cbit.attacks.lab.attack import Attack
-from cbit.attacks.lab.case import Case, Told
+from cbit.attacks.lab.case import ANOTHER_TIME, Case, Told
 from cbit.attacks.lab.journal import Journal, Origin
-from cbit.attacks.lab.outcome import Verdict
 from cbit.guest.linux.files import LinuxFiles
-from cbit.spec.errors import CbitError
 
 Heard = Callable[[int, int, Told], object]
-
-
-class BrokenCase(CbitError):
-    """A case could not be run at all; the message says which, and why."""
 
 
 class Executor(Protocol):
     """Runs cases somewhere."""
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
-        """Yield each case with its result, as soon as it is there.
-
-        Raises:
-            BrokenCase: a case could not be run.
-        """
+        """Yield each case with its result, as soon as it is there; one that cannot be run is `broken`."""
         ...
 
 
@@ -62,7 +52,6 @@ def conduct(
         heard: told after each result: how many are done, of how many, and the result.
 
     Raises:
-        BrokenCase: a case could not be run; what was done before is in the journal.
         BadJournal: the file is something else, or of another version, other sources or another kernel.
         OSError: it cannot be written.
     """
@@ -72,7 +61,7 @@ def conduct(
         done = len(cases) - len(wanted)
         for case, told in executor.run(wanted):
             known[case.key] = told
-            if kept and told["verdict"] != Verdict.NOT_RUN.value:  # another time it may be
+            if kept and told["verdict"] not in ANOTHER_TIME:
                 kept.note(case, told)
             done += 1
             heard(done, len(cases), told)

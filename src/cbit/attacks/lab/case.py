@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from cbit.attacks.lab.attack import Value
-from cbit.attacks.lab.outcome import Mode
+from cbit.attacks.lab.outcome import Mode, Verdict
 
 Told = dict[str, Any]  #: a `Result` as JSON values
+#: Of results that another run may not have: they are in no journal.
+ANOTHER_TIME: Final = (Verdict.NOT_RUN, Verdict.BROKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +48,27 @@ class Case:
             KeyError, ValueError: these are not a case's values.
         """
         return cls(told["attack"], Mode(told["mode"]), told["variant"], told["seed"], told["parameters"])
+
+    def __str__(self) -> str:
+        """Name it for a reader: attack, mode, defence, parameters, seed."""
+        variant = f" with {self.variant}" if self.variant else ""
+        given = "".join(f", {name}={value}" for name, value in self.parameters.items())
+        return f"{self.attack} against {self.mode}{variant}{given}, seed {self.seed}"
+
+
+def broken(case: Case, why: str) -> Told:
+    """Tell that a case could not be run; that contradicts no prediction."""
+    return case.as_json() | {
+        "verdict": Verdict.BROKEN.value,
+        "expected": "",
+        "why": "",
+        "shown": "",
+        "as_expected": True,
+        "found": 0,
+        "planted": 0,
+        "note": f"{case}: {why}",
+        "loot_bytes": 0,
+        "powers": [],
+        "figures": [],
+        "steps": [],
+    }

@@ -1,10 +1,11 @@
 """Where cases are run: here, or in worker processes that speak JSON lines.
 
     parent -> worker   {"attack": …, "mode": …, "variant": …, "seed": …, "parameters": {…}}
-    worker -> parent   {"result": {…}}  or  {"error": "…"}
+    worker -> parent   a result
 
-A worker ends when its standard input does.  ``python -m cbit.attacks.lab.executors LINUX`` is one; LINUX says
-what Linux victims are made of, or why there are none.
+A worker ends when its standard input does, and hears no Ctrl-C: that is its parent's.
+``python -m cbit.attacks.lab.executors LINUX`` is one; LINUX says what Linux victims are made of, or why there
+are none.
 """
 
 from __future__ import annotations
@@ -14,32 +15,34 @@ import dataclasses
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from cbit.attacks.experiments import named
-from cbit.attacks.lab.campaign import BrokenCase
-from cbit.attacks.lab.case import Case, Told
+from cbit.attacks.lab.case import Case, Told, broken
 from cbit.attacks.lab.run import run
 from cbit.attacks.lab.stand import NO_LINUX, Workshop
 from cbit.guest.linux.files import LinuxFiles
-from cbit.spec.errors import CbitError
 
 
 def tell(case: Case, workshop: Workshop) -> Told:
-    """Run one case, and tell what came out as JSON values."""
-    result = run(
-        named(case.attack),
-        workshop,
-        mode=case.mode,
-        variant=case.variant,
-        seed=case.seed,
-        parameters=case.parameters,
-    )
+    """Run one case, and tell what came out as JSON values, whatever it was."""
+    try:
+        result = run(
+            named(case.attack),
+            workshop,
+            mode=case.mode,
+            variant=case.variant,
+            seed=case.seed,
+            parameters=case.parameters,
+        )
+    except Exception as error:  # the other cases do not depend on this one
+        return broken(case, f"{type(error).__name__}: {error}")
     return result.as_json()
 
 
@@ -54,14 +57,10 @@ class Here:
         self._linux = linux
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
-        """Yield each result (errors as `Executor.run`)."""
+        """Yield each result."""
         with Workshop(self._linux) as workshop:
             for case in cases:
-                try:
-                    told = tell(case, workshop)
-                except CbitError as error:
-                    raise _broken(case, str(error)) from error
-                yield case, told
+                yield case, tell(case, workshop)
 
 
 class Processes:
@@ -79,7 +78,7 @@ class Processes:
         self._linux = linux if isinstance(linux, str) else json.dumps(_as_json(linux))
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Told]]:
-        """Yield each result as it comes (errors as `Executor.run`)."""
+        """Yield each result as it comes; a worker that dies over a case is replaced."""
         # Workers are ended in the middle of what they do: who gave them their folder removes it.
         with tempfile.TemporaryDirectory(prefix="cbit-attack-") as scratch:
             yield from self._run(cases, scratch)
@@ -95,10 +94,14 @@ class Processes:
                 for _ in cases:
                     worker = selector.select()[0][0].data
                     yield worker.take()
-                    if waiting:
+                    if waiting and worker.alive:
                         worker.give(waiting.pop(0))
-                    else:
-                        selector.unregister(worker.output)
+                        continue
+                    selector.unregister(worker.output)
+                    if waiting:
+                        workers.append(worker := _Worker(self._linux, scratch))
+                        worker.give(waiting.pop(0))
+                        selector.register(worker.output, selectors.EVENT_READ, worker)
         finally:
             for worker in workers:
                 worker.end()
@@ -121,14 +124,20 @@ def linux_from(word: str) -> LinuxFiles | str:
 class _Worker:
     def __init__(self, linux: str, scratch: str) -> None:
         command = [sys.executable, "-m", "cbit.attacks.lab.executors", linux]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=os.environ | {"TMPDIR": scratch},
-        )
+        # What is blocked here stays blocked there, from its first instruction on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env=os.environ | {"TMPDIR": scratch},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.alive = True
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._input: IO[str] = self._process.stdin
@@ -147,11 +156,10 @@ class _Worker:
         case, line = self._case, self.output.readline()
         assert case is not None
         if not line:
-            raise _broken(case, f"its worker ended with code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise _broken(case, answer["error"])
-        return case, answer["result"]
+            self.alive = False
+            return case, broken(case, f"its worker ended with code {self._process.wait()}")
+        told: Told = json.loads(line)
+        return case, told
 
     def end(self) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -161,21 +169,11 @@ class _Worker:
         self._process.wait()
 
 
-def _broken(case: Case, why: str) -> BrokenCase:
-    variant = f" with {case.variant}" if case.variant else ""
-    return BrokenCase(f"{case.attack} against {case.mode}{variant}: {why}")
-
-
 def serve(requests: IO[str], answers: IO[str], linux: LinuxFiles | str = NO_LINUX) -> None:
     """Answer cases until there are no more."""
     with Workshop(linux) as workshop:
         for line in requests:
-            answer: dict[str, Any]
-            try:
-                answer = {"result": tell(Case.from_json(json.loads(line)), workshop)}
-            except Exception as error:  # whatever it is, the parent has to know which case it was
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            answers.write(json.dumps(answer) + "\n")
+            answers.write(json.dumps(tell(Case.from_json(json.loads(line)), workshop)) + "\n")
             answers.flush()
 
 

@@ -9,6 +9,7 @@ refused.  What a result means is not read from it: verdict and prediction are wo
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -127,13 +128,20 @@ class Journal:
         """Open a journal, or begin one.
 
         Raises:
-            BadJournal: the file is something else, or another campaign's; it stays as it is.
+            BadJournal: the file is something else, or another campaign's, or another campaign is at work with
+                it; it stays as it is.
             OSError: it cannot be read and written.
         """
+        if path.exists() and not path.is_file():
+            raise BadJournal(f"{path} is no regular file")
         self._path, self._origin = path, origin
         self.known: dict[str, Told] = {}
         self._file: BufferedRandom = path.open("a+b")
         try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadJournal(f"{path} is in use by another campaign") from None
             self._begin(self._read())
         except BaseException:
             self._file.close()
@@ -160,7 +168,8 @@ class Journal:
             except CbitError as error:
                 raise BadJournal(f"{self._path}, line {number}: {error}") from None
         # A last line that was being written when the campaign was killed does not count.
-        self._file.truncate(len(whole))
+        if len(whole) < len(contents):
+            self._file.truncate(len(whole))
         return headers
 
     def _checked(self, header: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Verdict(StrEnum):
     NOT_APPLICABLE = "does not apply"  #: there is nothing to attack in this mode
     NOT_MODELLED = "not modelled"  #: the machine does not have this mode
     NOT_RUN = "not run"  #: what the victim is made of is not here
+    BROKEN = "broken"  #: it could not be run: the note says why, and nothing is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ _CLASSES: Final = {
     "does not apply": "none",
     "not modelled": "absent",
     "not run": "absent",
+    "broken": "absent",
 }
 _WORDS: Final = {"does not apply": "–"}
 _CODE: Final = re.compile("``?([^`]+)``?")
@@ -74,6 +75,9 @@ def _head(told: Sequence[Told]) -> Iterator[str]:
     for why in dict.fromkeys(cell["note"] for cell in told if cell["verdict"] == "not run"):
         names = dict.fromkeys(cell["attack"] for cell in told if cell["note"] == why)
         yield f"<p><strong>Not run</strong>: {escape(', '.join(names))}: {escape(why)}.</p>"
+    for cell in told:
+        if cell["verdict"] == "broken":
+            yield f"<p><strong>Broken</strong>: {escape(cell['note'])}.</p>"
     yield "</header>"
 
 

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cbit.cli.envelope import Outcome
+from cbit.cli.envelope import Exit, Outcome
 from cbit.cli.linux_options import add_linux_options
 
 if TYPE_CHECKING:
     from cbit.attacks.lab.case import Told
     from cbit.guest.linux.files import LinuxFiles
 
-HELP: Final = "run every attack against every mode; exit code 1 if a cell differs from its prediction"
+HELP: Final = (
+    "run every attack against every mode; exit code 1 if a cell differs from its prediction, 2 if one breaks"
+)
 EXAMPLE: Final = """examples:
   cbit attack matrix --html lab.html
   cbit attack matrix --only severed --only replay --json"""
@@ -26,6 +28,7 @@ _MARKS: Final = {
     "does not apply": "-",
     "not modelled": "not modelled",
     "not run": "NOT RUN",
+    "broken": "BROKEN",
 }
 
 
@@ -84,11 +87,13 @@ def run(args: argparse.Namespace) -> Outcome:
         args.html.write_text(page(rows, told), encoding="utf-8")
     unshown = {attack.name: attack.unshown for attack in rows if attack.unshown}
     reasons = tuple(_surprise(cell) for cell in told if not cell["as_expected"])
+    broken = broken_ones(told)
     return Outcome(
-        not reasons,
+        not reasons and not broken,
         {"cells": told, "not_shown_stopped": unshown},
-        reasons=reasons,
+        reasons=(*broken, *reasons),
         lines=lambda: _lines(told, args.html, unshown),
+        exit_code=Exit.UNUSABLE if broken else None,
     )
 
 
@@ -115,6 +120,11 @@ def run_campaign(args: argparse.Namespace, cases: list[Any], linux: LinuxFiles |
         files = None if isinstance(linux, str) else linux
         executor = Processes(jobs, linux)
         return conduct(cases, executor, journal=args.journal, linux=files, heard=progress.heard)
+
+
+def broken_ones(told: list[Told]) -> tuple[str, ...]:
+    """Say which cases could not be run, and why."""
+    return tuple(cell["note"] for cell in told if cell["verdict"] == "broken")
 
 
 def _surprise(cell: Told) -> str:

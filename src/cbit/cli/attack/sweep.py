@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from cbit.cli.attack.matrix import add_campaign_arguments, run_campaign
-from cbit.cli.envelope import Outcome
+from cbit.cli.attack.matrix import add_campaign_arguments, broken_ones, run_campaign
+from cbit.cli.envelope import Exit, Outcome
 
 if TYPE_CHECKING:
     from cbit.attacks.lab.attack import Value
@@ -77,7 +77,14 @@ def run(args: argparse.Namespace) -> Outcome:
     for case in cases:
         attack.check(case.mode, case.variant, case.parameters)
     told = run_campaign(args, cases, linux_for([attack], args))
-    return Outcome(True, {"cases": told}, lines=lambda: _lines(told, list(axes)))
+    broken = broken_ones(told)
+    return Outcome(
+        not broken,
+        {"cases": told},
+        reasons=broken,
+        lines=lambda: _lines(told, list(axes)),
+        exit_code=Exit.UNUSABLE if broken else None,
+    )
 
 
 def _axis(word: str) -> tuple[str, list[Value]]:
