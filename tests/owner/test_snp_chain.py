@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cbit.crypto import amd_cert
 from cbit.owner.errors import Missing, Untrusted
 from cbit.owner.validate.facts import of_snp_report
-from cbit.owner.verify.crl import Crl, crl_problems
 from cbit.owner.verify.kds import Endorsement, read_endorsement, vcek_address
 from cbit.owner.verify.report import read_report
 from cbit.owner.verify.snp_chain import (
@@ -26,7 +24,6 @@ from cbit.owner.verify.snp_chain import (
     TrustedRoot,
     assemble_snp,
     certificates_of,
-    crls_of,
     inspect_snp,
     trusted_root,
     verify_snp_chain,
@@ -37,13 +34,10 @@ from cbit.spec.errors import WireError
 from cbit.spec.snp_report import Product, SigningKey
 from owner.snp_worlds import (
     ARC,
-    BORN,
     CHIP,
-    DIES,
     REAL,
     World,
     as_pem,
-    crl,
     integer,
     leaf_extensions,
     pss,
@@ -54,7 +48,7 @@ from owner.snp_worlds import (
     rsa_key,
     text,
 )
-from owner.worlds import VECTORS, flipped
+from owner.worlds import VECTORS
 
 CHAINS = VECTORS / "snp-chain"
 
@@ -161,6 +155,21 @@ def test_a_trusted_root_that_came_as_x509_stands_in_for_a_missing_one() -> None:
     leaf, ask, _ = world.certificates()
     root = trusted_root(world.ark.make(), source="root.der")
     assert verify_snp_chain(assemble_snp([leaf, ask], roots=[root]), trust=[root]).simulated
+
+
+def test_a_trusted_root_may_be_the_chains_own_key_in_another_certificate() -> None:
+    world = World()
+    given_ = world.certificates()
+    world.ark.serial = 99  # the same key, signed anew
+    again = trusted_root(world.ark.make(), source="root.der")
+    chain = assemble_snp(given_, roots=[again])
+    assert given_[2] == chain.root
+    assert verify_snp_chain(chain, trust=[again]).simulated
+    # Another key under the same name is no such root.
+    world.ark.key = world.ark.signer = rsa_key("somebody")
+    stranger = trusted_root(world.ark.make(), source="root.der")
+    chain = assemble_snp(given_, roots=[stranger])
+    assert "not one of AMD's pinned roots" in refused(chain, stranger)
 
 
 def test_only_one_root_is_a_trusted_root() -> None:
@@ -362,91 +371,6 @@ def test_all_problems_are_collected() -> None:
     found = inspect_snp(world.chain())
     assert 4 == len(found.problems), found.problems
     assert found.endorsement is None
-
-
-# ---- dates and revocation ----------------------------------------------------------------------------------
-
-
-def test_dates_are_judged_only_at_a_moment_that_is_given() -> None:
-    world = World()
-    found = inspect_snp(world.chain(), trust=[world.root()])
-    assert ((), True) == (found.problems, any("dates were not judged" in c for c in found.caveats))
-    found = inspect_snp(world.chain(), trust=[world.root()], at=BORN)
-    assert ((), False) == (found.problems, any("dates" in caveat for caveat in found.caveats))
-    assert verify_snp_chain(world.chain(), trust=[world.root()], at=DIES)
-    second = timedelta(seconds=1)
-    assert 3 == refused(world.chain(), world.root(), at=BORN - second).count("not valid before 2024-01-01")
-    assert 3 == refused(world.chain(), world.root(), at=DIES + second).count("expired at 2034-01-01")
-
-
-def test_the_provider_key_of_a_real_machine_has_expired() -> None:
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    assert "VLEK (trustee_milan_v3_vlek.der): expired at 2025-12-10T22:14:21+00:00" == refused(
-        real_chain("trustee"), at=at
-    )
-    assert verify_snp_chain(real_chain("trustee"), at=datetime(2025, 1, 1, tzinfo=UTC))
-
-
-def lists(*raws: bytes) -> list[Crl]:
-    return [one for raw in raws for one in crls_of(raw, source="list.crl")]
-
-
-def test_a_revocation_list_that_names_nobody_here_changes_nothing() -> None:
-    world = World()
-    for raw in (crl(world), crl(world, revoked=(77,)), as_pem(crl(world), "X509 CRL").encode()):
-        found = inspect_snp(world.chain(), trust=[world.root()], crls=lists(raw))
-        assert ((), 1) == (found.problems, found.crls)
-        assert not any("revocation" in caveat for caveat in found.caveats)
-
-
-def test_a_revoked_certificate_is_refused() -> None:
-    world = World()
-    why = refused(world.chain(), world.root(), crls=lists(crl(world, revoked=(3, 2))))
-    assert "SEV-Milan: revoked by ARK-Milan (serial number 0x2)" == why
-    # The same number by another authority is another certificate.
-    by_ask = crl(world, revoked=(2,), signer=world.ask.key, issuer="SEV-Milan")
-    assert verify_snp_chain(world.chain(), trust=[world.root()], crls=lists(by_ask))
-    by_ask = crl(world, revoked=(7,), signer=world.ask.key, issuer="SEV-Milan")
-    assert "SEV-VCEK: revoked by SEV-Milan" in refused(world.chain(), world.root(), crls=lists(by_ask))
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"issuer": "ARK-Genoa"}, "issued by ARK-Genoa, who is not in this chain"),
-        ({"signer": "somebody"}, "the RSA-PSS signature does not verify"),
-        ({"critical": True}, "critical extension 2.5.29.27 is not understood"),
-    ],
-)
-def test_a_list_that_does_not_hold_is_a_problem(options: dict[str, Any], reason: str) -> None:
-    if "signer" in options:
-        options = options | {"signer": rsa_key(options["signer"])}
-    world = World()
-    (made,) = lists(crl(world, **options))
-    assert reason in refused(world.chain(), world.root(), crls=[made])
-    assert reason in " ".join(crl_problems(made, world.certificates(), None))
-
-
-def test_a_list_is_judged_by_its_dates_too() -> None:
-    world = World()
-    due = BORN + timedelta(days=30)
-    old = lists(crl(world, due=due))
-    assert verify_snp_chain(world.chain(), trust=[world.root()], crls=old)
-    why = refused(world.chain(), world.root(), crls=old, at=due + timedelta(days=1))
-    assert "revocation list list.crl: out of date since 2024-01-31" in why
-    early = lists(crl(world, made=due, due=DIES))
-    assert "made only at 2024-01-31" in refused(world.chain(), world.root(), crls=early, at=BORN)
-
-
-def test_no_flipped_bit_of_a_revocation_list_leaves_it_silent() -> None:
-    world = World()
-    raw, chain = crl(world, revoked=(77,)), world.chain()
-    for bit in range(0, 8 * len(raw), 29):
-        try:
-            found = inspect_snp(chain, trust=[world.root()], crls=lists(flipped(raw, bit)))
-        except WireError:
-            continue
-        assert found.problems, f"bit {bit} was not noticed"
 
 
 def test_where_the_key_server_has_the_leaf_of_a_report() -> None:

@@ -356,6 +356,8 @@ def test_a_report_is_found_in_the_forms_that_tools_write(name: str) -> None:
     assert raw == find_report(real_file(name), source="file")
     assert raw == find_report(raw, source="file")
     assert raw == find_report(raw.hex().upper().encode() + b"\r\n", source="file")
+    for prefix in (b"0x", b" 0X"):
+        assert raw == find_report(prefix + raw.hex().encode() + b"\n", source="file")
     assert raw == find_report(base64.encodebytes(raw), source="file")
     answer = bytes(4) + len(raw).to_bytes(4, "little") + bytes(24) + raw  # MSG_REPORT_RSP
     assert raw == find_report(answer, source="file") == find_report(answer.ljust(4000, b"\0"), source="file")
@@ -368,6 +370,7 @@ def test_a_report_is_found_in_the_forms_that_tools_write(name: str) -> None:
     "data",
     [
         *(b"", b"HCLA", b"00", b"\xff" * 1183, b"zz" * 1184, bytes(0x4A1)),
+        *(b"0x", b"0x0x" + b"00" * 0x4A0, b"0x" + b"00" * 0x49F),
         bytes(4) + (0x4A0).to_bytes(4, "little") + bytes(24 + 0x4A0) + b"\x01",
         (22).to_bytes(4, "little") + (0x4A0).to_bytes(4, "little") + bytes(24 + 0x4A0),
         base64.b64encode(bytes(0x4A0))[:-2] + b"B=",  # spare bits that are not zero

@@ -21,6 +21,7 @@ from cbit.owner.validate.facts import (
 from cbit.owner.validate.wishes import (
     UNASKED,
     WISHES,
+    BadWishes,
     Wishes,
     read_wishes,
 )
@@ -257,6 +258,18 @@ def test_turin_has_its_own_parts() -> None:
     assert ["minimum.reported_tcb.fmc: 1, wanted at least 2"] == violations(
         "minimum.reported_tcb.fmc=2", turin
     )
+
+
+def test_a_turins_chip_id_may_be_written_with_its_eight_bytes() -> None:
+    turin, milan = (
+        of_snp_report(read_report(World(product).report())) for product in (Product.TURIN, Product.MILAN)
+    )
+    short = f'chip_id = "{CHIP[:8].hex()}"'
+    assert [] == violations(short, turin) == violations(f'chip_id = "{CHIP[:8].hex()}{"00" * 56}"', turin)
+    assert 1 == len(violations(short, milan)) == len(violations(f'chip_id = "{"11" * 8}"', turin))
+    for text in ("", "00" * 7, "00" * 9, "00" * 63):
+        with pytest.raises(BadWishes, match="chip_id must be 16 or 128 hex digits"):
+            wishes(f'chip_id = "{text}"')
 
 
 def test_a_version_2_report_does_not_name_its_product() -> None:

@@ -75,7 +75,7 @@ def test_each_known_key_is_nearest_to_itself_with_one_letter_wrong() -> None:
         ("measurement = 5", "measurement must be"),
         ("measurement = []", "measurement must not be an empty list"),
         (f"measurement = ['{'00' * 48}', 'x']", "measurement must be"),
-        ("chip_id = ''", "chip_id must be 128 hex digits"),
+        ("chip_id = ''", "chip_id must be 16 or 128 hex digits"),
         ("vmpl = 4", 'vmpl must be 0 to 3, or "host"'),
         ("vmpl = true", "vmpl must be 0 to 3"),
         ("vmpl = 'Host'", "vmpl must be 0 to 3"),

@@ -91,6 +91,11 @@ def _hex(*sizes: int) -> Callable[[object], bytes]:
     return read
 
 
+def _chip_id(value: object) -> bytes:
+    """Read a CHIP_ID; Turin's eight bytes may stand without the zeros behind them, as in AMD's addresses."""
+    return _hex(8, 64)(value).ljust(64, b"\x00")
+
+
 def _word(*known: str) -> Callable[[object], str]:
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in known:
@@ -143,7 +148,7 @@ WISHES: Final[Mapping[str, Shape]] = MappingProxyType(
         "image_id": _HEX16,
         "report_id": _HEX32,
         "report_id_ma": _HEX32,
-        "chip_id": one_of(_hex(64)),
+        "chip_id": one_of(_chip_id),
         "id_key_digest": _HEX48,
         "author_key_digest": _HEX48,
         "author_key": EXACTLY_SO,

@@ -11,7 +11,7 @@ Paper: launch-inputs.md §9, sev-crypto.md §3 (the keys).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -206,15 +206,20 @@ def find_snp_parts(
     else:
         above = [cert for cert in given if cert.subject == leaf.issuer]
         authority = only(above, f"{_AUTHORITY[kind]} named {_cn(leaf.issuer)}", where)
-    known = [*given, *(root.certificate for root in roots if root.certificate is not None)]
+    # A trusted root fills the place only where the chain brings none: trust goes by the key alone.
+    trusted = [root.certificate for root in roots if root.certificate is not None]
+
+    def top(fits: Callable[[Certificate], bool], what: str) -> Certificate | None:
+        return only([*filter(fits, given)] or [*filter(fits, trusted)], what, where)
+
     if authority is not None:
-        top = [cert for cert in known if cert.subject == authority.issuer]
-        root = only(top, f"ARK named {_cn(authority.issuer)}", where)
+        issuer = authority.issuer
+        root = top(lambda cert: cert.subject == issuer, f"ARK named {_cn(issuer)}")
     elif leaf is not None:
         name = f"ARK-{_cn(leaf.issuer).removeprefix(_ASVK).removeprefix('SEV-')}"
-        root = only((cert for cert in known if cert.common_name == name), f"ARK named {name}", where)
+        root = top(lambda cert: cert.common_name == name, f"ARK named {name}")
     else:
-        root = only((cert for cert in known if cert.subject == cert.issuer), "ARK", where)
+        root = top(lambda cert: cert.subject == cert.issuer, "ARK")
     return SnpParts(leaf, authority, root, tuple(missing))
 
 
@@ -240,7 +245,8 @@ class SnpFindings:
         links: the three signatures with their results.
         problems: every reason not to trust the chain; empty for a good one.
         at: the moment that dates were judged by; None if they were not.
-        crls: how many revocation lists were looked at.
+        crls: how many revocation lists were judged by.
+        unjudged: the other lists, in words: who issued them is missing from the chain.
     """
 
     root: RootReport | None
@@ -249,12 +255,16 @@ class SnpFindings:
     problems: tuple[str, ...]
     at: datetime | None
     crls: int
+    unjudged: tuple[str, ...]
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What this inspection does not say."""
         found = () if self.at else (DATES_CAVEAT,)
-        return found if self.crls else (*found, "revocation was not judged: no --crl was given")
+        given = self.crls or self.unjudged
+        return (
+            (*found, *self.unjudged) if given else (*found, "revocation was not judged: no --crl was given")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,9 +371,12 @@ def inspect_snp_parts(
     return SnpPartInspection(*_judge(parts, trust, crls, at), parts=parts)
 
 
-def _judge(
-    parts: SnpParts, trust: Sequence[TrustedRoot], crls: Sequence[Crl], at: datetime | None
-) -> tuple[RootReport | None, Endorsement | None, tuple[Link, ...], tuple[str, ...], datetime | None, int]:
+_Words = tuple[str, ...]
+_Found = tuple[RootReport | None, Endorsement | None, tuple[Link, ...], _Words, datetime | None, int, _Words]
+
+
+def _judge(parts: SnpParts, trust: Sequence[TrustedRoot], crls: Sequence[Crl], at: datetime | None) -> _Found:
+    """Give the fields of ``SnpFindings``, in order."""
     problems: list[str] = []
     (_, root), (name, authority), (leaf_name, leaf) = parts.roles()
     there = [(role, cert) for role, cert in parts.roles() if cert is not None]
@@ -386,9 +399,17 @@ def _judge(
     except Untrusted as error:
         problems += error.reasons
     problems += _name_problems(parts, endorsement, report)
-    for crl in crls if root is not None else ():
-        problems += crl_problems(crl, (cert for _, cert in there), at)
-    return report, endorsement, links, tuple(problems), at, len(crls)
+    whole = root is not None and authority is not None
+    issuers = {cert.subject for _, cert in there}
+    unjudged: list[str] = []
+    for crl in crls:
+        if whole or crl.issuer in issuers:
+            problems += crl_problems(crl, (cert for _, cert in there), at)
+        else:
+            issuer = _cn(crl.issuer)
+            unjudged.append(f"revocation list {crl.source}: not judged, its issuer {issuer} is missing")
+    judged = len(crls) - len(unjudged)
+    return report, endorsement, links, tuple(problems), at, judged, tuple(unjudged)
 
 
 def _link(role: str, cert: Certificate, signer_role: str, signer: Certificate | None) -> Link:

@@ -128,7 +128,7 @@ def find_report(data: bytes, *, source: str, offset: int | None = None) -> bytes
 
 def _from_hex(data: bytes) -> bytes:
     try:
-        return bytes.fromhex(data.decode("ascii"))
+        return bytes.fromhex(data.decode("ascii").strip().removeprefix("0x").removeprefix("0X"))
     except ValueError:
         return b""
 
