@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,44 @@ def test_a_side_that_trickles_does_not_win_time(ends: tuple[Channel, socket.sock
     other.send(struct.pack("<IB", 10, Kind.ANSWER)[:3])
     with pytest.raises(Broken, match="has not answered"):
         channel.wait(Kind.ANSWER)
+
+
+@dataclass
+class Asked:
+    """Who has been asked to end."""
+
+    ending: int
+    times: int = 0
+
+    def interrupted(self) -> None:
+        self.times += 1
+
+
+@pytest.fixture
+def ending() -> Iterator[tuple[Channel, socket.socket]]:
+    """A channel with all the patience there is, whose owner has been asked to end."""
+    ours, theirs = socket.socketpair()
+    asked, asking = socket.socketpair()
+    asking.send(b"!")
+    channel = Channel(ours, clock=Clock(), owner=Asked(asked.fileno()))
+    yield channel, theirs
+    channel.close()
+    for sock in (theirs, asked, asking):
+        sock.close()
+
+
+def test_who_is_asked_to_end_does_not_wait_for_ever(ending: tuple[Channel, socket.socket]) -> None:
+    channel, _ = ending
+    with pytest.raises(Broken, match="a signal ends us"):
+        channel.wait(Kind.ANSWER)
+    with pytest.raises(Broken, match="a signal ends us"):
+        channel.send(Kind.WRITE, bytes(8 << 20))
+
+
+def test_who_is_asked_to_end_takes_what_is_there(ending: tuple[Channel, socket.socket]) -> None:
+    channel, other = ending
+    other.send(struct.pack("<IB", 1, Kind.ANSWER) + b"x")
+    assert Frame(Kind.ANSWER, b"x") == channel.wait(Kind.ANSWER)
 
 
 def test_a_side_that_does_not_read_does_not_hold_us(ends: tuple[Channel, socket.socket]) -> None:

@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
         files = sev_files(es=True, kvm=kvm)
         target = stack.enter_context(_started(args, files, cpuid, trace))
         stack.enter_context(trace.watched_by(hear, only="driver"))
-        profile, devices = stack.enter_context(_machine(args, kvm, rule, trace))
+        profile, devices = stack.enter_context(_machine(args, kvm, rule, trace, target))
         if cpuid is not None:
             cpuid.becomes(profile)
         ending = target.serve(devices)
@@ -196,7 +196,7 @@ def _mode(args: argparse.Namespace) -> tuple[Kvm, MemoryRule]:
 
 @contextmanager
 def _machine(
-    args: argparse.Namespace, kvm: Kvm, rule: MemoryRule, trace: Trace
+    args: argparse.Namespace, kvm: Kvm, rule: MemoryRule, trace: Trace, launcher: Target
 ) -> Iterator[tuple[str, Mapping[str, AnyDevice]]]:
     """Give the profile's name and the devices of a served machine, or of one of our own."""
     from cbit.redirect.files import SEV, Kvm
@@ -210,7 +210,14 @@ def _machine(
             wanted = (SEV, KVM_VM)
             options = {"guest_memory": str(rule)}
             remote = stack.enter_context(
-                RemoteMachine(args.socket, wanted, clock=time.monotonic, options=options, trace=trace)
+                RemoteMachine(
+                    args.socket,
+                    wanted,
+                    clock=time.monotonic,
+                    options=options,
+                    trace=trace,
+                    launcher=launcher,
+                )
             )
             name = str(remote.answer["profile"])
             devices: dict[str, AnyDevice] = {**remote.devices}

@@ -25,7 +25,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.lingering import found_soon
@@ -35,6 +35,7 @@ HEADER: Final = struct.Struct("<IB")
 #: The longest body: one piece of memory, and its address.
 LONGEST: Final = 4 << 20
 PIECE: Final = LONGEST - 64  #: bytes of memory in one frame
+GRACE_S: Final = 1.0  #: seconds for the other side to answer, once a signal wants us to end
 LINE: Final = 65536  #: the longest line of the control channel
 _RECEIVE: Final = 1 << 18  #: at a time, of a long frame
 _USUAL: Final = 4096  #: at a time, as long as nothing long is announced: room for more is dear to make
@@ -72,6 +73,19 @@ class Broken(RedirectError):
     """The other side is gone, silent, or speaks nonsense; the connection is of no use any more."""
 
 
+class Interruptible(Protocol):
+    """Who waits for the other side, and may be asked to end meanwhile."""
+
+    @property
+    def ending(self) -> int:
+        """A descriptor that is readable while a signal that ends us waits."""
+        ...
+
+    def interrupted(self) -> None:
+        """Hear, in the middle of a wait, that it is readable."""
+        ...
+
+
 class Channel:
     """One end of a connection: lines first, frames after an attach.
 
@@ -79,19 +93,25 @@ class Channel:
         sock: owned from now on.
         clock: seconds that only go forward; with ``patience`` it bounds every exchange.
         patience: seconds for the other side to answer; None for ever.
+        owner: who waits here; once it is asked to end the other side has ``GRACE_S`` to answer.
+
+    Attributes:
+        patience: as above; may change between two exchanges.
     """
 
     def __init__(
-        self, sock: socket.socket, *, clock: Callable[[], float], patience: float | None = None
+        self,
+        sock: socket.socket,
+        *,
+        clock: Callable[[], float],
+        patience: float | None = None,
+        owner: Interruptible | None = None,
     ) -> None:
-        self._socket, self._clock, self._patience = sock, clock, patience
+        self._socket, self._clock, self.patience = sock, clock, patience
+        self._owner = owner
         self._buffer = bytearray()
         self._room = _USUAL
         sock.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._drain = select.poll()
-        self._drain.register(sock, select.POLLOUT)
 
     def fileno(self) -> int:
         """Return the descriptor to watch."""
@@ -181,17 +201,17 @@ class Channel:
                 done += self._socket.send(memoryview(data)[done:] if done else data)
             except BlockingIOError:
                 deadline = deadline or self._deadline()  # mostly it is taken at once
-                self._wait(self._drain, deadline)
+                self._wait(select.POLLOUT, deadline)
             except OSError as error:
                 raise Broken(f"the other side is gone: {error.strerror}") from None
 
     def _deadline(self) -> float | None:
-        return None if self._patience is None else self._clock() + self._patience
+        return None if self.patience is None else self._clock() + self.patience
 
     def _await(self, deadline: float | None) -> None:
         """Let something arrive, however long that takes within the patience."""
         if not found_soon(self._look):
-            self._wait(self._poll, deadline)
+            self._wait(select.POLLIN, deadline)
             self._look()
 
     def _look(self) -> bool:
@@ -201,10 +221,26 @@ class Channel:
             raise Broken("the other side has closed the connection")
         return len(self._buffer) > before
 
-    def _wait(self, poll: select.poll, deadline: float | None) -> None:
+    def _wait(self, event: int, deadline: float | None) -> None:
+        poll = select.poll()
+        poll.register(self._socket, event)
+        if self._owner is not None:
+            poll.register(self._owner.ending, select.POLLIN)
+        ready = self._ready(poll, deadline)
+        if self._owner is not None and ready == {self._owner.ending}:
+            poll.unregister(self._owner.ending)
+            self._owner.interrupted()
+            soon = self._clock() + GRACE_S
+            if not self._ready(poll, soon if deadline is None else min(soon, deadline)):
+                raise Broken("a signal ends us, and the other side does not answer")
+        elif not ready:
+            raise Broken(f"the other side has not answered for {self.patience} s")
+
+    def _ready(self, poll: select.poll, deadline: float | None) -> set[int]:
         left = None if deadline is None else (deadline - self._clock()) * 1000
-        if (left is not None and left <= 0) or not poll.poll(left):
-            raise Broken(f"the other side has not answered for {self._patience} s")
+        if left is not None and left <= 0:
+            return set()  # what trickles in now wins no time
+        return {descriptor for descriptor, _ in poll.poll(left)}
 
 
 def pack_done(result: int, writes: Sequence[Write], reasons: Sequence[tuple[str, str]]) -> list[bytes]:

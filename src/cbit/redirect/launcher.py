@@ -35,13 +35,11 @@ from cbit.redirect.fuse_server import FuseServer
 from cbit.redirect.linux import PR_GET_CHILD_SUBREAPER, PR_SET_CHILD_SUBREAPER, prctl
 from cbit.redirect.seccomp import Listener
 from cbit.redirect.server import PART, Server
-from cbit.redirect.signals import SignalQueue, end_by
+from cbit.redirect.signals import ENDING, SignalQueue, end_by
 from cbit.redirect.tracer import WAIT_ALL, Tracer
 from cbit.trace import SILENT, Trace
 
 _MESSAGE: Final = 65536
-#: After the program itself has ended these end the launcher, whatever its daemons do.
-_ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +205,19 @@ class Target:
 
     def close(self) -> None:
         """Kill the program if it has not ended, and give everything back."""
+    @property
+    def ending(self) -> int:
+        """A descriptor that is readable while a signal that ends us waits."""
+        return self._signals.ending
+
+    def interrupted(self) -> None:
+        """Hear of signals in the middle of a command, for which the device waits for somebody else.
+
+        Before the program is let in they stay: they end us, as soon as we let them through.
+        """
+        if self._is_inside:
+            self._take_signals()
+
         if self._listener is not None:
             self._listener.close()
         self._end()
@@ -228,6 +239,7 @@ class Target:
             server.run(lambda: self._over)
         finally:
             server.close()
+            self._is_inside = True
         code = os.waitstatus_to_exitcode(self._wait_for_end())
         self._hear()  # the mounts may have gone before the door was looked at
         if self._not_started:
@@ -269,7 +281,7 @@ class Target:
             if number == signal.SIGCHLD:
                 self._reap()
             elif self._status is not None:
-                self._over = self._over or number in _ENDING
+                self._over = self._over or number in ENDING  # whatever its daemons do
             elif not from_kernel:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, number)
@@ -313,7 +325,6 @@ class Target:
                 while os.WIFSTOPPED(status):  # of one that was traced; its end comes yet
                     _, status = os.waitpid(self.pid, 0)
                 self._status = status
-        self._signals.close()
         restore_limit(self._limit_before)
         prctl(PR_SET_CHILD_SUBREAPER, self._reaper_before)
 
@@ -322,3 +333,4 @@ def _is_reaper() -> int:
     answer = ctypes.c_int()
     prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
     return answer.value
+        self._signals.close()  # last: one that has waited may end us

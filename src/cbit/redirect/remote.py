@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import select
 import shlex
 import socket
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from cbit.redirect.frames import (
     RANGE,
     Broken,
     Channel,
+    Interruptible,
     Kind,
     unpack_done,
 )
@@ -50,6 +52,7 @@ _DURING: Final = (Kind.DONE, Kind.READ, Kind.WRITE, Kind.NAME)  #: what a daemon
 PART: Final = "driver"
 #: Seconds that the daemon may take to say who it is: it may be busy with a long command.
 PATIENCE_S: Final = 60.0
+_PAUSE_MS: Final = 50  #: between two attempts to connect to one whose queue is full
 
 
 class NoMachineThere(RedirectError):
@@ -62,7 +65,7 @@ def ask(path: Path, request: Mapping[str, object], *, clock: Callable[[], float]
     Raises:
         NoMachineThere: nobody answers.
     """
-    channel = _connect(path, clock, patience=PATIENCE_S)
+    channel = _connect(path, clock)
     try:
         return _ask(channel, path, request)
     finally:
@@ -85,6 +88,7 @@ class RemoteMachine:
         clock: Callable[[], float],
         options: Mapping[str, object] | None = None,
         trace: Trace = SILENT,
+        launcher: Interruptible | None = None,
     ) -> None:
         """Attach.
 
@@ -94,12 +98,14 @@ class RemoteMachine:
             clock: seconds that only go forward.
             options: what else the daemon is told (guest_memory).
             trace: told why commands are refused, as a local machine tells it.
+            launcher: once it is asked to end a daemon that does not answer is not waited for; the machine is
+                lost then.
 
         Raises:
             NoMachineThere: nobody answers.
             RedirectError: the daemon refuses.
         """
-        self._channel = _connect(path, clock, patience=None)
+        self._channel = _connect(path, clock, launcher)
         self._handles = 0
         self._trace = trace
         self.lost = ""
@@ -110,6 +116,7 @@ class RemoteMachine:
         except BaseException:
             self._channel.close()
             raise
+        self._channel.patience = None  # a command takes as long as it takes
         self.answer: dict[str, Any] = answer["result"]
         self.devices = {name: RemoteDevice(self, index) for index, name in enumerate(served)}
 
@@ -185,6 +192,7 @@ class RemoteMachine:
     def _lose(self, broken: Broken) -> OSError:
         if not self.lost:
             self.lost = str(broken)
+            self._channel.close()  # an answer that comes late is no answer to the next command
             self._trace.emit(PART, "the served machine is lost", self.lost)
         return OSError(errno.ENODEV, "the served machine is lost")
 
@@ -229,17 +237,35 @@ def _answer(handle: _Handle, kind: int, body: bytes, memory: CallerMemory) -> tu
         return (ANSWER.pack(error.errno or errno.EIO),)
 
 
-def _connect(path: Path, clock: Callable[[], float], *, patience: float | None) -> Channel:
+def _connect(path: Path, clock: Callable[[], float], owner: Interruptible | None = None) -> Channel:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    pause = select.poll()
+    if owner is not None:
+        pause.register(owner.ending, select.POLLIN)
+    until = clock() + PATIENCE_S
+    try:
+        while not _is_connected(sock, path):
+            if pause.poll(_PAUSE_MS) or clock() >= until:
+                raise NoMachineThere(f"{path}: whoever listens there lets nobody in")
+    except BaseException:
+        sock.close()
+        raise
+    return Channel(sock, clock=clock, patience=PATIENCE_S, owner=owner)
+
+
+def _is_connected(sock: socket.socket, path: Path) -> bool:
+    """Try to connect; False if the daemon has a queue, and it is full."""
     try:
         sock.connect(str(path))
+    except BlockingIOError:
+        return False
     except OSError as error:
-        sock.close()
         why = error.strerror or str(error)
         raise NoMachineThere(
             f"{path}: {why}; 'cbit serve --socket {shlex.quote(str(path))}' makes one listen there"
         ) from None
-    return Channel(sock, clock=clock, patience=patience)
+    return True
 
 
 def _ask(channel: Channel, path: Path, request: Mapping[str, object]) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import os
 import resource
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from cbit.redirect.linux import checked, libc
+
+#: Who gets one of these wants us to end, and not to wait for anybody else.
+ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 _INFO: Final = struct.Struct("<IiiI")  #: signalfd_siginfo: number, errno, code, sender; 128 bytes in all
 _INFO_SIZE: Final = 128
@@ -39,16 +42,14 @@ class SignalQueue:
 
     Attributes:
         before: the signals that were blocked before.
+        ending: a descriptor that is readable while one of ``ENDING`` waits; for poll alone.
     """
 
     def __init__(self) -> None:
         wanted = passed_on() | {signal.SIGCHLD}
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        mask = bytearray(_SIGSET_SIZE)
-        for number in wanted:
-            mask[(number - 1) // 8] |= 1 << (number - 1) % 8
-        words = (ctypes.c_char * _SIGSET_SIZE).from_buffer(mask)
-        self._descriptor = checked(libc().signalfd(-1, words, os.O_NONBLOCK | os.O_CLOEXEC))
+        self._descriptor = _descriptor_of(wanted)
+        self.ending = _descriptor_of(ENDING)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a signal waits."""
@@ -68,8 +69,18 @@ class SignalQueue:
         """Let signals through again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
-            self._descriptor = -1
+            os.close(self.ending)
+            self._descriptor = self.ending = -1
             signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
+
+
+def _descriptor_of(signals: Iterable[int]) -> int:
+    """Make a descriptor that is readable while one of these signals waits."""
+    mask = bytearray(_SIGSET_SIZE)
+    for number in signals:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    words = (ctypes.c_char * _SIGSET_SIZE).from_buffer(mask)
+    return checked(libc().signalfd(-1, words, os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def as_a_program_expects(blocked: set[int | signal.Signals]) -> None:
