@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
+from cbit.cli.messages import Messages
 from cbit.spec.errors import CbitError, NotModelled
 
 if TYPE_CHECKING:
@@ -116,13 +117,14 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
     from cbit.redirect.files import sev_files
     from cbit.trace import Trace
 
+    say = Messages("cbit exec")
+
     def hear(event: Event) -> None:
         if event.why:
             why = f"{event.what}: {event.why}"
             if args.json:
                 reasons.append(why)
-            with suppress(OSError):  # nobody reads it: no reason to answer the program otherwise
-                print(f"cbit exec: {why}", file=sys.stderr, flush=True)
+            say(why)  # whoever reads it or not: no reason to answer the program otherwise
 
     trace = Trace()
     with ExitStack() as stack:

@@ -6,7 +6,6 @@ import argparse
 import datetime
 import ipaddress
 import signal
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import FrameType
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
+from cbit.cli.messages import Messages
 
 HELP = "a local key-distribution service: the emulated chip's certificates at the vendor's addresses"
 EXAMPLE = """example:
@@ -59,10 +59,11 @@ def _serve(state: Path, address: tuple[str, int]) -> str:
     from cbit.redirect.kds_files import HOSTS, Published
     from cbit.redirect.kds_tls import Authority
 
+    log = Messages("cbit kds")
     now = datetime.datetime.now(datetime.UTC)
     authority = Authority.of(state, now=now)
     context = authority.context([*HOSTS, "localhost", "127.0.0.1", "::1"], now=now)
-    with KdsServer(address, Published.read(state), context, log=_log) as server:
+    with KdsServer(address, Published.read(state), context, log=log) as server:
         host, port = server.server_address[:2]
         where = f"{host if isinstance(host, str) else host.decode()}:{port}"
 
@@ -71,7 +72,7 @@ def _serve(state: Path, address: tuple[str, int]) -> str:
 
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            _log(f"listens at {where}; HTTPS_PROXY=http://{where} SSL_CERT_FILE={authority.path}")
+            log(f"listens at {where}; HTTPS_PROXY=http://{where} SSL_CERT_FILE={authority.path}")
             server.serve_forever(poll_interval=0.1)
         finally:
             for number, handler in before.items():
@@ -93,8 +94,3 @@ def _is_loopback(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
-
-
-def _log(line: str) -> None:
-    with suppress(OSError):
-        print(f"cbit kds: {line}", file=sys.stderr, flush=True)

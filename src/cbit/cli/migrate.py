@@ -7,7 +7,6 @@ import errno
 import hashlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
+from cbit.cli.messages import Messages
 
 if TYPE_CHECKING:
     from cbit.hypervisor.channel import Channel
@@ -297,15 +297,16 @@ def _connected(at: str, wait: float) -> Iterator[socket.socket]:
 def _accepted(at: str, wait: float, token: bytes) -> Iterator[Channel]:
     """Wait for whoever knows the token; others are turned away, and nobody is kept from coming by them."""
     with _listening(at) as door:
-        print(f"cbit: waits for a guest at {at}", file=sys.stderr, flush=True)
-        link, channel = _first_who_knows(token, door, wait, at)
+        say = Messages("cbit")
+        say(f"waits for a guest at {at}")
+        link, channel = _first_who_knows(token, door, wait, at, say)
         with link:
             link.settimeout(wait)
             yield channel
 
 
 def _first_who_knows(
-    token: bytes, door: socket.socket, wait: float, at: str
+    token: bytes, door: socket.socket, wait: float, at: str, say: Messages
 ) -> tuple[socket.socket, Channel]:
     from cbit.crypto.entropy import SystemEntropy
     from cbit.hypervisor.channel import Channel, ChannelError
@@ -322,7 +323,7 @@ def _first_who_knows(
             return link, Channel.accepted(link, token, SystemEntropy(), left=patience)
         except (ChannelError, OSError) as error:
             link.close()
-            print(f"cbit: somebody is turned away: {error}", file=sys.stderr, flush=True)
+            say(f"somebody is turned away: {error}")
         except BaseException:
             link.close()
             raise

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+
+from cbit.cli.messages import Messages
 
 
 @contextmanager
@@ -14,8 +16,7 @@ def progress(what: str, *, quiet: bool) -> Iterator[None]:
         yield
         return
     if not sys.stderr.isatty():
-        with suppress(OSError):  # nobody reads it: no reason not to do it
-            print(f"cbit: {what} …", file=sys.stderr, flush=True)
+        Messages("cbit")(f"{what} …")
         yield
         return
     from rich.console import Console

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
+from cbit.cli.messages import Messages
 
 if TYPE_CHECKING:
     from cbit.redirect.daemon import Daemon
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.trace import Trace
 
     reasons: list[tuple[str, str]] = []
+    log = Messages("cbit serve")
 
     def hear(event: Event) -> None:
         if event.why:
@@ -68,27 +69,29 @@ def run(args: argparse.Namespace) -> Outcome:
         sock = stack.enter_context(listening(args.socket))
         stack.enter_context(trace.watched_by(hear, only="driver"))
         backend = Backend(state, trace)
-        daemon = Daemon(backend, sock, reasons, log=_log, clock=time.monotonic)
+        daemon = Daemon(backend, sock, reasons, log=log, clock=time.monotonic)
         stack.callback(daemon.close)
         stack.enter_context(_signals(daemon))
         if args.device is not None:
-            _serve_device(daemon, args.device, reasons, stack)
-        _log(f"{state.profile.name} is on and listens at {args.socket}")
+            _serve_device(daemon, args.device, reasons, stack, log)
+        log(f"{state.profile.name} is on and listens at {args.socket}")
         daemon.run()
         result = {key: value for key, value in daemon.status().items() if key != "descriptors"}
-    _log("the machine is off")
+    log("the machine is off")
     return Outcome(ok=True, result=result)
 
 
-def _serve_device(daemon: Daemon, path: Path, reasons: list[tuple[str, str]], stack: ExitStack) -> None:
+def _serve_device(
+    daemon: Daemon, path: Path, reasons: list[tuple[str, str]], stack: ExitStack, log: Messages
+) -> None:
     from cbit.driver.client_pages import MemoryRule
     from cbit.redirect.files import SEV
     from cbit.redirect.machine_file import on_the_machine
 
     device = daemon.backend.devices(MemoryRule.ENCRYPTED)[SEV]
-    file = stack.enter_context(on_the_machine(path, device, reasons, _log))
+    file = stack.enter_context(on_the_machine(path, device, reasons, log))
     daemon.serve_file(file)
-    _log(f"{file.path} is the machine's: every program that may open it talks to it")
+    log(f"{file.path} is the machine's: every program that may open it talks to it")
 
 
 @contextmanager
@@ -103,8 +106,3 @@ def _signals(daemon: Daemon) -> Iterator[None]:
         signal.set_wakeup_fd(wake_up)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _log(line: str) -> None:
-    with suppress(OSError):  # nobody reads it: no reason to stop serving
-        print(f"cbit serve: {line}", file=sys.stderr, flush=True)
