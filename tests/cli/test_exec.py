@@ -153,6 +153,9 @@ def test_a_program_that_is_not_there_or_is_none(any_way: None, made: Path, tmp_p
     ended = cbit("exec", "--state", made, "--", "no-such-program")
     assert 127 == ended.returncode
     assert ["cbit exec: no-such-program: No such file or directory"] == told(ended)
+    ended = cbit("exec", "--state", made, "--", "")
+    assert 127 == ended.returncode
+    assert ["cbit exec: : No such file or directory"] == told(ended)
     (tmp_path / "text").write_text("text")
     ended = cbit("exec", "--state", made, "--", tmp_path / "text")
     assert 126 == ended.returncode

@@ -62,6 +62,32 @@ def test_what_is_no_program_is_said(
     assert (code, f"cbit: {program}: {why}\n") == (ran.code, ran.err)
 
 
+#: A launcher whose child has a fault of its own, before the program or in its place.
+BROKEN = """
+import sys
+from cbit.redirect import door
+from redirect.run import main
+def broken(*words):
+    raise ValueError("broken")
+setattr(door, sys.argv.pop(1), broken)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("where", ["_prepare", "_execute"])
+def test_what_goes_wrong_in_the_child_is_said(mechanism: Way, where: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN, where, *mechanism.words, "--", "true"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    reason = "cbit: the program's process failed: ValueError('broken')\n"
+    assert (125, reason) == (ended.returncode, ended.stderr)
+
+
 def test_what_has_no_format_is_said(mechanism: Way, report_at: Path, open_folder: Path) -> None:
     odd = open_folder / "odd"
     odd.write_bytes(b"\x01\x02\x03")

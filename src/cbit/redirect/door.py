@@ -18,7 +18,7 @@ from typing import Final
 
 from cbit.redirect import namespace, opens, seccomp, signals
 from cbit.redirect.bpf import Rule, assemble
-from cbit.redirect.errors import NamespaceRefused
+from cbit.redirect.errors import NamespaceRefused, NotStarted
 from cbit.redirect.features import explain_install
 from cbit.redirect.files import Files, Mechanism
 from cbit.redirect.fuse_server import MODE
@@ -45,10 +45,16 @@ class Program:
 
 
 def program(argv: Sequence[str], environment: Mapping[str, str]) -> Program:
-    """Look a program up as a shell does, without deciding yet: the namespace decides what exists."""
+    """Look a program up as a shell does, without deciding yet: the namespace decides what exists.
+
+    Raises:
+        NotStarted: its name is empty, and nothing has that name.
+    """
     if not argv:
         raise ValueError("no program is given")
     name = argv[0]
+    if not name:
+        raise NotStarted(f": {os.strerror(errno.ENOENT)}", found=False)
     folders = environment.get("PATH", os.defpath).split(os.pathsep)
     places = (name,) if "/" in name else tuple(os.path.join(folder or ".", name) for folder in folders)
     return Program(tuple(argv), dict(environment), places)
@@ -74,10 +80,10 @@ def walk_through(
     try:
         descriptors = _prepare(files, mechanism, parent)
     except NamespaceRefused as error:
-        _say(door, namespace=str(error))
+        say(door, namespace=str(error))
         os._exit(125)
     except OSError as error:
-        _say(door, failed=explain_install(error))
+        say(door, failed=explain_install(error))
         os._exit(125)
     socket.send_fds(door, [b"{}"], descriptors)
     for descriptor in descriptors:
@@ -87,7 +93,7 @@ def walk_through(
     if mechanism is Mechanism.FUSE:
         _let_owners_be_known(files)
     signals.as_a_program_expects(blocked)
-    _say(door, errno=_execute(what))
+    say(door, errno=_execute(what))
     os._exit(127)
 
 
@@ -141,5 +147,6 @@ def _execute(what: Program) -> int:
     return worst
 
 
-def _say(door: socket.socket, **words: str | int) -> None:
+def say(door: socket.socket, **words: str | int) -> None:
+    """Tell the launcher."""
     door.send(json.dumps(words).encode())

@@ -161,8 +161,8 @@ class Target:
         self._what, self._files, self._trace = what, files, trace
         self._tracer = tracer
         self._status: int | None = None
-        self._over = False
-        self._not_started: NotStarted | None = None
+        self._over = self._is_inside = False
+        self._not_started: RedirectError | None = None
         self._reaper_before = _is_reaper()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._signals = SignalQueue()
@@ -181,6 +181,8 @@ class Target:
                     parent=parent,
                     blocked=self._signals.before,
                 )
+            except Exception as error:  # nobody else would hear of it
+                child.say(inside, failed=f"the program's process failed: {error!r}")
             finally:
                 os._exit(125)
         self._limit_before = raise_limit()  # ours, now that the program has its own
@@ -203,8 +205,6 @@ class Target:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Kill the program if it has not ended, and give everything back."""
     @property
     def ending(self) -> int:
         """A descriptor that is readable while a signal that ends us waits."""
@@ -218,6 +218,8 @@ class Target:
         if self._is_inside:
             self._take_signals()
 
+    def close(self) -> None:
+        """Kill the program if it has not ended, and give everything back."""
         if self._listener is not None:
             self._listener.close()
         self._end()
@@ -230,16 +232,17 @@ class Target:
 
         Raises:
             NotStarted: there is no such program, or it cannot be executed.
+            RedirectError: a fault of ours has kept it from being executed.
         """
         server = self._server(devices)
         try:
             server.watch(self._door.fileno(), lambda: self._at_the_door(server))
             server.watch(self._signals.fileno(), self._take_signals)
             self._door.send(child.GO)
+            self._is_inside = True
             server.run(lambda: self._over)
         finally:
             server.close()
-            self._is_inside = True
         code = os.waitstatus_to_exitcode(self._wait_for_end())
         self._hear()  # the mounts may have gone before the door was looked at
         if self._not_started:
@@ -271,7 +274,11 @@ class Target:
         """Take what is said at the door; nothing is left to hear the second time."""
         said = self._door.recv(_MESSAGE)
         if said:
-            code: int = json.loads(said)["errno"]
+            why = json.loads(said)
+            if "failed" in why:
+                self._not_started = RedirectError(why["failed"])
+                return
+            code: int = why["errno"]
             text = f"{self._what.argv[0]}: {os.strerror(code)}"
             self._not_started = NotStarted(text, found=code != errno.ENOENT)
 
@@ -327,10 +334,10 @@ class Target:
                 self._status = status
         restore_limit(self._limit_before)
         prctl(PR_SET_CHILD_SUBREAPER, self._reaper_before)
+        self._signals.close()  # last: one that has waited may end us
 
 
 def _is_reaper() -> int:
     answer = ctypes.c_int()
     prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
     return answer.value
-        self._signals.close()  # last: one that has waited may end us
