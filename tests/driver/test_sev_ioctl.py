@@ -206,8 +206,6 @@ def test_an_id_says_how_long_it_is(caller: Caller, address: int, length: int) ->
     ("command", "request_", "name"),
     [
         (C.PEK_CSR, CSR.replace(length=BLOB_MAX + 1), "EFAULT"),
-        (C.PDH_CERT_EXPORT, EXPORT.replace(pdh_len=BLOB_MAX + 1), "EFAULT"),
-        (C.PDH_CERT_EXPORT, EXPORT.replace(chain_len=0xFFFFFFFF), "EFAULT"),
         (C.GET_ID2, UserGetId2(address=BLOB_A, length=ALLOCATION_MAX + 1), "ENOMEM"),
         (C.PEK_CERT_IMPORT, IMPORT.replace(pek_len=BLOB_MAX + 1), "EINVAL"),
         (C.PEK_CERT_IMPORT, IMPORT.replace(pek_address=0), "EINVAL"),
@@ -220,6 +218,27 @@ def test_what_is_too_long_or_missing_never_reaches_the_firmware(
     assert (name, UNTOUCHED, request_) == caller.give(command, request_)
     assert refused[0].startswith(f"{command.name}: ")
     assert 0 == status(caller).state, "nothing was initialised for it"
+
+
+@pytest.mark.parametrize("long", [{"pdh_len": BLOB_MAX + 1}, {"chain_len": 0xFFFFFFFF}], ids=str)
+def test_an_export_that_is_too_long_is_refused_after_init(
+    caller: Caller, refused: list[str], long: dict[str, int]
+) -> None:
+    """sev-dev.c: INIT comes before the caller's structure is read, so the error field is INIT's."""
+    asked = EXPORT.replace(**long)
+    assert ("EFAULT", Status.SUCCESS, asked) == caller.give(C.PDH_CERT_EXPORT, asked)
+    assert refused[0].startswith("PDH_CERT_EXPORT: length ")
+    assert 1 == status(caller).state
+    assert ("EFAULT", UNTOUCHED, asked) == caller.give(C.PDH_CERT_EXPORT, asked)
+
+
+@pytest.mark.parametrize("missing", ["pdh_address", "pdh_len", "chain_address"])
+@pytest.mark.parametrize("length", [BLOB_MAX + 1, 0xFFFFFFFF])
+def test_an_export_that_asks_for_lengths_has_no_limit(caller: Caller, missing: str, length: int) -> None:
+    """sev-dev.c: without either address or the PDH's length nothing is copied, whatever else is said."""
+    asked = EXPORT.replace(pdh_len=length, chain_len=length).replace(**{missing: 0})
+    lengths = asked.replace(pdh_len=CERT_SIZE, chain_len=CHAIN_SIZE)
+    assert ("EIO", Status.INVALID_LENGTH, lengths) == caller.give(C.PDH_CERT_EXPORT, asked)
 
 
 def test_the_limit_itself_is_allowed(caller: Caller) -> None:
@@ -256,9 +275,14 @@ def test_who_may_not_write_may_not_change_the_platform(
 
 
 def test_the_commands_for_writers_are_those_of_the_paper() -> None:
-    expected = {C.FACTORY_RESET, C.PEK_GEN, C.PEK_CSR, C.PDH_GEN, C.PEK_CERT_IMPORT}
-    assert expected | {C.SNP_SET_CONFIG, C.SNP_VLEK_LOAD} == set(WRITERS)
+    assert {C.FACTORY_RESET, C.PEK_GEN, C.PEK_CSR, C.PDH_GEN, C.PEK_CERT_IMPORT} == set(WRITERS)
     assert set(C) == set(ROWS)
+
+
+@pytest.mark.parametrize("command", [C.SNP_SET_CONFIG, C.SNP_VLEK_LOAD])
+def test_that_there_is_no_snp_is_found_before_write_access(world: World, command: SevCommand) -> None:
+    """Both need it by the paper; sev-dev.c looks first whether SNP is initialised."""
+    assert ("EINVAL", UNTOUCHED) == Caller(a_device(world), writable=False).issue(command, BASE + 0x100)
 
 
 def test_an_export_needs_write_access_for_init_alone(world: World) -> None:
@@ -355,7 +379,8 @@ def test_a_bad_argument(caller: Caller, refused: list[str], address: int) -> Non
 )
 def test_a_bad_pointer_to_the_structure(caller: Caller, command: SevCommand, address: int) -> None:
     assert "EFAULT" == caller.issue(command, address)[0]
-    assert 0 == status(caller).state
+    initialised = command == C.PDH_CERT_EXPORT  # which alone does that first (sev-dev.c)
+    assert int(initialised) == status(caller).state
 
 
 @pytest.mark.parametrize("address", NOWHERE[1:])

@@ -8,8 +8,8 @@ caller had it.  The reason of either goes to the trace ("driver", the command's 
 MODEL CHOICE: where §12 names no errno it is that of Linux 6.11.  A length past the limit is EFAULT where a
 certificate is asked for, EINVAL where one is brought, and ENOMEM for an id, past what the kernel's allocator
 gives; a certificate to import that is nowhere or empty is EINVAL; a mailbox that does not answer ETIMEDOUT.
-The SNP commands are EINVAL without asking the firmware, as on every host where SNP is not initialised (later
-kernels try to initialise it first, and fail otherwise).
+The SNP commands are EINVAL without asking the firmware, as on every host where SNP is not initialised, before
+write access is looked at (later kernels try to initialise it first, and fail otherwise).
 
 Paper: sev-api.md §12.
 """
@@ -251,10 +251,12 @@ class SevDevice:
     def _pdh_cert_export(self, request: _Request) -> None:
         if self._is_uninit():
             request.insist_on_write()
+        self.initialise_on_demand(request)  # before the caller's structure is looked at
         asked = request.take(UserPdhCertExport)
-        pdh_len = _room_for(asked.pdh_address, asked.pdh_len)
-        chain_len = _room_for(asked.chain_address, asked.chain_len)
-        self.initialise_on_demand(request)
+        pdh_len = chain_len = 0
+        if asked.pdh_address and asked.pdh_len and asked.chain_address:  # anything else asks for the lengths
+            pdh_len = _room_for(asked.pdh_address, asked.pdh_len)
+            chain_len = _room_for(asked.chain_address, asked.chain_len)
         buffer = buffers.PdhCertExport(
             pdh_paddr=self._room, pdh_len=pdh_len, certs_paddr=self._room + BLOB_MAX, certs_len=chain_len
         )
@@ -376,7 +378,7 @@ ROWS: Final[Mapping[int, Row]] = MappingProxyType({
     SevCommand.GET_ID2:              Row(False, SevDevice._get_id2),
     SevCommand.SNP_PLATFORM_STATUS:  Row(False, _no_snp),
     SevCommand.SNP_COMMIT:           Row(False, _no_snp),
-    SevCommand.SNP_SET_CONFIG:       Row(True,  _no_snp),
-    SevCommand.SNP_VLEK_LOAD:        Row(True,  _no_snp),
+    SevCommand.SNP_SET_CONFIG:       Row(False, _no_snp),
+    SevCommand.SNP_VLEK_LOAD:        Row(False, _no_snp),
 })
 # fmt: on
