@@ -30,6 +30,6 @@ def test_the_demo_quotes_the_files_that_it_wrote() -> None:
 
 def test_hints_quote_the_folder_and_the_socket(tmp_path: Path) -> None:
     with pytest.raises(NoMachineThere, match=rf"'cbit serve --socket '{tmp_path}/no where''"):
-        _connect(tmp_path / "no where", time.monotonic, patience=None)
+        _connect(tmp_path / "no where", time.monotonic)
     with pytest.raises(StateError, match=rf"'cbit setup --state '{tmp_path}/no where''"):
         Published.read(tmp_path / "no where")
