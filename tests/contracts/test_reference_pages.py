@@ -13,6 +13,7 @@ import pytest
 
 from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.outcome import Mode
+from cbit.cli import main
 from cbit.cli.envelope import Exit, Outcome, envelope
 from cbit.redirect.kvm import EXTENSIONS
 from cbit.redirect.kvm_requests import REQUESTS, Cap
@@ -143,6 +144,20 @@ def test_what_a_command_prints_follows_the_schema(outcome: Outcome) -> None:
     printed = json.loads(envelope("owner verify", outcome))
     assert violations(printed, SCHEMA) == []
     assert list(printed) == SCHEMA["required"] == list(SCHEMA["properties"])
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [("", "cbit"), ("foo", "cbit"), ("--foo", "cbit"), ("owner", "owner"), ("owner foo", "owner")],
+)
+def test_what_is_printed_of_a_senseless_command_line_follows_it_too(
+    words: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words.split(), "--json"]) == 2
+    printed = json.loads(capsys.readouterr().out)
+    assert violations(printed, SCHEMA) == []
+    assert printed["command"] == command
+    assert printed["reasons"]
 
 
 @pytest.mark.parametrize(

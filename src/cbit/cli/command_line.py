@@ -126,7 +126,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _print(command: str, outcome: Outcome, *, as_json: bool, usage: str) -> int:
-    lost = _write(sys.stdout, [envelope(command, outcome)] if as_json else outcome.lines())
+    lost = _write(sys.stdout, [envelope(command or "cbit", outcome)] if as_json else outcome.lines())
     said = [] if as_json else [*([usage.strip()] if usage else []), *_named(command, outcome.reasons)]
     if not as_json:
         said += _named(command, (f"note: {note}" for note in outcome.notes))
