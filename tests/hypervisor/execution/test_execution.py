@@ -94,6 +94,31 @@ def test_a_register_that_is_not_there_is_a_general_protection_fault(host: Host) 
     room.end()
 
 
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        ".byte 0x66, 0x0f, 0xa2",
+        "mov ecx, 0xC0000080; .byte 0x2e, 0x0f, 0x32",
+        ".byte 0xf3, 0x0f, 0x09",
+        ".byte 0xf3, 0x0f, 0x08",
+        ".byte 0x66, 0x0f, 0x01, 0xd9",
+        "sti; .byte 0x2e, 0xf4",
+    ],
+)
+@BOTH
+def test_prefixes_belong_to_the_instruction_that_is_stepped_over(
+    host: Host, protection: Protection, instruction: str
+) -> None:
+    room = a_room(host, f"{instruction}; mov esi, 7; cli; hlt", protection=protection)
+    if instruction.startswith("sti"):
+        room.monitor.turn()
+        assert CODE_AT + 3 == room.vcpu.rip
+    else:
+        run([room.monitor])
+        assert 7 == room.vcpu.save_area().rsi
+    room.end()
+
+
 RESERVED = {
     "EFER, low": ("mov ecx, 0xC0000080; rdmsr; or eax, 2; wrmsr", b"G"),
     "EFER, high": ("mov ecx, 0xC0000080; rdmsr; or edx, 0x80000000; wrmsr", b"G"),

@@ -59,7 +59,8 @@ OURS: Final = OF_HYPERVISORS | Intercept.WBINVD | Intercept.MSR
 UD_INTERCEPT: Final = 1 << 6  # of the exception intercepts at 0x008
 SEV_STATUS: Final = 0xC001_0131
 _SEV_STATUS_BITS: Final = 2 * (0x2000 * 2 + (SEV_STATUS - 0xC001_0000))  # in the MSR permission map
-SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0), slice(0x400, 0x700))  #: what #VMEXIT writes
+#: What #VMEXIT writes.
+SAVED: Final = (slice(0x060, 0x090), slice(0x0A8, 0x0B0), slice(0x0C8, 0x0D0), slice(0x400, 0x700))
 #: Intercepts, ASID and TLB_CONTROL, enables, nCR3; and the control registers: everything that VMRUN looks at.
 _CONTROL: Final = (slice(0x000, 0x014), slice(0x058, 0x060), slice(0x090, 0x098), slice(0x0B0, 0x0B8))
 _CHECKED: Final = (*_CONTROL, slice(0x4D0, 0x4D8), slice(0x548, 0x560))
@@ -76,6 +77,7 @@ class At:
     EXIT_INFO_1: Final = 0x078
     EXIT_INFO_2: Final = 0x080
     NCR3: Final = 0x0B0
+    NEXT_RIP: Final = 0x0C8
 
 
 class Exit(NamedTuple):

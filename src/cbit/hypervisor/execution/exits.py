@@ -206,7 +206,7 @@ class Exits:
         if leaf == _OSXSAVE_LEAF:
             ecx = ecx | _OSXSAVE_BIT if vcpu.cr4 & _OSXSAVE_CR4 else ecx & ~_OSXSAVE_BIT
         vcpu.rax, registers[RBX], registers[RCX], registers[RDX] = eax, ebx, ecx, edx
-        vcpu.skip(2)
+        vcpu.step()
         return Next.RUN
 
     def _msr(self, done: Exit) -> Next:
@@ -228,21 +228,21 @@ class Exits:
             self.unknown_msrs[number] = self.unknown_msrs.get(number, 0) + 1
             vcpu.raise_general_protection()
             return Next.RUN
-        vcpu.skip(2)
+        vcpu.step()
         return Next.RUN
 
     def _halt(self, _done: Exit) -> Next:
-        self._vcpu.skip(1)
+        self._vcpu.step()
         return Next.HALTED
 
     def _flush_caches(self, _done: Exit) -> Next:
         self._vcpu.flush_caches()
-        self._vcpu.skip(2)
+        self._vcpu.step()
         return Next.RUN
 
     def _vmmcall(self, _done: Exit) -> Next:
         self._vcpu.rax = self._hypercall(self._vcpu)
-        self._vcpu.skip(3)
+        self._vcpu.step()
         return Next.RUN
 
     def _shutdown(self, _done: Exit) -> Next:

@@ -25,7 +25,7 @@ BARE_INTERCEPTS: Final = _INTR | _CPUID | _HLT | _IOIO | _MSR | _SHUTDOWN | _VMR
 INTERCEPTS: Final = _INTR | _INVD | _CPUID | _HLT | _IOIO | _MSR | _SHUTDOWN | _VMRUN | _VMMCALL | _WBINVD
 
 AT_INTERCEPTS, _AT_TLB, _AT_VIRQ, _AT_SHADOW, _AT_EXIT = 0x00C, 0x05C, 0x060, 0x068, 0x070
-_AT_INTERRUPTED, _AT_EVENT, _AT_CLEAN, AT_SAVE = 0x088, 0x0A8, 0x0C0, 0x400
+_AT_INTERRUPTED, _AT_EVENT, _AT_CLEAN, _AT_NEXT_RIP, AT_SAVE = 0x088, 0x0A8, 0x0C0, 0x0C8, 0x400
 _AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RSP, _AT_RAX, _AT_CR2 = (
     *(0x4D0, 0x548, 0x558, 0x570, 0x578, 0x5D8, 0x5F8, 0x640),
 )
@@ -231,6 +231,10 @@ class ProcessorState(ABC):
     def skip(self, length: int) -> None:
         """Step over the instruction that exited; an interrupt shadow ends with it."""
         self.go_on_at(self._u64(_AT_RIP) + length)
+
+    def step(self) -> None:
+        """Step over the instruction that exited, as long as the processor says that it is (nRIP)."""
+        self.go_on_at(self._u64(_AT_NEXT_RIP))
 
     def go_on_at(self, rip: int) -> None:
         """Go on at an address."""

@@ -22,9 +22,9 @@ uint64_t stub_helper_rdrand(void *env)
     return e->random[--e->random_left];
 }
 
-/* ---- port I/O */
+/* ---- what an instruction is, and where the next one begins */
 
-enum { IO_IN = 1 << 0, IO_STRING = 1 << 2, IO_REPEAT = 1 << 3, IO_SIZE = 4, IO_ADDRESS_SIZE = 7, IO_SEGMENT = 10 };
+enum { CODE_SEGMENT = 1, DATA_SEGMENT = 3 };
 
 static int segment_of_prefix(uint8_t byte)
 {
@@ -35,41 +35,116 @@ static int segment_of_prefix(uint8_t byte)
     return -1;
 }
 
-/* What an I/O instruction says of itself, as EXITINFO1 has it; its length goes to `length`. */
-static uint64_t describe_io(struct engine *e, uint64_t *length)
+/* An instruction up to its opcode. */
+struct head {
+    uint64_t begin, next;                          /* linear addresses: of it, and of what follows the opcode */
+    int segment, repeats, other_size;              /* what its prefixes say; the last: of addresses */
+    uint8_t opcode;
+};
+
+static uint8_t byte_of(struct engine *e, struct head *head)
 {
-    enum { ADDRESS_SIZE_PREFIX = 0x67, REPEAT = 0xF3, REPEAT_NE = 0xF2, LOCK = 0xF0, OPERAND_SIZE_PREFIX = 0x66 };
-    int64_t long_mode = ENV(uint32_t, e, hflags) & HF_CS64, wide = ENV(uint32_t, e, hflags) & HF_CS32;
-    uint64_t start = ENV(uint64_t, e, rip);
-    uint64_t base = long_mode ? 0 : FIELD(uint64_t, e->env, at.segments + 24 + 8);   /* CS */
-    int segment = 3, found, other_size = 0;
-    uint64_t said = 0;
-    for (*length = 0; *length < 15;) {
-        uint8_t byte = call.cpu_ldub_code(e->env, base + start + (*length)++);
-        if ((found = segment_of_prefix(byte)) >= 0) {
-            segment = found;
-        } else if (byte == REPEAT || byte == REPEAT_NE) {
-            said |= IO_REPEAT;
-        } else if (byte == ADDRESS_SIZE_PREFIX) {
-            other_size = 1;
-        } else if (byte == OPERAND_SIZE_PREFIX || byte == LOCK || (long_mode && (byte & 0xF0) == 0x40)) {
-            continue;
-        } else {
-            if ((byte & 0xFC) == 0x6C)                      /* INS, OUTS */
-                said |= IO_STRING | (uint64_t)(byte & 2 ? segment : 0) << IO_SEGMENT;
-            else if ((byte & 0xFC) == 0xE4)                 /* the port is in the instruction */
-                ++*length;
+    return call.cpu_ldub_code(e->env, head->next++);
+}
+
+/* Read the instruction at RIP, which the guest executes just now. */
+static struct head read_head(struct engine *e)
+{
+    enum { OPERAND_SIZE = 0x66, ADDRESS_SIZE = 0x67, LOCK = 0xF0, REPEAT_NE = 0xF2, REPEAT = 0xF3, LONGEST = 15 };
+    struct head head = { .begin = ENV(uint64_t, e, rip), .segment = DATA_SEGMENT };
+    int found, rex = (ENV(uint32_t, e, hflags) & HF_CS64) != 0;
+    if (!rex)
+        head.begin += FIELD(uint64_t, e->env, at.segments + 24 * CODE_SEGMENT + 8);
+    for (head.next = head.begin; head.next < head.begin + LONGEST;) {
+        head.opcode = byte_of(e, &head);
+        if ((found = segment_of_prefix(head.opcode)) >= 0)
+            head.segment = found;
+        else if (head.opcode == REPEAT || head.opcode == REPEAT_NE)
+            head.repeats = 1;
+        else if (head.opcode == ADDRESS_SIZE)
+            head.other_size = 1;
+        else if (head.opcode != OPERAND_SIZE && head.opcode != LOCK && !(rex && (head.opcode & 0xF0) == 0x40))
             break;
-        }
     }
-    int size = long_mode ? (other_size ? 1 : 2) : (wide ? 1 : 0) ^ other_size;
-    return (said & IO_STRING ? said : 0) | 1ull << (IO_ADDRESS_SIZE + size);
+    return head;
+}
+
+/* Bytes of an address: 16 << the answer bits wide. */
+static int address_size(const struct engine *e, const struct head *head)
+{
+    if (ENV(uint32_t, e, hflags) & HF_CS64)
+        return head->other_size ? 1 : 2;
+    return ((ENV(uint32_t, e, hflags) & HF_CS32) ? 1 : 0) ^ head->other_size;
+}
+
+/* Go on behind ModRM, SIB and displacement. */
+static void pass_operand(struct engine *e, struct head *head)
+{
+    enum { REGISTER = 3, SIB = 4, NO_BASE = 5, NO_BASE_16 = 6 };
+    uint8_t modrm = byte_of(e, head), mod = modrm >> 6, base = modrm & 7;
+    if (mod == REGISTER)
+        return;
+    if (!address_size(e, head)) {
+        head->next += mod == 1 ? 1 : mod == 2 || base == NO_BASE_16 ? 2 : 0;
+        return;
+    }
+    if (base == SIB)
+        base = byte_of(e, head) & 7;
+    head->next += mod == 1 ? 1 : mod == 2 || base == NO_BASE ? 4 : 0;
+}
+
+/* Where the instruction ends that has just exited.  Of the opcodes that exit, few have operands. */
+static uint64_t next_of_instruction(struct engine *e)
+{
+    enum { INT = 0xCD, GROUP_6 = 0x00, GROUP_7 = 0x01, MOV_FROM_CR = 0x20, MOV_TO_DR = 0x23 };
+    struct head head = read_head(e);
+    if (head.opcode == INT) {
+        head.next++;
+    } else if (head.opcode == 0x0F) {
+        uint8_t second = byte_of(e, &head);
+        if (second == GROUP_6 || second == GROUP_7)
+            pass_operand(e, &head);
+        else if (second >= MOV_FROM_CR && second <= MOV_TO_DR)
+            head.next++;
+    }
+    return ENV(uint64_t, e, rip) + (head.next - head.begin);
+}
+
+/* nRIP: zero unless an instruction was intercepted. */
+uint64_t next_rip(struct engine *e, uint32_t code)
+{
+    enum { LAST_OF_REGISTERS = 0x3F, BP = 0x43, BOUND = 0x45, CR0_SEL_WRITE = 0x65, MSR = 0x7C, VMRUN = 0x80,
+           XSETBV = 0x8D };
+    if (code == EXIT_IOIO)
+        return FIELD(uint64_t, e->vmcb, VMCB_EXIT_INFO_2);
+    if (code <= LAST_OF_REGISTERS || (code >= BP && code <= BOUND) || (code >= CR0_SEL_WRITE && code <= MSR)
+        || (code >= VMRUN && code <= XSETBV))
+        return next_of_instruction(e);
+    return 0;
+}
+
+/* ---- port I/O */
+
+enum { IO_IN = 1 << 0, IO_STRING = 1 << 2, IO_REPEAT = 1 << 3, IO_SIZE = 4, IO_ADDRESS_SIZE = 7, IO_SEGMENT = 10 };
+
+/* What an I/O instruction says of itself, as EXITINFO1 has it; where the next one begins goes to EXITINFO2. */
+static uint64_t describe_io(struct engine *e)
+{
+    struct head head = read_head(e);
+    uint64_t said = 1ull << (IO_ADDRESS_SIZE + address_size(e, &head));
+    if ((head.opcode & 0xFC) == 0x6C)              /* INS, OUTS */
+        said |= IO_STRING | (head.repeats ? IO_REPEAT : 0)
+                | (uint64_t)(head.opcode & 2 ? head.segment : 0) << IO_SEGMENT;
+    else if ((head.opcode & 0xFC) == 0xE4)         /* the port is in the instruction */
+        head.next++;
+    FIELD(uint64_t, e->vmcb, VMCB_EXIT_INFO_2) = ENV(uint64_t, e, rip) + (head.next - head.begin);
+    return said;
 }
 
 /* Leave the guest if the hypervisor wants to see this port; `log_size` 0, 1, 2 for 8, 16, 32 bits. */
 static void check_io(void *env, uint32_t port, int log_size, uint32_t direction, uintptr_t from)
 {
-    enum { PROTECTED = 1, IOPL_SHIFT = 12, IOPL = 3, VM86 = 1 << 17, EXIT_IOIO = 0x7B };
+    enum { PROTECTED = 1, IOPL_SHIFT = 12, IOPL = 3, VM86 = 1 << 17 };
     struct engine *e = current;
     if (!e || !in_guest(e))
         return;
@@ -86,9 +161,7 @@ static void check_io(void *env, uint32_t port, int log_size, uint32_t direction,
     uint32_t watched = FIELD(uint16_t, e->iopm, port / 8) >> port % 8 & ((1u << (1 << log_size)) - 1);
     if (!watched)
         return;
-    uint64_t length, said = describe_io(e, &length);
-    FIELD(uint64_t, e->vmcb, VMCB_EXIT_INFO_2) = ENV(uint64_t, e, rip) + length;
-    stub_cpu_vmexit(env, EXIT_IOIO, said | direction | 1u << (IO_SIZE + log_size) | (uint64_t)port << 16, 0);
+    stub_cpu_vmexit(env, EXIT_IOIO, describe_io(e) | direction | 1u << (IO_SIZE + log_size) | (uint64_t)port << 16, 0);
 }
 
 #define FROM ((uintptr_t)__builtin_return_address(0))
@@ -138,42 +211,27 @@ uint64_t stub_helper_inl(void *env, uint32_t port)
 
 /* ---- instructions that are invalid to QEMU */
 
-/* The first byte of the instruction at RIP that is no prefix; where the next one is goes to `from`. */
-static uint8_t opcode(struct engine *e, uint64_t *from)
-{
-    enum { OPERAND_SIZE = 0x66, ADDRESS_SIZE = 0x67, LOCK = 0xF0, REPEAT_NE = 0xF2, REPEAT = 0xF3 };
-    *from = ENV(uint64_t, e, rip);
-    if (!(ENV(uint32_t, e, hflags) & HF_CS64))
-        *from += FIELD(uint64_t, e->env, at.segments + 24 + 8);   /* CS */
-    uint8_t byte = call.cpu_ldub_code(e->env, (*from)++);
-    for (int left = 14; left && (segment_of_prefix(byte) >= 0 || byte == OPERAND_SIZE || byte == ADDRESS_SIZE ||
-                                 byte == LOCK || byte == REPEAT_NE || byte == REPEAT || (byte & 0xF0) == 0x40); left--)
-        byte = call.cpu_ldub_code(e->env, (*from)++);
-    return byte;
-}
-
 /* Why: Python takes a thousand times as long to see that an instruction is none that it does; a guest that executes
  * nothing but invalid ones would take minutes for a turn. */
 int may_flush_line(struct engine *e)
 {
-    uint64_t from;
-    return opcode(e, &from) == 0x0F && call.cpu_ldub_code(e->env, from) == 0xAE;
+    struct head head = read_head(e);
+    return head.opcode == 0x0F && byte_of(e, &head) == 0xAE;
 }
 
 /* Whether an instruction is among 0F 38 F0 ... F7, with a VEX prefix or without: MOVBE, CRC32, ADCX, and BMI's. */
 static int uses_general_registers_only(struct engine *e)
 {
     enum { VEX = 0xC4, MAP = 0x1F, MAP_0F38 = 2 };
-    uint64_t from;
-    uint8_t byte = opcode(e, &from);
-    if (byte == VEX) {
-        if ((call.cpu_ldub_code(e->env, from) & MAP) != MAP_0F38)
+    struct head head = read_head(e);
+    if (head.opcode == VEX) {
+        if ((byte_of(e, &head) & MAP) != MAP_0F38)
             return 0;
-        from += 2;
-    } else if (byte != 0x0F || call.cpu_ldub_code(e->env, from++) != 0x38) {
+        head.next++;
+    } else if (head.opcode != 0x0F || byte_of(e, &head) != 0x38) {
         return 0;
     }
-    return (call.cpu_ldub_code(e->env, from) & 0xF8) == 0xF0;
+    return (byte_of(e, &head) & 0xF8) == 0xF0;
 }
 
 /* Why: QEMU has these in its table of SSE instructions, and refuses those with 66 while the guest's CR4.OSFXSR is

@@ -100,10 +100,13 @@ static void restart(struct engine *e)
     }
 }
 
-/* #VMEXIT.  QEMU's own path truncates EXITINFO1 to 32 bits, and saves less than a hypervisor's VMSAVE does. */
+/* #VMEXIT.  QEMU's own path truncates EXITINFO1 to 32 bits, knows no nRIP, and saves less than a hypervisor's
+ * VMSAVE does. */
 void cbit_leave(struct engine *e, uint32_t code, uint64_t info)
 {
     uint32_t *injection = &FIELD(uint32_t, e->vmcb, VMCB_EVENT_INJECTION);
+    /* First: it may fault for the page of the instruction, which then is executed and exits again. */
+    FIELD(uint64_t, e->vmcb, VMCB_NEXT_RIP) = next_rip(e, code);
     undo_shots(e);
     /* A virtual interrupt that was interrupted is still pending in V_IRQ: it must not come twice. */
     if (!e->event.under_way && (*injection & EVENT_TYPE) != EVENT_INTERRUPT && virtual_interrupt_pending(e))
@@ -309,6 +312,7 @@ int cbit_vmrun(struct engine *e, uint64_t *registers, uint64_t begin, uint64_t s
     if (e->block) {
         memcpy(e->block + VMCB_CONTROL, (uint8_t *)e->vmcb + VMCB_CONTROL, VMCB_CONTROL_END - VMCB_CONTROL);
         memcpy(e->block + VMCB_EVENT_INJECTION, (uint8_t *)e->vmcb + VMCB_EVENT_INJECTION, 8);
+        memcpy(e->block + VMCB_NEXT_RIP, (uint8_t *)e->vmcb + VMCB_NEXT_RIP, 8);
         memcpy(e->block + VMCB_SAVE, (uint8_t *)e->vmcb + VMCB_SAVE, VMCB_SAVE_END - VMCB_SAVE);
     }
     return error;
