@@ -45,6 +45,13 @@ STATUSES: Final = (
     (StoreUnavailable, 503),
 )
 
+#: What is wanted in the place of what the library's HTTP refuses.
+_WHAT_TO_DO: Final = {
+    HTTPStatus.BAD_REQUEST: "the first line is none of a request: POST PATH HTTP/1.1 is wanted",
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED: "HTTP/1.1 is spoken here, and nothing later",
+    HTTPStatus.NOT_IMPLEMENTED: "everything here is asked for with POST",
+}
+
 Answer = tuple[int, dict[str, Any]]
 
 
@@ -177,10 +184,11 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the HTTP of the library refuses, as everything else is answered."""
         del message, explain  # they quote the request
-        if code == HTTPStatus.NOT_IMPLEMENTED and self.command in set(HTTPMethod):
-            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "everything here is asked for with POST")
-        else:
-            self._refuse(HTTPStatus(code), HTTPStatus(code).phrase)
+        status = HTTPStatus(code)
+        why = _WHAT_TO_DO.get(status, status.phrase)
+        if status is HTTPStatus.NOT_IMPLEMENTED and self.command in set(HTTPMethod):
+            status = HTTPStatus.METHOD_NOT_ALLOWED
+        self._refuse(status, why)
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
         """Answer, and end the connection: where its next request would begin is not known."""
