@@ -67,6 +67,21 @@ def test_run_shows_steps_and_what_was_found(capsys: pytest.CaptureFixture[str]) 
         (("sweep", "block-move-xe", "--over", "x=1"), "no parameter 'x'"),
         (("sweep", "replay", "--seeds", "0"), "0 cases"),
         (("matrix", "--only", "rowhammer"), "no attack 'rowhammer'"),
+        (("matrix", "--only", "replay", "--only", "replay"), "--only: replay is given 2 times"),
+        (("matrix", "--only", "replay", "--jobs", "0"), "0 worker processes: one at least"),
+        (("sweep", "replay", "--jobs", "-1"), "-1 worker processes: one at least"),
+        (("sweep", "replay", "--mode", "sev", "--mode", "sev"), "--mode: sev is given 2 times"),
+        (("sweep", "severed", *["--variant", "none"] * 3), "--variant: none is given 3 times"),
+        (
+            ("sweep", "severed", "--over", "memory=16", "--over", "memory=24"),
+            "--over: memory is given 2 times",
+        ),
+        (("sweep", "severed", "--over", "memory=16,24,0x10"), "memory: 16 is given 2 times"),
+        (
+            ("run", "severed", "--set", "memory=16", "--set", "memory=24"),
+            "--set: memory is given 2 times",
+        ),
+        (("sweep", "replay", "--journal", "/dev/null"), "/dev/null is no regular file"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_sentence(
@@ -205,12 +220,15 @@ def test_sweep_goes_over_words_memory_and_variants(capsys: pytest.CaptureFixture
     assert all(case["as_expected"] for case in cases)
     variants = ("--variant", "none", "--variant", "deactivated", "--variant", "flushed")
     assert 0 == main(["attack", "sweep", "crossline-tlb", *variants, "--jobs", "1"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert [
-        ["mode", "with", "seed", "secrets", "verdict"],
-        ["sev", "1", "2/2", "succeeds"],
-        ["sev", "deactivated", "1", "0/2", "stopped"],
-        ["sev", "flushed", "1", "0/2", "stopped"],
+        "mode with seed secrets verdict",
+        "sev 1 2/2 succeeds",
+        "# pages that the adversary's nested tables have: 0",
+        "sev deactivated 1 0/2 stopped",
+        "#VMEXIT(INVALID): ASID 5 has no usable key on this core",
+        "sev flushed 1 0/2 stopped",
+        "the first fetch faults: no translation of the victim's is left",
     ] == rows
 
 

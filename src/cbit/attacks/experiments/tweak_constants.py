@@ -188,6 +188,7 @@ def tweak_constants_xex(hands: Hands, facts: Facts, log: Log) -> bytes:
         source=_SOURCE,
         difference="collisions among all blocks stand in for guesses of one constant at a time",
     )
+    log.figure("collisions", len(equations))
     if not equations:
         raise Thwarted(f"no collision among {done} blocks")
     return _known(log, {bit + 4: value for bit, value in constants.items()})

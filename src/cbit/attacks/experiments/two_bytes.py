@@ -135,13 +135,18 @@ class Writer:
         """Put an instruction in place, and say where the next one goes."""
         if at > self._start + _ROOM:
             raise Thwarted("the victim's code has no room for the program")
+        missed = []
         for jump, pairs in _SKIP.items():
             end = at + PAIR * pairs
-            if self._put(jump, at, 0) and self._put(wanted, end - BLOCK, BLOCK - 2):
+            if not self._put(jump, at, 0):
+                missed.append(f"begins with {jump.hex()} at {at:#x}")
+            elif not self._put(wanted, end - BLOCK, BLOCK - 2):
+                missed.append(f"ends with {wanted.hex()} at {end - BLOCK:#x}")
+            else:
                 self.useful += len(wanted)
                 self.stretch += end - at
                 return end
-        raise Thwarted(f"no block of the known plaintext serves at {at:#x}")
+        raise Thwarted(f"no block of the known plaintext {' or '.join(missed)}")
 
     def _put(self, wanted: bytes, gpa: int, at: int) -> bool:
         target = self._hands.memory.spa(gpa)

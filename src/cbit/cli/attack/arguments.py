@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 
 from cbit.attacks.lab.attack import Attack, BadCase, Value
@@ -44,11 +45,26 @@ def number(text: str) -> int | float:
     return found
 
 
+def once(words: Sequence[Value], what: str) -> None:
+    """See that nothing is given twice: only one of the two would count.
+
+    Args:
+        words: what was given.
+        what: as what.
+
+    Raises:
+        BadCase: something was.
+    """
+    for word, count in Counter(words).items():
+        if count > 1:
+            raise BadCase(f"{what}: {word} is given {count} times")
+
+
 def parameters(settings: Sequence[str]) -> dict[str, Value]:
     """Read NAME=VALUE words.
 
     Raises:
-        BadCase: a word of another form.
+        BadCase: a word of another form, or a parameter twice.
     """
     found: dict[str, Value] = {}
     for setting in settings:
@@ -56,6 +72,7 @@ def parameters(settings: Sequence[str]) -> dict[str, Value]:
         if not equals or not name:
             raise BadCase(f"{setting!r}: write NAME=VALUE")
         found[name] = value(text)
+    once([setting.partition("=")[0] for setting in settings], "--set")
     return found
 
 

@@ -66,14 +66,15 @@ def run(args: argparse.Namespace) -> Outcome:
     """Run the matrix."""
     from cbit.attacks.experiments import ALL, named
     from cbit.attacks.lab.campaign import whole_matrix
-    from cbit.cli.attack.arguments import linux_for
+    from cbit.cli.attack.arguments import linux_for, once
     from cbit.cli.packages import NoPackage
     from cbit.cli.target import insist_apart
 
     insist_apart(args, "html", "journal")
     if args.html:
         _insist_on_a_place(args.html)  # before minutes are spent on what cannot be written
-    rows = tuple(named(name) for name in dict.fromkeys(args.only)) or ALL
+    once(args.only, "--only")
+    rows = tuple(map(named, args.only)) or ALL
     try:
         linux = linux_for(rows, args)
     except NoPackage as absent:
@@ -115,7 +116,7 @@ def run_campaign(args: argparse.Namespace, cases: list[Any], linux: LinuxFiles |
     from cbit.attacks.lab.executors import Processes
     from cbit.cli.attack.progress import Progress
 
-    jobs = args.jobs or os.cpu_count() or 1
+    jobs = (os.cpu_count() or 1) if args.jobs is None else args.jobs
     with Progress(quiet=args.json) as progress:
         files = None if isinstance(linux, str) else linux
         executor = Processes(jobs, linux)

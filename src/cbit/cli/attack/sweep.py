@@ -54,15 +54,18 @@ def run(args: argparse.Namespace) -> Outcome:
     from cbit.attacks.experiments import named
     from cbit.attacks.lab.case import Case
     from cbit.attacks.lab.outcome import Mode
-    from cbit.cli.attack.arguments import linux_for, mode_named
+    from cbit.cli.attack.arguments import linux_for, mode_named, once
 
     attack = named(args.name)
+    once([word.partition("=")[0] for word in args.over], "--over")
+    once(args.mode, "--mode")
+    once(args.variant, "--variant")
     axes = dict(_axis(word) for word in args.over)
     variants = ["" if variant == _NO_VARIANT else variant for variant in args.variant] or [""]
     modes = [mode_named(mode) for mode in args.mode]
     rows = [
         (mode, variant)
-        for variant in dict.fromkeys(variants)
+        for variant in variants
         for mode in modes or [attack.defended if variant else Mode.SEV]
     ]
     points = list(itertools.product(*axes.values()))
@@ -89,13 +92,15 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def _axis(word: str) -> tuple[str, list[Value]]:
     from cbit.attacks.lab.attack import BadCase
-    from cbit.cli.attack.arguments import number, value
+    from cbit.cli.attack.arguments import number, once, value
 
     name, equals, values = word.partition("=")
     if not equals or not name or not values:
         raise BadCase(f"{word!r}: write NAME=FIRST:LAST:STEP or NAME=VALUE,VALUE")
     if ":" not in values:
-        return name, [value(word) for word in values.split(",")]
+        listed = [value(word) for word in values.split(",")]
+        once(listed, name)
+        return name, listed
     parts = [number(part) for part in values.split(":")]
     if len(parts) != 3 or parts[2] <= 0 or parts[1] < parts[0]:
         raise BadCase(
@@ -117,3 +122,7 @@ def _lines(told: list[Told], axes: list[str]) -> Iterator[str]:
         point = "".join(f"{parameters.get(axis, ''):<14}" for axis in axes)
         share = f"{case['found']}/{case['planted']}"
         yield f"{point}{case['mode']:<9}{case['variant']:<13}{case['seed']:<6}{share:<10}{case['verdict']}"
+        for figure in case["figures"]:
+            yield f"    #  {figure['name']}: {figure['ours']:g} {figure['unit']}".rstrip()
+        if case["note"]:
+            yield f"    {case['note']}"
