@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from cbit.attacks import experiments
 from cbit.attacks.experiments import ALL, named
+from cbit.attacks.lab.case import Case, broken
 from cbit.attacks.lab.executors import Processes
+from cbit.attacks.lab.outcome import Mode, Verdict
 from cbit.cli import linux_files, main
 from cbit.cli.packages import NoPackage
 from engine_here import missing
@@ -32,6 +35,21 @@ def test_list_names_every_attack_with_its_powers(capsys: pytest.CaptureFixture[s
     assert 0 == main(["attack", "list"])
     text = capsys.readouterr().out
     assert all(attack.name in text for attack in ALL)
+
+
+def test_every_member_of_a_result_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    tables = [
+        re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+        for table in page.partition("## Results of the laboratory")[2].split("| --- | --- |")[1:]
+    ]
+    result = told(capsys, "run", "crossline-v1", "--set", "random_pages=1")["result"]
+    assert [list(result), list(result["figures"][0]), list(result["steps"][0])] == tables
+    lost = broken(Case("replay", Mode.SEV), "")
+    assert sorted(result) == sorted(lost)
+    verdicts = next(line for line in page.splitlines() if line.startswith("| `verdict` |"))
+    assert all(f"`{verdict.value}`" in verdicts for verdict in Verdict)
+    assert {"kind", "width", "cells"} == set(result["steps"][0]["picture"])
 
 
 def test_run_shows_steps_and_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
