@@ -233,6 +233,50 @@ def test_a_reader_that_goes_away_ends_the_run(command: list[str]) -> None:
             child.kill()
 
 
+def test_a_window_that_is_closed_ends_the_run(command: list[str], tmp_path: Path) -> None:
+    """Its terminal was where cbit speaks, too: nothing that it says arrives any more."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-c", TAKE_TERMINAL, *command]
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as child:
+        try:
+            os.close(theirs)
+            read_until(ours, b"ready\r\n")
+            os.close(ours)
+            assert 130 == child.wait(PATIENCE)
+        finally:
+            child.kill()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert ("interrupted", ["ready", ""]) == (report["end"], report["console"])
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["room to say so", "and none to say so"])
+def test_a_console_without_room_is_named_and_the_report_is_written(
+    command: list[str], tmp_path: Path, *, closed: bool
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        stderr = full if closed else subprocess.PIPE
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=full, stderr=stderr, timeout=PATIENCE, check=False
+        )
+    assert 2 == done.returncode
+    assert closed or done.stderr.endswith(b"cbit run: standard output: No space left on device\n")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert ("unwritten", ["ready", ""]) == (report["end"], report["console"])
+
+
+@pytest.mark.parametrize(
+    ("device", "code", "end"), [("/dev/full", 2, "unwritten"), ("/dev/null", 0, "power-off")]
+)
+def test_a_good_end_whose_words_are_lost_is_none(
+    command: list[str], tmp_path: Path, device: str, code: int, end: str
+) -> None:
+    (tmp_path / "kernel").write_bytes(kernels.small(kernels.says("bye\r\n") + kernels.POWER_OFF))
+    with Path(device).open("wb") as out:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, timeout=PATIENCE, check=False)
+    assert code == done.returncode
+    assert end == json.loads((tmp_path / "report.json").read_text())["end"]
+
+
 def test_the_terminal_is_restored_when_the_run_fails(terminal: tuple[int, int]) -> None:
     before = termios.tcgetattr(terminal[1])
     keyboard = Keyboard(terminal[1])

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from cbit.cli import standard_streams
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Exit, Outcome
 from cbit.cli.owner.arguments import policy
@@ -43,7 +44,8 @@ and key=NAME: the memory key of an encrypted guest named before it; a comma in a
 On a terminal Ctrl-A n hands the keys to the next guest; what comes through a pipe is typed at all of them.
 
 exit codes: 0 the text of --until came, or the guest powered itself off or reset; 1 time-out, panic, triple
-fault, or it cannot go on; 2 unusable input, or not modelled; 130 ended by a signal or by Ctrl-A x.
+fault, or it cannot go on; 2 unusable input, not modelled, or no room for what it prints; 130 ended by a signal
+or by Ctrl-A x.
 Of several guests, the worst of theirs."""
 MIB: Final = 1 << 20
 SEEDED_EPOCH: Final = 1_700_000_000  #: what the guest's clock says at first in a run with a seed
@@ -220,8 +222,12 @@ def _outside(args: Namespace, until: bytes, names: list[str]) -> tuple[Outside, 
     stream = sys.stderr if args.json else sys.stdout
 
     def show(data: bytes) -> None:
-        stream.buffer.write(data)
-        stream.flush()
+        try:
+            stream.buffer.write(data)
+            stream.flush()
+        except OSError:
+            standard_streams.give_up(stream.fileno())  # Python would try what is left once more
+            raise
 
     screen = Screen(show, names, typing=lambda: keys.focus if keyboard.is_terminal else None)
     consoles = [
@@ -233,17 +239,25 @@ def _outside(args: Namespace, until: bytes, names: list[str]) -> tuple[Outside, 
         screen.close()
         printed = consoles[0].transcript
         if len(names) == 1 and printed and not printed.endswith(b"\n") and _same_file(stream, sys.stderr):
-            print(file=sys.stderr)  # what cbit says begins a line of its own
+            _tell("")  # what cbit says begins a line of its own
 
     outside = Outside(
         consoles=consoles,
         keyboard=keyboard,
         keys=keys,
-        say=lambda line: print(f"cbit run: {line}", file=sys.stderr, flush=True),
+        say=lambda line: _tell(f"cbit run: {line}"),
         timeout=args.timeout,
         epoch=int(time.time()) if args.seed is None else SEEDED_EPOCH,
     )
     return outside, close
+
+
+def _tell(line: str) -> None:
+    """Print on standard error; that its terminal has gone away changes nothing of a run."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        standard_streams.give_up(sys.stderr.fileno())
 
 
 def _same_file(one: TextIO, other: TextIO) -> bool:
@@ -268,7 +282,7 @@ def _outcome(account: Account, unwritten: tuple[str, ...]) -> Outcome:
         unwritten = (f"--dump-dram {result['dump']['error']}", *unwritten)
     code = max((ending.code for ending in endings.values()), default=0)
     for line in _summary(result, endings):
-        print(f"cbit run: {line}", file=sys.stderr)
+        _tell(f"cbit run: {line}")
     reasons = tuple(
         f"{name}: {ending.why}" if name else ending.why for name, ending in endings.items() if ending.code
     )

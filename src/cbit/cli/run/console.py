@@ -30,7 +30,7 @@ class GuestConsole:
         seen: whether the text that was waited for has come.
         panicked: whether a kernel has said that it panics.
         hold: whether what is typed has to wait, as the guest does not listen yet.
-        unread: whether nobody reads what is shown any more.
+        lost: why what the guest prints cannot be shown any more; None: it can.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class GuestConsole:
         self.seen = False
         self.panicked = False
         self.hold: Callable[[], bool] = lambda: False
-        self.unread = False
+        self.lost: OSError | None = None
         self._show = show
         self._typed = typed
         self._until = until
@@ -89,8 +89,8 @@ class GuestConsole:
         if self._shown < len(self.transcript):
             try:
                 self._show(bytes(self.transcript[self._shown :]))
-            except BrokenPipeError:
-                self.unread = True
+            except OSError as error:
+                self.lost = error
             self._shown = len(self.transcript)
 
     @property

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Final
 
 from cbit.cli.run.console import GuestConsole
-from cbit.cli.run.ending import End, Ending
+from cbit.cli.run.ending import GOOD, End, Ending, without_reader
 from cbit.cli.run.keys import Keys
 from cbit.cpu.core import Core
 from cbit.cpu.engine.engine import Engine
@@ -117,6 +117,8 @@ class Seat:
             self.ending = Ending(End.PANIC, console.panic)
         elif stop is not None:
             self.ending = _guests_own(stop)
+        if self.ending is not None and self.ending.end in GOOD and console.lost is not None:
+            self.ending = without_reader(console.lost, ended=self.ending)
 
 
 class Loop:
@@ -194,9 +196,8 @@ class Loop:
             return Ending(End.INTERRUPTED, f"interrupted by {self._signal}")
         if self._keys.end_asked:
             return Ending(End.INTERRUPTED, self._keys.end_asked)
-        if any(seat.console.unread for seat in self._seats):
-            return Ending(End.INTERRUPTED, "nobody reads the console any more")
-        return None
+        lost = next((seat.console.lost for seat in self._seats if seat.console.lost), None)
+        return None if lost is None else without_reader(lost)
 
     def _sleep(self, seats: Sequence[Seat]) -> Ending | None:
         """Let time pass until the next timer; while somebody may type, no faster than outside."""
