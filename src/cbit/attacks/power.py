@@ -15,6 +15,7 @@ class Power(StrEnum):
 
     TAP_BUS = "listen on the DRAM bus"  # A2
     CUT_POWER = "cut the power, carry the modules away"  # p14
+    RESET = "reset the machine, start software of one's own"  # p14
     DMA = "read by DMA with C=0"  # p10
     DMA_C_BIT = "read by DMA with C=1"  # p10
     MAP_MEMORY = "map any memory, with C=0 and C=1"  # p1

@@ -11,6 +11,7 @@ Figures = dict[str, float]
 #: By the attack's name, and the variant's.
 FIGURES: dict[tuple[str, str], Figures] = {
     ("cold-boot", ""): {"keys found": 3},
+    ("warm-reset", ""): {"keys found": 3},
     ("bit-flip", ""): {"faulty signatures needed": 1, "bits of ciphertext flipped": 1},
     ("severed", ""): {
         "requests until the keys are served": 2,

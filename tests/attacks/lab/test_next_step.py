@@ -28,6 +28,10 @@ from cbit.attacks.lab.tools import Thwarted, gpa_of
 from cbit.attacks.power import PowerNotHeld
 from cbit.cpu.engine.control_block import Exit
 from cbit.cpu.faults import VmExit
+from cbit.crypto.entropy import Entropy, SeededEntropy
+from cbit.machine import board
+from cbit.memory.fabric import FabricPort
+from cbit.secure_processor import boot
 from cbit.spec.address import BLOCK, PAGE
 
 
@@ -271,3 +275,16 @@ def test_both_guests_serve_anothers_page_as_garbage(workshop: Workshop) -> None:
         return severed(hands, Facts({**facts.known, "targets": (*facts.numbers("targets"), *own)}), log)
 
     assert stopped(workshop, "severed", "other-guest", twice_over)
+
+
+def test_a_key_that_outlives_the_reset_gives_the_memory_away(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reset, draw = named("warm-reset"), boot.draw_host_key
+    assert Verdict.STOPPED is run(reset, workshop, mode=Mode.SME).verdict
+
+    def the_same_again(fabric: FabricPort, *, size: int, entropy: Entropy) -> str:
+        return draw(fabric, size=size, entropy=SeededEntropy("the same at every reset"))
+
+    monkeypatch.setattr(board, "draw_host_key", the_same_again)
+    assert Verdict.SUCCEEDED is run(reset, workshop, mode=Mode.SME).verdict

@@ -9,7 +9,7 @@ from cbit.attacks.experiments.block_move import block_move_xe, block_move_xex
 from cbit.attacks.experiments.ciphertext import ciphertext_collision, ciphertext_dictionary
 from cbit.attacks.experiments.code_chain import code_chain
 from cbit.attacks.experiments.code_injection import code_injection
-from cbit.attacks.experiments.cold_boot import cold_boot
+from cbit.attacks.experiments.cold_boot import cold_boot, warm_reset
 from cbit.attacks.experiments.crossline import crossline_tlb, crossline_v1, crossline_v2
 from cbit.attacks.experiments.debug_policy import debug_policy
 from cbit.attacks.experiments.dropped_store import dropped_store
@@ -27,6 +27,7 @@ from cbit.attacks.lab.attack import Attack, BadCase
 
 ALL: Final[tuple[Attack, ...]] = (
     cold_boot,
+    warm_reset,
     host_read,
     dma_read,
     bus_probe,

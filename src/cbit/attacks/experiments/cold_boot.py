@@ -1,4 +1,4 @@
-"""E1, A1: modules carried away, with keys in them."""
+"""E1, A1: what is in the modules when the power is cut, or when the machine is reset."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cbit.attacks.key_schedule import expand
 from cbit.attacks.lab.attack import Range, attack
 from cbit.attacks.lab.hands import Hands
 from cbit.attacks.lab.key_search import AES_128, AES_256, aes_keys
-from cbit.attacks.lab.log import Log
-from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by
+from cbit.attacks.lab.log import Field, Log
+from cbit.attacks.lab.outcome import SUCCEEDS, Mode, stopped_by, succeeds
 from cbit.attacks.lab.rsa_search import find_modulus, read_numbers, rebuild
 from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand
@@ -23,10 +23,11 @@ from cbit.crypto.key import Key
 from cbit.guest.builtin.interface import LONGEST, MESSAGE_KEY, ROUND_KEYS, SEALED, Request
 from cbit.guest.builtin.sealed import KEY_BYTES, LONG_KEY_BYTES, seal
 from cbit.owner.secret import table_of
-from cbit.spec.address import MIB
+from cbit.spec.address import BLOCK, MIB, PAGE
 
 E, BITS = 65537, 1024
 RSA_KEY: Final = UUID("6d2b64d2-7e5d-4c07-9a3e-0d1f52c8b7a4")  #: in the owner's table
+_CELLS: Final = 2048  # of the picture of an image
 _A_MOMENT: Final = 200  # blocks of code
 
 
@@ -52,7 +53,9 @@ def at_work(stand: Stand) -> Scene:
             guest.small.turn(_A_MOMENT)
         keys.append(key.material())
         works = works and asked.status is None
-    facts = Facts({"modulus": (p * q).to_bytes(BITS // 8, "big"), "decay": float(stand.parameters["decay"])})
+    facts = Facts(
+        {"modulus": (p * q).to_bytes(BITS // 8, "big"), "decay": float(stand.parameters.get("decay", 0))}
+    )
     return Scene((*keys, min(p, q).to_bytes(BITS // 16, "big")), facts, guest, planted=works, serves=works)
 
 
@@ -99,21 +102,79 @@ def cold_boot(hands: Hands, facts: Facts, log: Log) -> bytes:
     hands.caches.write_back()
     decay = facts.real("decay")
     image = hands.carry_away(decay=decay)
-    log.step(
-        f"{len(image) >> 20} MiB read after {decay:.1%} of the charged cells had faded", image[: 1 << 16]
-    )
-    loot, found = b"", 0
+    log.step(f"{len(image) >> 20} MiB read after {decay:.1%} of the charged cells had faded", _begin(image))
+    loot = _search(image, facts, log)
+    log.figure("keys found", len(loot))
+    return b"".join(loot)
+
+
+_NEW: Final = stopped_by("the key is drawn anew at every reset: what the old one encrypted is noise")
+
+
+@attack(
+    title="Warm reset",
+    experiment="E1",
+    paper="attacks.md A1, the reset caveat; Halderman et al., USENIX Security 2008",
+    holds={Power.RESET, Power.FLUSH_CACHES},
+    expect={
+        Mode.NONE: succeeds("nothing fades, for the modules keep their power"),
+        Mode.SME: _NEW,
+        Mode.SEV: _NEW,
+        Mode.SEV_ES: _NEW,
+        Mode.SEV_SNP: _NEW,
+    },
+    victim=at_work,
+    setup=Setup(memory=8 * MIB),
+)
+def warm_reset(hands: Hands, facts: Facts, log: Log) -> bytes:
+    """Reset the machine without cutting the power, start software of one's own, and look for keys in memory.
+
+    Nothing fades.  The software can map memory with C=1 as well: it gets what the new key makes of the old
+    ciphertext.
+    """
+    hands.caches.write_back()
+    loot: list[bytes] = []
+    for c, image in enumerate(hands.reset()):
+        log.step(f"{len(image) >> 20} MiB read with C={c} after the reset", _begin(image))
+        loot += _search(image, facts, log)
+    log.figure("keys found", len(loot))
+    return b"".join(loot)
+
+
+def _begin(image: bytes) -> bytes:
+    """What an image begins with, behind zeros."""
+    at = len(image) - len(image.lstrip(b"\0"))
+    return image[at & -BLOCK :][:PAGE]
+
+
+def _search(image: bytes, facts: Facts, log: Log) -> list[bytes]:
+    """Find AES keys, and a prime factor of the public modulus; draw where they were."""
+    loot, places = [], []
     for name, kind in (("AES-128", AES_128), ("AES-256", AES_256)):
         for offset, key in aes_keys(image, kind):
-            log.step(f"{name} key schedule at {offset:#x}", key)
-            loot, found = loot + key, found + 1
+            log.step(f"{name} key schedule at {offset:#x}, as it was read", image[offset : offset + PAGE])
+            loot.append(key)
+            places.append(offset)
     modulus = facts.data("modulus")
     for offset in find_modulus(image, modulus):
-        log.step(f"the public modulus at {offset:#x}, and the private numbers behind it")
+        log.step(
+            f"the public modulus at {offset:#x}, and the private numbers behind it",
+            image[offset : offset + PAGE],
+        )
         primes = rebuild(read_numbers(image, offset, len(modulus)), int.from_bytes(modulus, "big"), E)
         if primes is not None:
             factor = min(primes).to_bytes(len(modulus) // 2, "big")
             log.step("a prime factor", factor)
-            loot, found = loot + factor, found + 1
-    log.figure("keys found", found)
+            loot.append(factor)
+            places.append(offset)
+    log.step(f"{len(places)} keys (light) in what is not zero (grey)", picture=_map(image, places))
     return loot
+
+
+def _map(image: bytes, places: list[int]) -> Field:
+    """All of an image, in cells of the same size: zeros, other contents, keys."""
+    size = len(image) // _CELLS
+    cells = bytearray(90 if any(image[at : at + size]) else 15 for at in range(0, size * _CELLS, size))
+    for place in places:
+        cells[place // size] = 255
+    return Field(64, bytes(cells))

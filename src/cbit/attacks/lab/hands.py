@@ -38,6 +38,7 @@ from cbit.hypervisor.host import Host
 from cbit.owner.errors import Untrusted
 from cbit.spec.address import Spa
 from cbit.spec.errors import BadMeasurement
+from cbit.spec.key_id import HOST, UNENCRYPTED
 
 
 class Hands:
@@ -215,3 +216,13 @@ class Hands:
         machine = self._host.machine
         machine.power_off(decay=decay)
         return machine.probe.read(Spa(0), machine.memory_size)
+
+    def reset(self) -> tuple[bytes, bytes]:
+        """Reset the machine, and read all of memory with C=0 and with C=1 from what is started then (p14)."""
+        self._take(Power.RESET)
+        machine = self._host.machine
+        machine.reset()
+        plain, decrypted = (
+            machine.memory.read(Spa(0), machine.memory_size, key) for key in (UNENCRYPTED, HOST)
+        )
+        return plain, decrypted
