@@ -227,7 +227,7 @@ def test_a_launch_by_qemu_from_query_to_cont(
         guest.ask("quit")
         log = guest.end()
         assert 0 == guest.process.returncode
-    assert "cbit exec: KVM LAUNCH_SECRET: LAUNCH_SECRET: BAD_MEASUREMENT (0x000b)" in log
+    assert "cbit exec: KVM LAUNCH_SECRET: BAD_MEASUREMENT (0x000b)" in log
     told = "cbit exec: KVM_RUN: this KVM launches guests and runs none; cbit run does"
     assert (host.kvm == "supplied") is (told in log)
 
@@ -355,7 +355,7 @@ def test_a_session_for_another_machine_starts_nothing(host: Host, session: Path,
     with pytest.raises(AssertionError) as refused, running(replace(host, machine=other), session):
         pass
     assert "fw_error=11 'Bad measurement'" in str(refused.value)
-    assert "cbit exec: KVM LAUNCH_START: LAUNCH_START: BAD_MEASUREMENT (0x000b): the session's" in str(
+    assert "cbit exec: KVM LAUNCH_START: BAD_MEASUREMENT (0x000b): the session's" in str(
         refused.value
     )
 

@@ -250,7 +250,7 @@ def test_an_owner_accepts_the_launch_and_the_secret_arrives(
     assert 42 == running.returncode, err
     assert "secret, a bit flipped: EIO, error 11\nsecret: ok, error 0\nfinish: ok, error 0\n" in out
     assert f"secret is readable here {int(rule == 'plain')}\n" in out
-    assert "cbit exec: KVM LAUNCH_SECRET: LAUNCH_SECRET: BAD_MEASUREMENT (0x000b)" in err
+    assert "cbit exec: KVM LAUNCH_SECRET: BAD_MEASUREMENT (0x000b)" in err
 
 
 @pytest.mark.oracle

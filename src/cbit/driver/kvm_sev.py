@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 
 from cbit.driver.caller_memory import CallerMemory
-from cbit.driver.errors import FirmwareError, MailboxTimeout
+from cbit.driver.errors import FirmwareError, MailboxTimeout, refused
 from cbit.driver.kvm_commands import ROWS
 from cbit.driver.kvm_structs import (
     KVM_MEMORY_ENCRYPT_OP,
@@ -27,7 +27,6 @@ from cbit.driver.kvm_structs import (
     KvmSevCommand,
 )
 from cbit.driver.kvm_vm import Asked, SevVm
-from cbit.driver.sev_ioctl import PART
 
 
 class KvmSev(SevVm):
@@ -58,7 +57,7 @@ class KvmSev(SevVm):
             else:
                 raise OSError(errno.EINVAL, f"{region.size:#x} bytes at {region.addr:#x} are not registered")
         except OSError as error:
-            raise self._refused(f"KVM {name}", error) from None
+            raise refused(self.host.machine.trace, f"KVM {name}", error) from None
         return 0
 
     def _encrypt_op(self, argument: int, memory: CallerMemory) -> int:
@@ -77,16 +76,6 @@ class KvmSev(SevVm):
                 handler(self, asked)
             finally:
                 memory.write(argument, bytes(command.replace(error=asked.error)))
-        except FirmwareError as refusal:
-            raise self._refused(name, OSError(errno.EIO, str(refusal))) from None
-        except MailboxTimeout as silence:
-            raise self._refused(name, OSError(errno.ETIMEDOUT, str(silence))) from None
-        except OSError as error:
-            raise self._refused(name, error) from None
+        except (FirmwareError, MailboxTimeout, OSError) as failure:
+            raise refused(self.host.machine.trace, name, failure) from None
         return 0
-
-    def _refused(self, name: str, failure: OSError) -> OSError:
-        number = failure.errno or 0
-        symbol = errno.errorcode.get(number, str(number))
-        self.host.machine.trace.emit(PART, name, failure.strerror or symbol, errno=symbol)
-        return failure

@@ -24,7 +24,7 @@ from typing import Final, Protocol, TypeVar
 
 from cbit.driver.caller_memory import CallerMemory
 from cbit.driver.ccp import Ccp
-from cbit.driver.errors import FirmwareError, MailboxTimeout
+from cbit.driver.errors import PART, FirmwareError, MailboxTimeout, refused
 from cbit.driver.sev_structs import (
     BLOB_MAX,
     SEV_ISSUE_CMD,
@@ -47,7 +47,6 @@ from cbit.spec.status import Status
 from cbit.spec.wire import Wire
 
 AnyWire = TypeVar("AnyWire", bound=Wire)
-PART: Final = "driver"
 #: Bytes of physical memory that the device needs: two certificates, the longest command's.
 ROOM: Final = 2 * BLOB_MAX
 #: The trusted memory region of INIT with ES; aligned to its size.
@@ -150,20 +149,9 @@ class SevDevice:
                 memory.write_all(
                     [told] if asked.answer is None else [(asked.data, bytes(asked.answer)), told]
                 )
-        except FirmwareError as refusal:
-            why = str(refusal).removeprefix(f"{name}: ")  # the firmware's name for it may be another
-            raise self._refused(name, OSError(errno.EIO, why)) from None
-        except MailboxTimeout as silence:
-            raise self._refused(name, OSError(errno.ETIMEDOUT, str(silence))) from None
-        except OSError as error:
-            raise self._refused(name, error) from None
+        except (FirmwareError, MailboxTimeout, OSError) as failure:
+            raise refused(self._machine.trace, name, failure) from None
         return 0
-
-    def _refused(self, name: str, failure: OSError) -> OSError:
-        number = failure.errno or 0
-        symbol = errno.errorcode.get(number, str(number))
-        self._machine.trace.emit(PART, name, failure.strerror or symbol, errno=symbol)
-        return failure
 
     # ---- the firmware ----
 

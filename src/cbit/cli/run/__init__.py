@@ -44,8 +44,8 @@ and key=NAME: the memory key of an encrypted guest named before it; a comma in a
 On a terminal Ctrl-A n hands the keys to the next guest; what comes through a pipe is typed at all of them.
 
 exit codes: 0 the text of --until came, or the guest powered itself off or reset; 1 time-out, panic, triple
-fault, or it cannot go on; 2 unusable input, not modelled, or no room for what it prints; 130 ended by a signal
-or by Ctrl-A x.
+fault, or it cannot go on; 2 unusable input, not modelled, or no room for what it prints; 130 ended by a
+signal or by Ctrl-A x.
 Of several guests, the worst of theirs."""
 MIB: Final = 1 << 20
 SEEDED_EPOCH: Final = 1_700_000_000  #: what the guest's clock says at first in a run with a seed
