@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from cbit.hypervisor.execution import bare_metal
-from cbit.hypervisor.execution.bare_metal import BareCpu, LinuxHost
+from cbit.hypervisor.execution.bare_metal import BareCpu, BareDma, LinuxHost
 from cbit.hypervisor.execution.clock import BlockClock
 from cbit.hypervisor.execution.cpuid import GuestCpuid
 from cbit.hypervisor.execution.exits import Exits, Next, Stop
 from cbit.hypervisor.execution.monitor import Monitor, run
 from cbit.machine.board import Machine
+from cbit.memory.dma import DmaPort
+from cbit.memory.errors import AddressError
 from cbit.secure_processor.image import BiosSettings
 from cbit.spec.address import MIB, Spa
+from cbit.spec.errors import NotModelled
 from cbit.spec.key_id import HOST, UNENCRYPTED, KeyId
 from cbit.spec.linux_boot import BootImage, EntryState, Unbootable
 from cbit.spec.vmsa import Segment, Vmsa
@@ -66,7 +69,7 @@ class Bare:
         clock = BlockClock(core)
         self.desk = Desk(clock)
         self.exits = Exits(self.cpu, cpuid=GuestCpuid(core, sev=False, host=True), ports=self.desk)
-        self.exits.msrs.become_host(encryption_on=core.encryption_on)
+        self.exits.msrs.become_host(core)
         self.monitor = Monitor(self.cpu, self.exits, self.desk, clock)
         run([self.monitor])
 
@@ -138,6 +141,38 @@ def test_without_encryption_there_is_no_leaf_and_the_bit_is_an_address_bit(tmp_p
     source = "mov eax, 0x80000000; cpuid; mov esi, eax; mov ecx, 0xC0010010; rdmsr; mov r8d, eax; cli; hlt"
     state = Bare(off, source, key=UNENCRYPTED).cpu.save_area()
     assert (state.rsi, state.r8) == (0x8000_001E, 0)
+
+
+@pytest.mark.parametrize("clears", [False, True])
+def test_who_clears_syscfg_has_no_c_bit_any_more(tmp_path: Path, *, clears: bool) -> None:
+    clear = "mov ecx, 0xC0010010; rdmsr; btr eax, 23; wrmsr; rdmsr; mov r8d, eax" if clears else "nop"
+    source = f"{clear}; mov rax, {TABLES + 0x3000 + 8 * 0x80}; mov rbx, {DATA | C | 3}; mov [rax], rbx;"
+    bare = Bare(a_bare_machine(tmp_path), source + "mov rbx, [0x80000]; cli; hlt", key=UNENCRYPTED)
+    assert clears is not bare.machine.cores[0].encryption_on
+    assert bare.cpu.save_area().r8 == 0
+    assert bare.stop.next is (Next.NO_MEMORY if clears else Next.HALTED)
+    assert not clears or f"{DATA | C:#x}" in bare.stop.why
+    dma, (at, there) = BareDma(DmaPort(bare.machine.memory, c_bit=None), bare.machine.cores[0]), (DATA, True)
+    bare.machine.memory.write(Spa(at), SECRET, UNENCRYPTED)
+    try:
+        dma.read(at | C, 8)
+    except AddressError:
+        there = False
+    assert clears is not there
+
+
+@pytest.mark.parametrize("clears", [False, True])
+def test_who_clears_the_bit_of_hwcr_loses_what_invd_drops(tmp_path: Path, *, clears: bool) -> None:
+    clear = "mov ecx, 0xC0010015; rdmsr; mov r8d, eax; btr eax, 4; wrmsr" if clears else "nop"
+    source = f"mov rdi, {DATA}; mov qword ptr [rdi], 1; {clear}; wbinvd; mov qword ptr [rdi], 2; invd"
+    bare = Bare(a_bare_machine(tmp_path), source + "; mov rbx, [rdi]; cli; hlt")
+    state = bare.cpu.save_area()
+    assert (state.rbx, state.r8) == ((1, 1 << 24 | 0x11) if clears else (2, 0))
+
+
+def test_a_switch_of_snp_is_not_modelled(tmp_path: Path) -> None:
+    with pytest.raises(NotModelled, match="SECURE_NESTED_PAGING_EN"):
+        Bare(a_bare_machine(tmp_path), "mov ecx, 0xC0010010; rdmsr; bts eax, 24; wrmsr; hlt")
 
 
 def test_memory_that_is_not_there_ends_the_run_with_its_address(machine: Machine) -> None:

@@ -109,6 +109,11 @@ class BareCpu(ProcessorState):
         rules = AddressRules(C_BIT, C_BIT) if self._core.encryption_on else AddressRules(C_BIT + 1, None)
         return LinearMemory(HostTranslator(self._port, rules), self._port, self.controls, user=self.user)
 
+    @property
+    def blocks(self) -> int:
+        """The clock of the core that executes it."""
+        return self._core.engine.blocks
+
     def flush_caches(self) -> None:
         """WBINVD."""
         self._core.wbinvd()
@@ -117,16 +122,21 @@ class BareCpu(ProcessorState):
 class BareDma:
     """Devices of the bare machine: they drive the C-bit where the software puts it into their addresses."""
 
-    def __init__(self, port: DmaPort) -> None:
+    def __init__(self, port: DmaPort, core: Core) -> None:
         self._port = port
+        self._core = core
 
     def read(self, gpa: int, length: int) -> bytes:
         """Read memory as a device sees it (errors as ``DmaPort.read``)."""
-        return self._port.read(gpa, length)
+        return self._now().read(gpa, length)
 
     def write(self, gpa: int, data: bytes) -> None:
         """Write memory (errors as ``DmaPort.write``)."""
-        self._port.write(gpa, data)
+        self._now().write(gpa, data)
+
+    def _now(self) -> DmaPort:
+        self._port.c_bit = self._core.guest_features.c_bit if self._core.encryption_on else None
+        return self._port
 
 
 class LinuxHost:
@@ -170,11 +180,10 @@ class LinuxHost:
             elsewhere=elsewhere,
         )
         clock = BlockClock(core)
-        c_bit = core.guest_features.c_bit if core.encryption_on else None
-        dma = BareDma(DmaPort(machine.memory, c_bit=c_bit))
+        dma = BareDma(DmaPort(machine.memory, c_bit=None), core)
         devices = Chipset(clock, console=console, epoch=epoch, disks=disks, dma=dma, trace=machine.trace)
         self._exits = Exits(cpu, cpuid=GuestCpuid(core, sev=False, host=True), ports=devices)
-        self._exits.msrs.become_host(encryption_on=core.encryption_on)
+        self._exits.msrs.become_host(core)
         self.machine = machine
         self.monitor: Final = Monitor(cpu, self._exits, devices, clock)
 

@@ -18,7 +18,7 @@ from cbit.cpu.engine.control_block import Exit
 from cbit.cpu.faults import GeneralProtection, NestedPageFault, PageFault
 from cbit.cpu.paging import Kind
 from cbit.hypervisor.execution.cpuid import GuestCpuid
-from cbit.hypervisor.execution.msrs import GuestMsrs, NoSuchMsr
+from cbit.hypervisor.execution.msrs import TSC, GuestMsrs, NoSuchMsr
 from cbit.hypervisor.execution.state import ProcessorState
 from cbit.hypervisor.execution.string_io import MOST, RCX, RDI, RSI, LinearMemory, StringIo
 from cbit.memory.errors import AddressError
@@ -216,13 +216,17 @@ class Exits:
         try:
             if done.info_1 & 1:
                 value = vcpu.rax & _LOW | (registers[RDX] & _LOW) << 32
+                if number == TSC:
+                    vcpu.set_time_stamp(value)
+                    vcpu.step()
+                    return Next.RUN
                 paging = bool(vcpu.cr0 & _PAGING)
                 efer = vcpu.efer
                 changed = self.msrs.write(number, value, efer=efer, paging=paging)
                 if changed != efer:
                     vcpu.efer = changed
             else:
-                value = self.msrs.read(number, efer=vcpu.efer)
+                value = vcpu.time_stamp if number == TSC else self.msrs.read(number, efer=vcpu.efer)
                 vcpu.rax, registers[RDX] = value & _LOW, value >> 32
         except NoSuchMsr:
             self.unknown_msrs[number] = self.unknown_msrs.get(number, 0) + 1

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from cbit.cpu.control import Controls, Efer
 from cbit.cpu.engine.block_loan import HeldBlock
 from cbit.cpu.engine.control_block import Exit
-from cbit.cpu.engine.processor import Context
+from cbit.cpu.engine.processor import TSC_PER_BLOCK, Context
 from cbit.hypervisor.execution.string_io import LinearMemory, StringIo
 from cbit.spec.vmsa import Vmsa
 
@@ -29,6 +29,8 @@ _AT_INTERRUPTED, _AT_EVENT, _AT_CLEAN, _AT_NEXT_RIP, AT_SAVE = 0x088, 0x0A8, 0x0
 _AT_EFER, _AT_CR4, _AT_CR0, _AT_RFLAGS, _AT_RIP, _AT_RSP, _AT_RAX, _AT_CR2 = (
     *(0x4D0, 0x548, 0x558, 0x570, 0x578, 0x5D8, 0x5F8, 0x640),
 )
+_AT_TSC_OFFSET: Final = 0x050
+_ALL: Final = (1 << 64) - 1
 _SAVE_SIZE: Final = 0x300
 _V_IRQ: Final = 1 << 8 | 1 << 20  # pending, and TPR does not hold it back
 _EVENT_VALID, _EVENT_ERROR = 1 << 31, 1 << 11
@@ -84,6 +86,11 @@ class ProcessorState(ABC):
     @abstractmethod
     def enter(self, *, blocks: int | None) -> Exit:
         """Execute until an exit, or so many blocks."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> int:
+        """The clock of the core that executes it."""
 
     @abstractmethod
     def flush_caches(self) -> None:
@@ -227,6 +234,15 @@ class ProcessorState(ABC):
         """Go on where another processor stopped: with an event on its way, in an interrupt shadow."""
         self._set_u64(_AT_EVENT, event)
         self._set_u64(_AT_SHADOW, shadow)
+
+    @property
+    def time_stamp(self) -> int:
+        """The time-stamp counter, as RDTSC gives it: the clock and TSC_OFFSET."""
+        return (self.blocks * TSC_PER_BLOCK + self._u64(_AT_TSC_OFFSET)) & _ALL
+
+    def set_time_stamp(self, value: int) -> None:
+        """Let it count from here."""
+        self._set_u64(_AT_TSC_OFFSET, (value - self.blocks * TSC_PER_BLOCK) & _ALL)
 
     def skip(self, length: int) -> None:
         """Step over the instruction that exited; an interrupt shadow ends with it."""

@@ -140,6 +140,11 @@ class ExecutingVcpu(ProcessorState):
         """Take over the x87, SSE and AVX registers of a save area; the start state is without them."""
         self._core.engine.processor.set_vectors(self.context, state)
 
+    @property
+    def blocks(self) -> int:
+        """The clock of the core that executes it."""
+        return self._core.engine.blocks
+
     def flush_caches(self) -> None:
         """WBINVD, and INVD like it: a guest must not lose the host's data."""
         self._host.flush_caches()
