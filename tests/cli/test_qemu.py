@@ -355,9 +355,7 @@ def test_a_session_for_another_machine_starts_nothing(host: Host, session: Path,
     with pytest.raises(AssertionError) as refused, running(replace(host, machine=other), session):
         pass
     assert "fw_error=11 'Bad measurement'" in str(refused.value)
-    assert "cbit exec: KVM LAUNCH_START: BAD_MEASUREMENT (0x000b): the session's" in str(
-        refused.value
-    )
+    assert "cbit exec: KVM LAUNCH_START: BAD_MEASUREMENT (0x000b): the session's" in str(refused.value)
 
 
 def a_kernel() -> bytes:

@@ -194,11 +194,12 @@ static int hook_invalid(void *uc, void *user)
         return 0;
     }
     undo_shots(e);
-    if (repeats_flush(e) || let_general_registers_through(e))
+    int injected = ENV(uint64_t, e, next_eip) == (uint64_t)-1;     /* so no instruction is at fault */
+    if (!injected && (repeats_flush(e) || let_general_registers_through(e)))
         return 1;
     e->exit_code = EXIT_EXCEPTION_UD;
     e->exit_info_1 = 0;
-    if (!may_flush_line(e)) {                      /* the hypervisor does not want it, or QEMU would have left */
+    if (injected || !may_flush_line(e)) {          /* not intercepted, or QEMU would have left */
         FIELD(uint32_t, e->cs, at.cs_exception_index) = INVALID_OPCODE;
         ENV(uint32_t, e, error_code) = 0;
         ENV(uint32_t, e, is_int) = 0;
