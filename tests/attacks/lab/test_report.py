@@ -19,6 +19,12 @@ from cbit.attacks.lab.outcome import Mode, Verdict
 from cbit.attacks.report.page import page
 from cbit.attacks.report.svg import draw
 
+#: Writes into the title how many columns of the matrix end inside its box.
+MEASURE = """
+const box = document.querySelector(".matrix").parentElement.getBoundingClientRect();
+const heads = [...document.querySelectorAll(".matrix thead th")];
+document.title = heads.filter(head => head.getBoundingClientRect().right <= box.right + 1).length;
+"""
 VOID = {"meta", "br", "rect", "circle", "path", "polyline"}
 
 
@@ -78,8 +84,10 @@ def test_the_page_is_whole_and_refers_to_itself_only() -> None:
     text = page(ALL, results())
     reader = read(text)
     assert [] == reader.open
-    assert {f"#{attack.name}" for attack in ALL} == reader.refers
+    assert {f"#{attack.name}" for attack in ALL} <= reader.refers
+    assert reader.refers <= {f"#{name}" for name in reader.ids}
     assert {attack.name for attack in ALL} <= reader.ids
+    assert set(re.findall(r"<th\b[^>]*>", text)) == {'<th scope="col">', '<th scope="row">'}
     assert not {"script", "link", "img", "iframe", "object"} & set(reader.tags)
     assert not re.search(r"url\(|@import|https?://", text)
     assert "a &lt;step&gt; &amp; more" in text
@@ -95,6 +103,29 @@ def test_every_cell_has_its_verdict_and_a_surprise_is_marked() -> None:
     text = page(ALL, told)
     assert 'class="held surprise"' in text
     assert "1 came out otherwise than predicted" in text
+
+
+def test_every_cell_leads_to_its_reason_and_every_stop_to_its_steps() -> None:
+    told = results()
+    (cell,) = (each for each in told if (each["attack"], each["variant"]) == ("crossline-tlb", "flushed"))
+    cell |= {"note": "no translation <is> left", "found": 0}
+    text = page(ALL, told)
+    for each in told:
+        place = "-".join(filter(None, (each["attack"], each["mode"], each["variant"])))
+        assert f'href="#{place}">' in text
+        assert f'<li id="{place}">' in text
+    section = text.partition('id="crossline-tlb"')[2].partition("</section>")[0]
+    assert "stopped; the core flushes the ASID" in section
+    assert "the run notes: no translation &lt;is&gt; left</li>" in section
+    summaries = re.findall(r"<details( open)?><summary>([^<]*)</summary>", section)
+    stops = [("", f"sev with {variant}: stopped") for variant in ("deactivated", "flushed")]
+    assert [(" open", "sev: succeeds"), *stops] == summaries
+    commands = section.partition("<h3>Run it</h3><pre>")[2].partition("</pre>")[0].splitlines()
+    assert [
+        "cbit attack run crossline-tlb --mode sev",
+        "cbit attack run crossline-tlb --mode sev --variant deactivated",
+        "cbit attack run crossline-tlb --mode sev --variant flushed",
+    ] == commands
 
 
 def test_what_was_not_run_is_said_aloud() -> None:
@@ -115,7 +146,7 @@ def test_what_could_not_be_run_is_said_aloud() -> None:
     text = page(ALL, [broken(case, "<worker> ended"), *told[1:]])
     note = "cold-boot against none, decay=1.0, seed 1: &lt;worker&gt; ended"
     assert f"<p><strong>Broken</strong>: {note}.</p>" in text
-    assert 1 == text.count(">broken</td>")
+    assert 1 == text.count(">broken</a></td>")
 
 
 def test_what_cannot_be_shown_is_said_in_its_row() -> None:
@@ -167,6 +198,13 @@ def test_a_real_browser_shows_it(require_program: Callable[[str, str], list[str]
     assert len(results()) - sum(1 for c in results() if c["variant"]) == len(
         re.findall(r"<td class=\"(?:won|held|partly|none|absent)\"", seen)
     )
+    measured = f"{page(ALL, results())}<script>{MEASURE}</script>"
+    report.write_text(measured, encoding="utf-8")
+    for width, fits in ((1280, 7), (390, 4)):  # columns that are seen whole: all, and those that are modelled
+        title = re.search(r"<title>(\d+)</title>", browse("--dump-dom", f"--window-size={width},1600").stdout)
+        assert title is not None
+        assert fits <= int(title[1])
+    report.write_text(page(ALL, results()), encoding="utf-8")
     browse(f"--screenshot={picture}", "--window-size=1200,1600")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert 20_000 < picture.stat().st_size

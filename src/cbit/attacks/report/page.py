@@ -82,19 +82,24 @@ def _head(told: Sequence[Told]) -> Iterator[str]:
 
 
 def _matrix(attacks: Sequence[Attack], told: Sequence[Told]) -> Iterator[str]:
-    yield '<section><h2>The matrix</h2><table class="matrix"><thead><tr><th>attack</th>'
-    yield "".join(f"<th>{escape(mode.value)}{_ABSENT[mode.modelled]}</th>" for mode in Mode)
-    yield "<th>with a defence</th></tr></thead><tbody>"
+    yield '<section><h2>The matrix</h2><table class="matrix"><thead><tr>'
+    yield '<th scope="col">attack</th>'
+    yield "".join(f'<th scope="col">{escape(mode.value)}{_ABSENT[mode.modelled]}</th>' for mode in Mode)
+    yield '<th scope="col">with a defence</th></tr></thead><tbody>'
     for attack in attacks:
         row = _row(attack, told)
         number = f' <span class="number">{escape(attack.experiment)}</span>' if attack.experiment else ""
-        yield f'<tr><th><a href="#{attack.name}">{escape(attack.title)}</a>{number}</th>'
+        yield f'<tr><th scope="row"><a href="#{attack.name}">{escape(attack.title)}</a>{number}</th>'
         for mode in Mode:
             (cell,) = (cell for cell in row if cell["mode"] == mode.value and not cell["variant"])
             yield _cell(cell, _word(cell["verdict"]))
-        defences = [f"{cell['variant']}: {cell['verdict']}" for cell in row if cell["variant"]]
-        shown = "; ".join(defences) or (f"not shown: {attack.unshown}" if attack.unshown else "")
-        yield f'<td class="defence">{escape(shown)}</td></tr>'
+        defences = [
+            f'<a href="#{_place(cell)}">{escape(cell["variant"])}: {escape(cell["verdict"])}</a>'
+            for cell in row
+            if cell["variant"]
+        ]
+        shown = "; ".join(defences) or (f"not shown: {escape(attack.unshown)}" if attack.unshown else "")
+        yield f'<td class="defence">{shown}</td></tr>'
     yield "</tbody></table></section>"
 
 
@@ -108,14 +113,20 @@ def _cell(cell: Told, word: str) -> str:
     kind = _CLASSES[cell["verdict"]]
     if cell["verdict"] == "not modelled":
         word, why = _word(cell["expected"]), f"not modelled; predicted: {why or 'as before'}"
-    return f'<td class="{kind}{surprise}" title="{why}">{escape(word)}</td>'
+    link = f'<a href="#{_place(cell)}">{escape(word)}</a>'
+    return f'<td class="{kind}{surprise}" title="{why}">{link}</td>'
+
+
+def _place(cell: Told) -> str:
+    """Where the page says why a cell is what it is."""
+    return "-".join(filter(None, (cell["attack"], cell["mode"], cell["variant"])))
 
 
 def _figures(told: Sequence[Told]) -> Iterator[str]:
     yield "<section><h2>Figures beside the published ones</h2>"
     yield "<p>Only numbers that do not depend on the speed of a machine.</p><table><thead><tr>"
-    yield "<th>attack</th><th>figure</th><th>here</th>"
-    yield "<th>published</th><th>source</th><th>why they differ</th>"
+    heads = ("attack", "figure", "here", "published", "source", "why they differ")
+    yield "".join(f'<th scope="col">{head}</th>' for head in heads)
     yield "</tr></thead><tbody>"
     before = ""
     for name, figure in _best_figures(told):
@@ -142,20 +153,38 @@ def _attack(attack: Attack, row: Sequence[Told]) -> Iterator[str]:
     yield f"<h3>Victim</h3><p>{_prose(attack.victim)}</p>"
     powers = "".join(f"<li>{escape(power)}</li>" for power in sorted(p.value for p in attack.holds))
     yield f"<h3>Powers</h3><ul>{powers}</ul>"
-    shown = [cell for cell in row if cell["verdict"] == "succeeds" and not cell["variant"]][-1:]
-    shown += [cell for cell in row if cell["verdict"] == "stopped"][-1:]
+    won = [cell for cell in row if cell["verdict"] == "succeeds" and not cell["variant"]][-1:]
+    shown = won + [cell for cell in row if cell["verdict"] == "stopped"]
+    yield "<h3>Step by step</h3>"
     for cell in shown:
-        yield from _steps(cell)
+        yield from _steps(cell, opened=cell is shown[0])
     yield "<h3>What stops it</h3><ul>"
-    for mode in Mode:
-        expected = attack.expect[mode]
-        because = f": {escape(expected.why)}" if expected.why else ""
-        yield f"<li><b>{mode.value}</b>: {expected.verdict.value}{because}</li>"
-    for variant, what in attack.defences.items():
-        yield f"<li><b>--variant {escape(variant)}</b>: {escape(what.why)}</li>"
+    for cell in row:
+        yield f'<li id="{_place(cell)}"><b>{escape(_where(cell))}</b>: {_told(cell)}</li>'
     if attack.unshown:
         yield f"<li><b>not shown</b>: {escape(attack.unshown)}</li>"
-    yield f"</ul><h3>Run it</h3><pre>cbit attack run {attack.name}</pre></section>"
+    commands = "\n".join(map(_command, shown)) or f"cbit attack run {attack.name}"
+    yield f"</ul><h3>Run it</h3><pre>{escape(commands)}</pre></section>"
+
+
+def _where(cell: Told) -> str:
+    return f"{cell['mode']} with {cell['variant']}" if cell["variant"] else str(cell["mode"])
+
+
+def _told(cell: Told) -> str:
+    """What came out, why it should, and what stood in the way."""
+    verdict: str = cell["verdict"]
+    parts = [f"predicted: {cell['expected']}" if verdict == "not modelled" else verdict]
+    if cell["why"]:
+        parts.append(cell["why"])
+    if cell["note"] and verdict in ("stopped", "partly", "not run", "broken"):
+        parts.append(f"the run notes: {cell['note']}")
+    return escape("; ".join(parts))
+
+
+def _command(cell: Told) -> str:
+    chosen = f" --variant {cell['variant']}" if cell["variant"] else ""
+    return f"cbit attack run {cell['attack']} --mode {cell['mode']}{chosen}"
 
 
 def _prose(part: str) -> str:
@@ -173,9 +202,9 @@ def _marked(text: str) -> str:
     return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
-def _steps(cell: Told) -> Iterator[str]:
-    where = cell["mode"] + (f" with {cell['variant']}" if cell["variant"] else "")
-    yield f"<h3>Step by step: {escape(where)}, {escape(cell['verdict'])}</h3><ol>"
+def _steps(cell: Told, *, opened: bool) -> Iterator[str]:
+    told = f"{escape(_where(cell))}: {escape(cell['verdict'])}"
+    yield f"<details{' open' if opened else ''}><summary>{told}</summary><ol>"
     for step in cell["steps"]:
         yield f"<li>{_marked(step['text'])}"
         if step["data"]:
@@ -186,7 +215,7 @@ def _steps(cell: Told) -> Iterator[str]:
     yield "</ol>"
     found = f"{cell['found']} of {cell['planted']} planted secrets in {cell['loot_bytes']} bytes of loot."
     note = f" {escape(cell['note'])}." if cell["note"] else ""
-    yield f'<p class="found">{found}{note}</p>'
+    yield f'<p class="found">{found}{note}</p></details>'
 
 
 def _bytes(data: bytes, length: int) -> str:

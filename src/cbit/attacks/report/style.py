@@ -18,10 +18,13 @@ a { color: inherit; text-decoration-color: var(--line); text-underline-offset: .
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .38rem .6rem; border-bottom: 1px solid var(--line); }
 thead th { color: var(--faint); font-weight: 600; }
-.matrix tbody th { font-weight: 500; }
+.matrix tbody th { font-weight: 500; min-width: 9rem; position: sticky; left: 0; background: var(--paper); }
+.matrix td a { text-decoration: none; }
 .number { color: var(--faint); font-size: .8rem; }
 .matrix thead th { vertical-align: bottom; } .matrix small { font-weight: 400; white-space: nowrap; }
-.matrix td { border-left: 3px solid var(--paper); } .defence { white-space: nowrap; }
+.matrix td { border-left: 3px solid var(--paper); } .matrix td.defence { font-size: .84rem; min-width: 9rem; }
+summary { cursor: pointer; margin: .5rem 0 .2rem; font-weight: 500; }
+li:target { outline: 2px solid var(--line); }
 td.won { color: var(--won); font-weight: 650; background: color-mix(in srgb, var(--won) 10%, transparent); }
 td.held { color: var(--held); background: color-mix(in srgb, var(--held) 9%, transparent); }
 td.partly { color: var(--partly); font-weight: 650; } td.none, td.absent, .defence { color: var(--faint); }
@@ -37,5 +40,8 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--faint); }
 .curve .axis { fill: none; stroke: var(--line); } .curve circle { fill: var(--shade); }
 .curve polyline { fill: none; stroke: var(--shade); stroke-width: 2; } .field rect { fill: var(--shade); }
 footer { margin: 3rem 0 1rem; color: var(--faint); font-size: .85rem; }
+@media (max-width: 40rem) { body { margin: 1.2rem auto; padding: 0 .8rem; }
+  .matrix { font-size: .76rem; } .matrix tbody th { min-width: 5.6rem; max-width: 6.6rem; }
+  .matrix th, .matrix td { padding: .3rem .25rem; } }
 @media print { body { margin: 0; max-width: none; } .attack { break-inside: avoid-page; } }
 """
