@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbit.cpu.engine.control_block import At
+from cbit.spec.errors import NotModelled
 from cpu.engine.worlds import CODE, DATA, HLT, RBX, RDX, VMMCALL, Guest, assemble
 
 VALID, TYPE_EXCEPTION = 1 << 31, 3 << 8
@@ -29,3 +30,56 @@ def test_an_injected_invalid_opcode_is_about_no_instruction(source: str, interce
     g.set("Q", 0x578, CODE)
     g.set("Q", 0x5D8, 0x9000)
     assert ({HLT} if "hlt" in source else {0x46 if intercepts else VMMCALL}) == {g.run().code}
+
+
+@pytest.mark.parametrize(
+    ("vector", "source", "info"),
+    [
+        (6, "vmload rax", (0, None)),
+        (6, "clgi", (0, None)),
+        (6, "skinit", (0, None)),
+        (6, "invlpga rax, ecx", (0, None)),
+        (6, "ud2", (0, None)),
+        (13, "mov ecx, 0xC0010131; wrmsr", (0, None)),
+        (13, "mov rax, 0x8000000000000000; clflush [rax]", (0, None)),
+        (13, "mov rax, 0x10000; mov cr8, rax", (0, None)),
+        (14, "mov eax, 0x600040; clflush [rax]", (0, 0x600040)),
+        (14, "mov eax, 0x600040; mov [rax], eax", (2, 0x600040)),
+    ],
+)
+def test_whoever_raises_an_exception_the_hypervisor_may_intercept_it(
+    vector: int, source: str, info: tuple[int, int | None]
+) -> None:
+    g = handled(Guest(), vector)
+    g.program(source)
+    g.set("I", At.EXCEPTIONS, 1 << vector)
+    left = g.run()
+    last = len(assemble(source, CODE)) - len(assemble(source.rpartition("; ")[2], CODE))
+    assert (0x40 + vector, info[0], CODE + last) == (left.code, left.info_1, g.get(0x578))
+    assert info[1] in (None, left.info_2)
+    assert 0 == g.get(0x640)  # CR2 is for those that are delivered
+    g.set("I", At.EXCEPTIONS, 0)
+    g.write(HANDLER, assemble("mov rbx, cr2; vmmcall", HANDLER))
+    assert (VMMCALL, info[1] or 0) == (g.run().code, g.register(RBX))
+
+
+@pytest.mark.parametrize(
+    ("at", "bit", "name"),
+    [
+        (At.INTERCEPTS, 0x05, "CR0_SEL_WRITE"),
+        (At.INTERCEPTS, 0x27, "RDTSCP"),
+        (At.INTERCEPTS, 0x28, "ICEBP"),
+        (At.INTERCEPTS, 0x2D, "XSETBV"),
+        (At.EXCEPTIONS, 1, "#DB"),
+        (At.EXCEPTIONS, 3, "#BP"),
+    ],
+)
+def test_an_intercept_that_the_engine_lacks_is_refused_by_name(at: int, bit: int, name: str) -> None:
+    g = Guest()
+    g.program("hlt")
+    before = g.get(at)
+    g.set("Q", at, before | 1 << bit)
+    with pytest.raises(NotModelled, match=f"intercepting {name}$"):
+        g.run()
+    g.set("Q", at, before)
+    assert HLT == g.run().code

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntFlag
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from cbit.cpu.engine.processor import IOPM, IOPM_SIZE, MSRPM, MSRPM_SIZE
@@ -23,12 +24,15 @@ class Intercept(IntFlag):
     """The intercept words at 0x00C and 0x010 as one number; exit code is 0x60 plus the bit."""
 
     INTR = 1 << 0
+    CR0_SEL_WRITE = 1 << 5
     CPUID = 1 << 0x12
     INVD = 1 << 0x16
     HLT = 1 << 0x18
     INVLPGA = 1 << 0x1A
     IOIO = 1 << 0x1B
     MSR = 1 << 0x1C
+    TASK_SWITCH = 1 << 0x1D
+    FERR_FREEZE = 1 << 0x1E
     SHUTDOWN = 1 << 0x1F
     VMRUN = 1 << 0x20
     VMMCALL = 1 << 0x21
@@ -37,13 +41,30 @@ class Intercept(IntFlag):
     STGI = 1 << 0x24
     CLGI = 1 << 0x25
     SKINIT = 1 << 0x26
+    RDTSCP = 1 << 0x27
+    ICEBP = 1 << 0x28
     WBINVD = 1 << 0x29
+    MWAIT_ARMED = 1 << 0x2C
+    XSETBV = 1 << 0x2D
+    EFER_WRITE_TRAP = 1 << 0x2F
 
 
 #: A processor without these would go on alone; this engine has no devices, no MSRs and no CPUID of its own.
 REQUIRED: Final = (
     Intercept.INTR | Intercept.CPUID | Intercept.HLT | Intercept.IOIO | Intercept.MSR | Intercept.SHUTDOWN
 )
+#: What QEMU does not look at: a hypervisor that asked for these would wait for ever.
+LACKING: Final = (
+    Intercept.CR0_SEL_WRITE
+    | Intercept.TASK_SWITCH
+    | Intercept.FERR_FREEZE
+    | Intercept.RDTSCP
+    | Intercept.ICEBP
+    | Intercept.MWAIT_ARMED
+    | Intercept.XSETBV
+    | Intercept.EFER_WRITE_TRAP
+)
+_LACKING_EXCEPTIONS: Final = MappingProxyType({1: "#DB", 3: "#BP", 4: "#OF"})  # of INT1, INT3, INTO
 #: Instructions of a hypervisor.  QEMU would execute them on the engine's own memory.
 OF_HYPERVISORS: Final = (
     Intercept.INVLPGA
@@ -125,11 +146,14 @@ class ControlBlock:
         """Refuse a guest that would need what this engine has not.
 
         Raises:
-            NotModelled: names the missing intercepts.
+            NotModelled: names the intercepts that are missing, or that there are none of.
         """
         if missing := REQUIRED & ~self.intercepts:
-            names = ", ".join(bit.name or "" for bit in Intercept if bit & missing)
-            raise NotModelled(f"executing a guest without intercepting {names}")
+            raise NotModelled(f"executing a guest without intercepting {_names(missing)}")
+        lacking = [_names(found)] if (found := LACKING & self.intercepts) else []
+        lacking += [name for vector, name in _LACKING_EXCEPTIONS.items() if self.exceptions >> vector & 1]
+        if lacking:
+            raise NotModelled(f"intercepting {', '.join(lacking)}")
 
     def intercepts_exit(self, code: int) -> bool:
         """Whether the hypervisor asked for an exit of 0x60 … 0x9F."""
@@ -159,6 +183,10 @@ class ControlBlock:
     def _read(self, start: int, length: int) -> bytes:
         pages = range(start & -PAGE, start + length, PAGE)
         return b"".join(self._port.read(Spa(page), PAGE, self._key) for page in pages)[:length]
+
+
+def _names(bits: int) -> str:
+    return ", ".join(bit.name or "" for bit in Intercept if bit & bits)
 
 
 class BareRegisters(ControlBlock):

@@ -10,7 +10,7 @@ from typing import Final
 
 from cbit.cpu.control import Controls
 from cbit.cpu.encryption_rules import Use
-from cbit.cpu.engine.control_block import SEV_STATUS, UD_INTERCEPT, At
+from cbit.cpu.engine.control_block import SEV_STATUS, At
 from cbit.cpu.engine.instructions import MAX_LENGTH, Instruction, Machine, Op, decode
 from cbit.cpu.engine.native import Answer
 from cbit.cpu.engine.processor import RAX, RCX, RDX, Processor
@@ -23,7 +23,7 @@ from cbit.cpu.tlb import VmMode
 from cbit.spec.address import PAGE
 from cbit.spec.errors import NotModelled
 
-_WBINVD, _INVD, _MSR, _UD = 0x89, 0x76, 0x7C, 0x46
+_WBINVD, _INVD, _MSR, _UD, _EXCEPTION = 0x89, 0x76, 0x7C, 0x46, 0x40
 _USER_CPL: Final = 3
 _LONG_CODE: Final = 1 << 15  # in the hidden flags
 _GP, _PF, _UD_VECTOR = 13, 14, 6
@@ -48,7 +48,7 @@ class OwnExits:
             return self.invalid(turn)
         if code != _MSR and not turn.block.intercepts_exit(code):
             # MODEL CHOICE: a guest is no hypervisor; its SVM instructions do not exist.
-            return self._raise(_UD_VECTOR)
+            return self._raise(turn, _UD_VECTOR)
         return Answer.LEAVE
 
     def _nested_fault(self, turn: Turn) -> Answer:
@@ -80,7 +80,7 @@ class OwnExits:
         found = self._instruction(turn)
         write = self._processor.state.exit_info_1 & 1
         if found is None or write:
-            return self._raise(_GP)
+            return self._raise(turn, _GP)
         value = int(SevStatus.SEV) if turn.mode is VmMode.SEV else 0
         self._processor.register(RAX).value = value
         self._processor.register(RDX).value = 0
@@ -90,18 +90,14 @@ class OwnExits:
         """Do a cache-line flush, for which QEMU has no effect; everything else is invalid indeed."""
         found = self._same_flush() or self._instruction(turn)
         if found is None or found.op is not Op.FLUSH_LINE:
-            if turn.block.exceptions & UD_INTERCEPT:
-                self._processor.state.exit_code = _UD
-                return Answer.LEAVE
-            return self._raise(_UD_VECTOR)
+            return self._raise(turn, _UD_VECTOR)
         walker, controls = turn.space.nested.walker, self._controls()
         try:
             where = walker.translate(found.address, self._access(Kind.READ), controls)
         except PageFault as fault:
-            self._processor.set_cr2(fault.address)
-            return self._raise(_PF, int(fault.code))
+            return self._raise(turn, _PF, int(fault.code), address=fault.address)
         except GeneralProtection:
-            return self._raise(_GP)
+            return self._raise(turn, _GP)
         except NestedPageFault as fault:
             return self._leave_with(fault)
         key = walker.key(Use.DATA, where, controls)
@@ -137,8 +133,17 @@ class OwnExits:
 
     # --- the running guest
 
-    def _raise(self, vector: int, error_code: int = 0) -> Answer:
-        self._processor.raise_in_guest(vector, error_code)
+    def _raise(self, turn: Turn, vector: int, error_code: int = 0, *, address: int | None = None) -> Answer:
+        """Raise an exception, which the hypervisor may intercept; with it the address of a page fault."""
+        processor, state = self._processor, self._processor.state
+        if turn.block.exceptions >> vector & 1:
+            state.exit_code, state.exit_info_1 = _EXCEPTION + vector, error_code
+            if address is not None:
+                struct.pack_into("<Q", processor.vmcb, At.EXIT_INFO_2, address)
+            return Answer.LEAVE
+        if address is not None:
+            processor.set_cr2(address)
+        processor.raise_in_guest(vector, error_code)
         return Answer.DELIVER
 
     def _skip(self, done: Instruction) -> Answer:
