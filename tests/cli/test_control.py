@@ -174,3 +174,9 @@ def test_where_there_is_no_room_nothing_is_left_and_the_machine_runs_on(
     resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     assert served.ask("freeze", file=str(dump))["ok"]
     assert before["memory"] == dump.stat().st_size
+
+
+def test_a_wait_has_an_end(tmp_path: Path) -> None:
+    ended = cbit("control", "--socket", tmp_path / "nobody", "--wait", "nan", "status")
+    reason = "cbit control: argument --wait: 'nan' is no number of seconds"
+    assert (2, reason) == (ended.returncode, ended.stderr.splitlines()[-1])

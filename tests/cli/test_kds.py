@@ -288,6 +288,8 @@ def test_after_a_factory_reset_there_is_no_chain(any_way: None, made: Path, tmp_
         (["--listen", "127.0.0.1"], "HOST:PORT"),
         (["--listen", "127.0.0.1:99999"], "HOST:PORT"),
         (["--listen", "127.0.0.1:x"], "HOST:PORT"),
+        (["--listen", "::1:0"], "an IPv6 address stands in brackets"),
+        (["--listen", "no-such-host.invalid:80", "--any-address"], "--listen no-such-host.invalid:80: "),
     ],
 )
 def test_a_bad_command_line_serves_nothing(made: Path, words: list[str], why: str) -> None:

@@ -175,3 +175,50 @@ def test_a_port_that_is_taken_is_named(hosts: Path) -> None:
         at = f"127.0.0.1:{taken.getsockname()[1]}"
         ended = cbit(*words("receive", hosts, at))
     assert (2, f"cbit migrate receive: {at}: Address already in use\n") == (ended.returncode, ended.stderr)
+
+
+@pytest.mark.parametrize("way", ["send", "receive"])
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("--at", "127.0.0.1:70000", "'127.0.0.1:70000' is not HOST:PORT; a port is at most 65535"),
+        ("--at", "::1:80", "'::1:80' is not HOST:PORT; an IPv6 address stands in brackets"),
+        ("--wait", "nan", "'nan' is no number of seconds"),
+    ],
+)
+def test_what_makes_no_sense_is_said_before_anything_is_done(
+    hosts: Path, at: str, way: str, option: str, value: str, why: str
+) -> None:
+    ended = cbit(*words(way, hosts, at), option, value)
+    reason = f"cbit migrate {way}: argument {option}: {why}"
+    assert (2, reason) == (ended.returncode, ended.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("way", ["send", "receive"])
+def test_a_token_that_can_be_guessed_is_refused_before_anything_is_done(
+    hosts: Path, tmp_path: Path, way: str
+) -> None:
+    (hosts / "short").write_bytes(bytes(15))
+    ended = cbit(*words(way, hosts, str(tmp_path / "nobody.sock"), token="short"))
+    reason = f"cbit migrate {way}: {hosts / 'short'}: a token of 15 bytes can be guessed: 16 at least\n"
+    assert (2, reason) == (ended.returncode, ended.stderr)
+
+
+@pytest.mark.parametrize("way", ["send", "receive"])
+def test_a_host_that_nobody_knows_is_named(hosts: Path, way: str) -> None:
+    ended = cbit(*words(way, hosts, "no-such-host.invalid:80"))
+    assert 2 == ended.returncode
+    assert f"cbit migrate {way}: no-such-host.invalid:80: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_guest_moves_over_ipv6(hosts: Path) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+            at = f"[::1]:{free.getsockname()[1]}"
+    except OSError as error:
+        pytest.skip(f"there is no IPv6 here: {error.strerror}")
+    with receiving(hosts, at) as receiver:
+        assert 0 == cbit(*words("send", hosts, at)).returncode
+        receiver.communicate(timeout=PATIENCE_S)
+    assert 0 == receiver.returncode

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cbit.cli.capabilities import require_machine
+from cbit.cli.durations import seconds
 from cbit.cli.envelope import Outcome
 
 HELP = "ask a served machine for its status, reset it, cut its power, carry its memory away, end it"
@@ -25,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument("--socket", type=Path, required=True, metavar="PATH", help="where cbit serve listens")
     parser.add_argument(
-        "--wait", type=float, default=0.0, metavar="S", help="seconds to wait for a daemon that is starting"
+        "--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a daemon that is starting"
     )
     parser.add_argument("request", metavar="REQUEST", help="status, reset, power-cycle, freeze or shutdown")
     parser.add_argument("--file", type=Path, metavar="F", help="freeze: where the memory's cells go")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from cbit.cli.addresses import address, shown
 from cbit.cli.capabilities import require_machine
 from cbit.cli.envelope import Outcome
 from cbit.cli.messages import Messages
@@ -28,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EXAMPLE
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="the machine; may be served")
-    parser.add_argument("--listen", metavar="HOST:PORT", help="where; port 0 for any that is free")
+    parser.add_argument(
+        "--listen", type=_listen, metavar="HOST:PORT", help="where; port 0 for any that is free"
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="write DIR/amd-sev/chain and its parts")
     parser.add_argument(
         "--any-address", action="store_true", help="listen also where other computers can connect"
@@ -42,19 +45,22 @@ def run(args: argparse.Namespace) -> Outcome:
 
     if args.listen is None and args.cache is None:
         raise ValueError("nothing to do: --listen HOST:PORT, --cache DIR, or both")
-    address = None if args.listen is None else _address(args.listen, anywhere=args.any_address)
+    if args.listen is not None and not args.any_address and not _is_loopback(args.listen[0]):
+        raise ValueError(
+            f"--listen {shown(*args.listen)}: other computers could connect; say --any-address if they shall"
+        )
     published = Published.read(args.state)
     result: dict[str, object] = {"product": published.product, "chip_id": published.chip_id}
     if args.cache is not None:
         result["cache"] = dict(published.write_cache(args.cache))
-    if address is not None:
-        result["address"] = _serve(args.state, address)
+    if args.listen is not None:
+        result["address"] = _serve(args.state, args.listen)
     return Outcome(
         ok=True, result=result, lines=lambda: [f"{key:<9} {value}" for key, value in result.items()]
     )
 
 
-def _serve(state: Path, address: tuple[str, int]) -> str:
+def _serve(state: Path, place: tuple[str, int]) -> str:
     from cbit.redirect.kds import KdsServer
     from cbit.redirect.kds_files import HOSTS, Published
     from cbit.redirect.kds_tls import Authority
@@ -63,9 +69,13 @@ def _serve(state: Path, address: tuple[str, int]) -> str:
     now = datetime.datetime.now(datetime.UTC)
     authority = Authority.of(state, now=now)
     context = authority.context([*HOSTS, "localhost", "127.0.0.1", "::1"], now=now)
-    with KdsServer(address, Published.read(state), context, log=log) as server:
+    try:
+        listening = KdsServer(place, Published.read(state), context, log=log)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"--listen {shown(*place)}") from None
+    with listening as server:
         host, port = server.server_address[:2]
-        where = f"{host if isinstance(host, str) else host.decode()}:{port}"
+        where = shown(str(host), port)
 
         def end(number: int, frame: FrameType | None) -> None:
             threading.Thread(target=server.shutdown, daemon=True).start()
@@ -80,14 +90,8 @@ def _serve(state: Path, address: tuple[str, int]) -> str:
     return where
 
 
-def _address(text: str, *, anywhere: bool) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    if not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"--listen {text}: HOST:PORT, as in 127.0.0.1:8443")
-    if not anywhere and not _is_loopback(host):
-        raise ValueError(f"--listen {text}: other computers could connect; say --any-address if they shall")
-    return host, int(port)
+def _listen(text: str) -> tuple[str, int]:
+    return address(f"127.0.0.1{text}" if text.startswith(":") else text)
 
 
 def _is_loopback(host: str) -> bool:

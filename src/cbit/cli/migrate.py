@@ -10,11 +10,14 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cbit.cli.addresses import address, family
 from cbit.cli.capabilities import require_machine
+from cbit.cli.durations import seconds
 from cbit.cli.envelope import Outcome
 from cbit.cli.messages import Messages
 
@@ -49,7 +52,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "--state", type=Path, required=True, metavar="DIR", help="the machine's state folder"
         )
         way.add_argument(
-            "--at", required=True, metavar="WHERE", help="HOST:PORT, or the path of a Unix socket (has a /)"
+            "--at",
+            type=_place,
+            required=True,
+            metavar="WHERE",
+            help="HOST:PORT, or the path of a Unix socket (has a /)",
         )
         way.add_argument(
             "--token",
@@ -58,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help="what both hosts know, 16 bytes or more; 'receive' makes it if it is not there",
         )
-        way.add_argument("--wait", type=float, default=10.0, metavar="S", help="for the other side (10)")
+        way.add_argument("--wait", type=seconds, default=10.0, metavar="S", help="for the other side (10)")
         if name == "send":
             image = way.add_mutually_exclusive_group()
             image.add_argument(
@@ -91,7 +98,7 @@ def _send(args: argparse.Namespace) -> Outcome:
     from cbit.hypervisor.running_state import pack
 
     image = _image(args)
-    token = args.token.read_bytes()
+    token = _known(args.token)
     with _host(args.state) as host:
         guest = _launched(host, image, args.policy, builtin=args.builtin)
         small = _at_work(guest) if args.builtin else None
@@ -252,38 +259,55 @@ def _host(state: Path) -> Iterator[Host]:
 
 
 def _token(path: Path) -> bytes:
-    """Read what both hosts know, or make it, for its owner's eyes."""
+    """Make what both hosts know, for its owner's eyes, if it is not there; read it."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(os.urandom(TOKEN_SIZE))
     except FileExistsError:
         pass
-    return path.read_bytes()
+    return _known(path)
 
 
-def _place(at: str) -> tuple[socket.AddressFamily, Any]:
-    if "/" in at:
-        return socket.AF_UNIX, at
-    name, _, port = at.rpartition(":")
-    if not name or not port.isdigit():
-        raise ValueError(f"{at!r} is neither HOST:PORT nor the path of a socket")
-    return socket.AF_INET, (name, int(port))
+def _known(path: Path) -> bytes:
+    """Read what both hosts know, before anything is begun with it."""
+    from cbit.hypervisor.channel import TOKEN_MIN
+
+    token = path.read_bytes()
+    if len(token) < TOKEN_MIN:
+        raise ValueError(f"{path}: a token of {len(token)} bytes can be guessed: {TOKEN_MIN} at least")
+    return token
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where two hosts meet: ``text`` as it was given, and as sockets have it."""
+
+    text: str
+    family: socket.AddressFamily
+    address: str | tuple[str, int]
+
+
+def _place(text: str) -> _Place:
+    """Read the path of a socket or HOST:PORT, for an argument's ``type``."""
+    if "/" in text:
+        return _Place(text, socket.AF_UNIX, text)
+    where = address(text)
+    return _Place(text, family(where[0]), where)
 
 
 @contextmanager
-def _connected(at: str, wait: float) -> Iterator[socket.socket]:
-    family, place = _place(at)
+def _connected(at: _Place, wait: float) -> Iterator[socket.socket]:
     until = time.monotonic() + wait
     while True:
-        link = socket.socket(family, socket.SOCK_STREAM)
+        link = socket.socket(at.family, socket.SOCK_STREAM)
         try:
-            link.connect(place)
+            link.connect(at.address)
             break
         except OSError as error:
             link.close()
             not_yet = isinstance(error, (ConnectionRefusedError, FileNotFoundError))
             if not not_yet or time.monotonic() >= until:
-                raise OSError(error.errno, error.strerror, at) from None
+                raise OSError(error.errno, error.strerror or str(error), at.text) from None
             time.sleep(_PAUSE_S)
         except BaseException:
             link.close()
@@ -294,12 +318,12 @@ def _connected(at: str, wait: float) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _accepted(at: str, wait: float, token: bytes) -> Iterator[Channel]:
+def _accepted(at: _Place, wait: float, token: bytes) -> Iterator[Channel]:
     """Wait for whoever knows the token; others are turned away, and nobody is kept from coming by them."""
     with _listening(at) as door:
         say = Messages("cbit")
-        say(f"waits for a guest at {at}")
-        link, channel = _first_who_knows(token, door, wait, at, say)
+        say(f"waits for a guest at {at.text}")
+        link, channel = _first_who_knows(token, door, wait, at.text, say)
         with link:
             link.settimeout(wait)
             yield channel
@@ -335,20 +359,19 @@ def _left(until: float) -> float:
 
 
 @contextmanager
-def _listening(at: str) -> Iterator[socket.socket]:
+def _listening(at: _Place) -> Iterator[socket.socket]:
     """Listen; a Unix socket is its owner's alone, and what a dead receiver left there is replaced."""
     from cbit.redirect.daemon import listening
 
-    family, place = _place(at)
-    if family == socket.AF_UNIX:
-        with listening(Path(at)) as door:
+    if at.family == socket.AF_UNIX:
+        with listening(Path(at.text)) as door:
             yield door
         return
-    with socket.socket(family, socket.SOCK_STREAM) as door:
+    with socket.socket(at.family, socket.SOCK_STREAM) as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            door.bind(place)
+            door.bind(at.address)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, at) from None
+            raise OSError(error.errno, error.strerror, at.text) from None
         door.listen(_BACKLOG)
         yield door

@@ -11,6 +11,7 @@ import binascii
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from cbit.cli.durations import seconds
 from cbit.cli.owner.arguments import file_path
 from cbit.cli.parser import Parser
 from cbit.cli.sizes import size
@@ -138,7 +139,7 @@ def add_explain(parser: Parser) -> None:
         help="a file that may have been used in place of one of yours",
     )
     group.add_argument(
-        "--time-limit", type=float, default=30.0, metavar="S", help="seconds of searching (default: 30)"
+        "--time-limit", type=seconds, default=30.0, metavar="S", help="seconds of searching (default: 30)"
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Final
 
+from cbit.cli.addresses import address
 from cbit.cli.envelope import Outcome
 from cbit.cli.owner.arguments import entry
 from cbit.cli.parser import Parser
@@ -105,18 +105,6 @@ def _add_policy(parser: Any) -> None:
         ("--crl", "FILE", "a revocation list (SNP)"),
     ):
         parser.add_argument(option, type=Path, action="append", default=[], metavar=metavar, help=text)
-
-
-def address(text: str) -> tuple[str, int]:
-    """Read HOST:PORT."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT; an IPv6 address stands in brackets")
-    return host, int(port)
 
 
 def run(args: Namespace) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from cbit.cli.addresses import family, shown
 from cbit.cli.envelope import Outcome
 from cbit.cli.target import insist_apart
 from cbit.crypto.entropy import SystemEntropy
@@ -112,28 +112,26 @@ def _list(args: Namespace) -> Outcome:
 def _run(args: Namespace) -> Outcome:
     """Serve until SIGINT or SIGTERM."""
     with _store(args) as store, _server(args, store) as server:
-        host, port = _shown(args.listen[0]), server.server_port
+        port = server.server_port
+        where = shown(args.listen[0], port)
         if not args.json:
-            print(f"https://{host}:{port} under {args.store / tls.CERTIFICATE}", flush=True)
+            print(f"https://{where} under {args.store / tls.CERTIFICATE}", flush=True)
         with suppress(KeyboardInterrupt):  # SIGTERM is one too (`cbit.cli.ending_signals`)
             server.serve_forever(poll_interval=0.1)
-    return Outcome(ok=True, result={"host": host, "port": port}, lines=lambda: ["stopped"])
+    return Outcome(
+        ok=True, result={"host": where.rpartition(":")[0], "port": port}, lines=lambda: ["stopped"]
+    )
 
 
 def _server(args: Namespace, store: SqliteStore) -> Server:
     context = tls.server_context(args.store)
     host, port = args.listen
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return Server(args.listen, _broker(store), context=context, log=_log, family=family)
+        return Server(args.listen, _broker(store), context=context, log=_log, family=family(host))
     except OSError as error:
-        what = f"--listen {_shown(host)}:{port}: {error.strerror or error}"
+        what = f"--listen {shown(host, port)}: {error.strerror or error}"
         taken = "; take another port (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
         raise OSError(f"{what}{taken}") from None
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _log(line: str) -> None:

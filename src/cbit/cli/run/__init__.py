@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from cbit.cli import standard_streams
 from cbit.cli.capabilities import require_machine
+from cbit.cli.durations import seconds
 from cbit.cli.envelope import Exit, Outcome
 from cbit.cli.owner.arguments import policy
 from cbit.cli.parser import Parser
@@ -104,12 +105,9 @@ def configure(parser: Parser) -> None:
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    value = seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds to run")
     return value
 
 
