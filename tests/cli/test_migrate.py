@@ -179,18 +179,18 @@ def test_a_port_that_is_taken_is_named(hosts: Path) -> None:
 
 @pytest.mark.parametrize("way", ["send", "receive"])
 @pytest.mark.parametrize(
-    ("option", "value", "why"),
+    ("option", "why"),
     [
-        ("--at", "127.0.0.1:70000", "'127.0.0.1:70000' is not HOST:PORT; a port is at most 65535"),
-        ("--at", "::1:80", "'::1:80' is not HOST:PORT; an IPv6 address stands in brackets"),
-        ("--wait", "nan", "'nan' is no number of seconds"),
+        (("--at", "127.0.0.1:70000"), "'127.0.0.1:70000' is not HOST:PORT; a port is at most 65535"),
+        (("--at", "::1:80"), "'::1:80' is not HOST:PORT; an IPv6 address stands in brackets"),
+        (("--wait", "nan"), "'nan' is no number of seconds"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_is_done(
-    hosts: Path, at: str, way: str, option: str, value: str, why: str
+    hosts: Path, at: str, way: str, option: tuple[str, str], why: str
 ) -> None:
-    ended = cbit(*words(way, hosts, at), option, value)
-    reason = f"cbit migrate {way}: argument {option}: {why}"
+    ended = cbit(*words(way, hosts, at), *option)
+    reason = f"cbit migrate {way}: argument {option[0]}: {why}"
     assert (2, reason) == (ended.returncode, ended.stderr.splitlines()[-1])
 
 

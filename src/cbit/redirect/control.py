@@ -9,6 +9,7 @@ One table is the parser, the command line and what the reference page is held to
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Field:
     """One field of a request.
 
     Attributes:
-        kind: its type in JSON, as Python has it.
+        kind: its type in JSON, as Python has it; a string is a path.
         default: what it is when it is left out; None if it has to be there.
         text: what it means.
         bounds: of a number, the least and the greatest; whatever is none, NaN too, lies between none.
@@ -130,12 +131,22 @@ def parse(line: bytes) -> dict[str, Any]:
         BadRequest: it is none.
     """
     try:
-        given = json.loads(line)
+        given = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"not a line of JSON: {error}") from None
     if not isinstance(given, dict) or not isinstance(given.get("do"), str):
         raise BadRequest('a request is an object with "do"')
     return given
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its fields; of one that is there twice nobody knows which is meant."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadRequest(f"{reprlib.repr(name)} is there twice")
+        found[name] = value
+    return found
 
 
 def carry_out(daemon: Controlled, given: Mapping[str, Any]) -> dict[str, object]:
@@ -174,9 +185,16 @@ def _value(name: str, wanted: Field, given: Mapping[str, Any]) -> object:
     fits = type(value) in kinds  # a bool is an int, and is none here
     if fits and wanted.bounds is not None:
         fits = wanted.bounds[0] <= value <= wanted.bounds[1]
-    if not fits:
+    if not fits or (wanted.kind is str and not _is_a_path(value)):
         raise BadRequest(f"{name} is {reprlib.repr(value)}: {wanted.text}")
     return wanted.kind(value)
+
+
+def _is_a_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a character
+        return False
 
 
 def refused(error: Exception) -> dict[str, object]:

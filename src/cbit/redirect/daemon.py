@@ -248,11 +248,14 @@ class Daemon:
             if frame is not None:
                 attached.serve(frame)
             return frame is not None
-        line = channel.line()
+        try:
+            line = channel.line()
+        except Broken as broken:  # the connection ends, and not without a word
+            _tell(channel, refused(broken))
+            raise
         if line is None:
             return False
-        answer = self._answer(number, channel, line)
-        channel.send_bytes(json.dumps(answer).encode() + b"\n")
+        _tell(channel, self._answer(number, channel, line))
         return True
 
     def _answer(self, number: int, channel: Channel, line: bytes) -> dict[str, object]:
@@ -299,3 +302,7 @@ class Daemon:
             attached.close()
         if why or attached:
             self._log(f"{name} is cut off: {why}" if why else f"{name} is gone")
+
+
+def _tell(channel: Channel, answer: dict[str, object]) -> None:
+    channel.send_bytes(json.dumps(answer).encode() + b"\n")
