@@ -183,6 +183,38 @@ def test_another_root_directory_has_its_own_files(
     assert "ENOENT\n" == ran.out, ran.err
 
 
+#: A file of ours has no extended attributes, and one that is none of ours the kernel's answer.
+ATTRIBUTES = """
+import errno, os
+for path in ("/dev/sev", "/sys/module/kvm_amd/parameters/sev", "/dev/no-sev"):
+    for follow in (True, False):
+        for call in (os.listxattr, lambda path, **how: os.getxattr(path, "user.none", **how)):
+            try:
+                print(path, call(path, follow_symlinks=follow))
+            except OSError as error:
+                print(path, errno.errorcode[error.errno])
+"""
+
+
+def test_a_listing_of_a_file_complains_of_nothing(mechanism: Way, report_at: Path) -> None:
+    ran = run(mechanism, report_at, "ls", "-l", "/dev/sev", "/sys/module/kvm_amd/parameters/sev")
+    assert (0, "") == (ran.code, ran.err)
+    assert ["/dev/sev", "/sys/module/kvm_amd/parameters/sev"] == [
+        line.split()[-1] for line in ran.out.splitlines()
+    ]
+
+
+def test_a_file_has_no_extended_attributes(report_at: Path, refusals: dict[str, str]) -> None:
+    insist(WAYS[2], refusals)
+    ran = run(WAYS[2], report_at, sys.executable, "-c", ATTRIBUTES)
+    ours = [
+        f"{path} {said}"
+        for path in ("/dev/sev", "/sys/module/kvm_amd/parameters/sev")
+        for said in ("[]", "ENODATA") * 2
+    ]
+    assert (0, [*ours, *["/dev/no-sev ENOENT"] * 4]) == (ran.code, ran.out.splitlines()), ran.err
+
+
 def test_pseudo_terminals_can_be_made(way: Way, report_at: Path) -> None:
     program = "import os; m, s = os.openpty(); os.write(m, b'typed\\n'); print(os.isatty(s), os.read(s, 9))"
     python = "/usr/bin/python3" if way.nobody else sys.executable

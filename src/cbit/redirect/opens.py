@@ -4,7 +4,8 @@ Needs nothing but notifications, so it works in a default container.  Costs abou
 stat of the program, and is a convenience, not a wall: the kernel reads a path again after we let a call pass,
 so a program that rewrites it meanwhile gets the error that it would have got without us.
 
-Not answered: directory listings, inotify, fchmod and their like, symbolic links *to* our paths, io_uring.
+Not answered: directory listings, chdir, inotify, fchmod and their like, extended attributes that are set,
+symbolic links *to* our paths, io_uring.
 """
 
 from __future__ import annotations
@@ -170,6 +171,14 @@ class OpenAnswers:
         """Say that it is no symbolic link, which is how a path is resolved to itself."""
         self._listener.answer(call.id, -errno.EINVAL)
 
+    def attribute(self, call: Notification, found: Found, memory: ClientMemory) -> None:
+        """Say that it has no such extended attribute: there is none beside its rights."""
+        self._listener.answer(call.id, -errno.ENODATA)
+
+    def attributes(self, call: Notification, found: Found, memory: ClientMemory) -> None:
+        """List its extended attributes: none."""
+        self._listener.answer(call.id, 0)
+
 
 def _refusal(flags: int, found: Found) -> int:
     if flags & (os.O_CREAT | os.O_EXCL) == os.O_CREAT | os.O_EXCL:
@@ -212,6 +221,10 @@ CALLS: Final[Mapping[int, PathCall]] = {
     Call.FACCESSAT2: PathCall(  1,    0,         OpenAnswers.access),
     Call.READLINK:   PathCall(  0,    None,      OpenAnswers.read_link),
     Call.READLINKAT: PathCall(  1,    0,         OpenAnswers.read_link),
+    Call.GETXATTR:   PathCall(  0,    None,      OpenAnswers.attribute),
+    Call.LGETXATTR:  PathCall(  0,    None,      OpenAnswers.attribute),
+    Call.LISTXATTR:  PathCall(  0,    None,      OpenAnswers.attributes),
+    Call.LLISTXATTR: PathCall(  0,    None,      OpenAnswers.attributes),
 }
 # fmt: on
 
