@@ -34,6 +34,7 @@ from cbit.redirect.kvm_requests import (
     KVM_CREATE_IRQCHIP,
     KVM_CREATE_VCPU,
     KVM_CREATE_VM,
+    KVM_ENABLE_CAP,
     KVM_GET_API_VERSION,
     KVM_GET_CPUID2,
     KVM_GET_DIRTY_LOG,
@@ -242,12 +243,19 @@ def _do(
     """Do what the table says of a request."""
     row = asked.row
     if row.does is Does.REFUSES:
-        asked.refuse(errno.ENOTTY, row.about)
+        asked.refuse(errno.ENOTTY, f"{_which(asked)}{row.about}")
     if row.need and row.need.state not in of_machine:
         asked.refuse(row.need.error, f"the machine has no {row.need.state}")
     if row.once and row.about in state:
         asked.refuse(errno.EEXIST, f"the machine has its {row.about} already")
     return answers[asked.request](handle, asked) if row.does is Does.ANSWERS else keep(state, asked)
+
+
+def _which(asked: Asked) -> str:
+    """Name the capability that a program wants to switch on; nothing of another request."""
+    if asked.request != KVM_ENABLE_CAP:
+        return ""
+    return f"capability {int.from_bytes(asked.read(4), 'little')}: "
 
 
 def _says(number: int) -> Callable[[Asked], int]:

@@ -32,6 +32,7 @@ KVM_CREATE_IRQCHIP: Final = 0xAE60
 KVM_GET_IRQCHIP: Final = 0xC208AE62
 KVM_SET_IRQCHIP: Final = 0x8208AE63
 KVM_SET_GSI_ROUTING: Final = 0x4008AE6A
+KVM_ENABLE_CAP: Final = 0x4068AEA3
 KVM_MEMORY_ENCRYPT_OP: Final = 0xC008AEBA
 KVM_MEMORY_ENCRYPT_REG_REGION: Final = 0x8010AEBB
 KVM_MEMORY_ENCRYPT_UNREG_REGION: Final = 0x8010AEBC
@@ -161,7 +162,7 @@ REQUESTS: Final[Mapping[int, Row]] = MappingProxyType(
         0x8030AE7C: Row("KVM_GET_CLOCK", _VM, Does.KEEPS, "clock"),
         0x4020AE76: Row("KVM_IRQFD", _VM, Does.KEEPS, "whom to hear", Need(CHIPS, EINVAL)),
         0x4020AEA5: Row("KVM_SIGNAL_MSI", _VM, Does.KEEPS, "message", Need(CHIPS, EINVAL)),
-        0x4068AEA3: Row(
+        KVM_ENABLE_CAP: Row(
             "KVM_ENABLE_CAP", (KVM_VM, KVM_VCPU), Does.REFUSES, "nothing that could be switched on is there"
         ),
         0x0000AECE: Row("KVM_GET_STATS_FD", (KVM_VM, KVM_VCPU), Does.REFUSES, "no statistics are kept"),
