@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -316,6 +317,14 @@ def test_curl_believes_it(
     words = [*curl, "--silent", "--show-error", "--fail", "--output", str(out), CEK + chip_id(made)]
     told = proxied | {"SSL_CERT_FILE": str(service.ca)}
     ended = subprocess.run(words, env=told, capture_output=True, text=True, check=False)
+    assert 0 == ended.returncode, ended.stderr
+    assert (made / "certs/cek.cert").read_bytes() == out.read_bytes()
+    out.unlink()
+    bundled = told | {"CURL_CA_BUNDLE": os.devnull}
+    ended = subprocess.run(words, env=bundled, capture_output=True, text=True, check=False)
+    assert 0 != ended.returncode, "SSL_CERT_FILE is not asked then"
+    shown = [*words, "--cacert", str(service.ca)]
+    ended = subprocess.run(shown, env=bundled, capture_output=True, text=True, check=False)
     assert 0 == ended.returncode, ended.stderr
     assert (made / "certs/cek.cert").read_bytes() == out.read_bytes()
     ended = subprocess.run(words, env=proxied, capture_output=True, text=True, check=False)

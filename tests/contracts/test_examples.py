@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,36 @@ def left_out() -> Iterator[tuple[str, str]]:
 
 
 PAGES = [page for page in documents() if has_examples(page)]
+
+
+def from_an_index(text: str) -> list[str]:
+    """Return the lines that install cbit by its name alone, which on an index may be anybody's."""
+    installs = re.compile(
+        r"""\b(?:pipx?|uv)\b.*?\b(?:install|add)\b.*?[\s'"`]cbit(?:\[[^]]*\])?(?=['"`\s]|[=<>~!]|$)"""
+    )
+    return [line for line in text.splitlines() if installs.search(line) and " @ " not in line]
+
+
+@pytest.mark.parametrize("page", documents())
+def test_no_page_installs_cbit_from_an_index(page: str) -> None:
+    assert [] == from_an_index((ROOT / page).read_text(encoding="utf-8"))
+
+
+def test_what_installs_from_an_index_is_found() -> None:
+    bad = [
+        "pip install cbit",
+        "- run: pip install 'cbit[machine]'",
+        "pipx install cbit==1.0",
+        "(`pip install cbit` brings)",
+    ]
+    good = [
+        "pip install ./cbit",
+        "pip install './cbit[machine]'",
+        "pip install 'cbit @ git+https://x/cbit@COMMIT'",
+    ]
+    assert bad == from_an_index(
+        "\n".join([*bad, *good, "cbit owner", "pip install --no-deps -r cbit/requirements/machine.txt"])
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

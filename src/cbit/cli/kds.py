@@ -19,7 +19,7 @@ from cbit.cli.messages import Messages
 HELP = "a local key-distribution service: the emulated chip's certificates at the vendor's addresses"
 EXAMPLE = """example:
   cbit kds --state ./machine --listen 127.0.0.1:8443 &
-  HTTPS_PROXY=http://127.0.0.1:8443 SSL_CERT_FILE=./machine/kds/ca.crt curl --output cek.cert \\
+  HTTPS_PROXY=http://127.0.0.1:8443 curl --cacert ./machine/kds/ca.crt --output cek.cert \\
       https://kdsintf.amd.com/cek/id/CHIP-ID
 
   cbit kds --state ./machine --cache ~/.cache     write what clients keep on disk, and serve nothing"""
