@@ -70,8 +70,6 @@ def test_whoever_raises_an_exception_the_hypervisor_may_intercept_it(
         (At.INTERCEPTS, 0x27, "RDTSCP"),
         (At.INTERCEPTS, 0x28, "ICEBP"),
         (At.INTERCEPTS, 0x2D, "XSETBV"),
-        (At.EXCEPTIONS, 1, "#DB"),
-        (At.EXCEPTIONS, 3, "#BP"),
     ],
 )
 def test_an_intercept_that_the_engine_lacks_is_refused_by_name(at: int, bit: int, name: str) -> None:
@@ -83,3 +81,38 @@ def test_an_intercept_that_the_engine_lacks_is_refused_by_name(at: int, bit: int
         g.run()
     g.set("Q", at, before)
     assert HLT == g.run().code
+
+
+@pytest.mark.parametrize(
+    ("vector", "source", "exits"),
+    [
+        (3, "int3", True),
+        (3, "int 3", False),
+        (1, "int 1", False),
+        (13, "int 13", False),
+    ],
+)
+def test_an_exception_by_instruction_is_intercepted_and_an_interrupt_by_number_is_not(
+    vector: int, source: str, *, exits: bool
+) -> None:
+    source = source.replace("int 3", ".byte 0xcd, 3")  # the assembler knows it better
+    g = handled(Guest(), vector)
+    g.program(source)
+    g.set("I", At.EXCEPTIONS, 1 << vector)
+    left = g.run()
+    if not exits:
+        assert (VMMCALL, 7) == (left.code, g.register(RBX))
+        return
+    assert (0x40 + vector, CODE) == (left.code, g.get(0x578))
+    assert (CODE + len(assemble(source, CODE)) if vector == 3 else 0) == g.get(At.NEXT_RIP)
+    g.set("I", At.EXCEPTIONS, 0)
+    assert (VMMCALL, 7) == (g.run().code, g.register(RBX))
+
+
+@pytest.mark.parametrize(("kind", "vector"), [(2, 2), (3, 3), (3, 1), (4, 3)])
+def test_an_injected_event_is_not_intercepted(kind: int, vector: int) -> None:
+    g = handled(Guest(), vector)
+    g.program("int3")
+    g.set("I", At.EXCEPTIONS, 0xFFFF_FFFF)
+    g.set("Q", 0x0A8, VALID | kind << 8 | vector)
+    assert (VMMCALL, 7) == (g.run().code, g.register(RBX))

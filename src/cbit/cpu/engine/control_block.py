@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from enum import IntFlag
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from cbit.cpu.engine.processor import IOPM, IOPM_SIZE, MSRPM, MSRPM_SIZE
@@ -64,7 +63,6 @@ LACKING: Final = (
     | Intercept.XSETBV
     | Intercept.EFER_WRITE_TRAP
 )
-_LACKING_EXCEPTIONS: Final = MappingProxyType({1: "#DB", 3: "#BP", 4: "#OF"})  # of INT1, INT3, INTO
 #: Instructions of a hypervisor.  QEMU would execute them on the engine's own memory.
 OF_HYPERVISORS: Final = (
     Intercept.INVLPGA
@@ -150,10 +148,8 @@ class ControlBlock:
         """
         if missing := REQUIRED & ~self.intercepts:
             raise NotModelled(f"executing a guest without intercepting {_names(missing)}")
-        lacking = [_names(found)] if (found := LACKING & self.intercepts) else []
-        lacking += [name for vector, name in _LACKING_EXCEPTIONS.items() if self.exceptions >> vector & 1]
-        if lacking:
-            raise NotModelled(f"intercepting {', '.join(lacking)}")
+        if lacking := LACKING & self.intercepts:
+            raise NotModelled(f"intercepting {_names(lacking)}")
 
     def intercepts_exit(self, code: int) -> bool:
         """Whether the hypervisor asked for an exit of 0x60 … 0x9F."""

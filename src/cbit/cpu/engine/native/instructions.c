@@ -93,6 +93,13 @@ static void pass_operand(struct engine *e, struct head *head)
     head->next += mod == 1 ? 1 : mod == 2 || base == NO_BASE ? 4 : 0;
 }
 
+/* Whether a software interrupt is INT with a number, and not INT3 or INTO, whose last byte is none.  RIP is behind it. */
+int is_int_with_number(struct engine *e, uint32_t number)
+{
+    uint64_t base = (ENV(uint32_t, e, hflags) & HF_CS64) ? 0 : FIELD(uint64_t, e->env, at.segments + 24 * CODE_SEGMENT + 8);
+    return call.cpu_ldub_code(e->env, base + ENV(uint64_t, e, next_eip) - 1) == number;
+}
+
 /* Where the instruction ends that has just exited.  Of the opcodes that exit, few have operands. */
 static uint64_t next_of_instruction(struct engine *e)
 {

@@ -129,6 +129,21 @@ static int asks_python(const struct engine *e, uint32_t code)
     return code >= EXIT_INTR && code <= EXIT_LAST_BIT && (e->ours >> (code - EXIT_INTR) & 1);
 }
 
+/* Whether the event in CPUState is the hypervisor's and not an instruction's. */
+static int is_injected(const struct engine *e)
+{
+    return (FIELD(uint32_t, e->vmcb, VMCB_EVENT_INJECTION) & EVENT_VALID) != 0;
+}
+
+/* Whether the hypervisor wants an exception that QEMU does not ask it about: #BP of INT3, #OF of INTO. */
+static int is_overlooked(struct engine *e, uint32_t number)
+{
+    enum { BP = 3, OF = 4 };
+    return (number == BP || number == OF) && ENV(uint32_t, e, is_int)
+           && (FIELD(uint32_t, e->vmcb, VMCB_EXCEPTIONS) >> number & 1) && !is_injected(e)
+           && !is_int_with_number(e, number);
+}
+
 /* Every exception and every exit of the guest comes by here. */
 static void hook_interrupt(void *uc, uint32_t number, void *user)
 {
@@ -144,7 +159,13 @@ static void hook_interrupt(void *uc, uint32_t number, void *user)
     if (number < EXIT_BASE) {
         e->flushed.length = 0;
         undo_shots(e);                             /* the walk that they were made for has failed */
-        deliver(e);
+        if (!is_overlooked(e, number)) {
+            deliver(e);
+            return;
+        }
+        ENV(uint64_t, e, rip) = ENV(uint64_t, e, next_eip) - 1;
+        ENV(uint32_t, e, is_int) = 0;
+        cbit_leave(e, EXIT_EXCEPTION + number, 0);
         return;
     }
     uint32_t code = number - EXIT_BASE;
@@ -194,12 +215,11 @@ static int hook_invalid(void *uc, void *user)
         return 0;
     }
     undo_shots(e);
-    int injected = ENV(uint64_t, e, next_eip) == (uint64_t)-1;     /* so no instruction is at fault */
-    if (!injected && (repeats_flush(e) || let_general_registers_through(e)))
+    if (!is_injected(e) && (repeats_flush(e) || let_general_registers_through(e)))
         return 1;
     e->exit_code = EXIT_EXCEPTION_UD;
     e->exit_info_1 = 0;
-    if (injected || !may_flush_line(e)) {          /* not intercepted, or QEMU would have left */
+    if (is_injected(e) || !may_flush_line(e)) {          /* not intercepted, or QEMU would have left */
         FIELD(uint32_t, e->cs, at.cs_exception_index) = INVALID_OPCODE;
         ENV(uint32_t, e, error_code) = 0;
         ENV(uint32_t, e, is_int) = 0;

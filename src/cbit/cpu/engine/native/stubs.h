@@ -12,11 +12,11 @@ enum { LOAD, STORE, FETCH };                       /* how an access reaches the 
 enum { MAY_READ = 1, MAY_WRITE = 2, MAY_EXECUTE = 4 };
 enum { INVALID_OPCODE = 6, GENERAL_PROTECTION = 13 };
 enum { EXIT_BASE = 0x100 };                        /* an exception number from here on is an exit code */
-enum { EXIT_EXCEPTION_UD = 0x46, EXIT_INTR = 0x60, EXIT_IOIO = 0x7B, EXIT_SHUTDOWN = 0x7F, EXIT_LAST_BIT = 0x9F, EXIT_NPF = 0x400 };
+enum { EXIT_EXCEPTION = 0x40, EXIT_EXCEPTION_UD = 0x46, EXIT_INTR = 0x60, EXIT_IOIO = 0x7B, EXIT_SHUTDOWN = 0x7F, EXIT_LAST_BIT = 0x9F, EXIT_NPF = 0x400 };
 enum { RESUME, RESTART, DELIVER, LEAVE };          /* what Python answers to an exit */
 enum { VMCB_CONTROL = 0x060, VMCB_CONTROL_END = 0x090, VMCB_EVENT_END = 0x0B0, VMCB_CLEAN = 0x0C0, VMCB_SAVE = 0x400,
        VMCB_SAVE_END = 0x700 };                    /* the first three and the last: what #VMEXIT writes */
-enum { VMCB_CR_WRITES = 0x002, VMCB_INTERCEPTS = 0x00C, VMCB_PERMISSION_MAPS = 0x040, VMCB_TLB_CONTROL = 0x05C, VMCB_NESTED = 0x090,
+enum { VMCB_CR_WRITES = 0x002, VMCB_EXCEPTIONS = 0x008, VMCB_INTERCEPTS = 0x00C, VMCB_PERMISSION_MAPS = 0x040, VMCB_TLB_CONTROL = 0x05C, VMCB_NESTED = 0x090,
        VMCB_NESTED_CR3 = 0x0B0, VMCB_EFER = 0x4D0, VMCB_CR4 = 0x548 };
 enum { VMCB_NEXT_RIP = 0x0C8 };                     /* #VMEXIT writes it too */
 enum { CLEAN_PERMISSION_MAPS = 1 << 1 };
@@ -165,6 +165,7 @@ void cbit_undo_shots(struct engine *e);
 void hook_block(void *uc, uint64_t address, uint32_t size, void *user);
 int let_general_registers_through(struct engine *e);
 int may_flush_line(struct engine *e);
+int is_int_with_number(struct engine *e, uint32_t number);
 uint64_t next_rip(struct engine *e, uint32_t code);
 void stub_cpu_vmexit(void *env, uint32_t code, uint64_t info, uintptr_t from);
 
