@@ -78,7 +78,7 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_2(
     found = json.loads(out)
     assert {
         "cbit": __version__,
-        "command": command,
+        "command": command or "cbit",
         "ok": False,
         "reasons": found["reasons"],
         "result": {},
