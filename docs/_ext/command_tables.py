@@ -63,7 +63,7 @@ def _states(allowed: Iterable[Enum] | None, kind: type[Enum]) -> str:
 
 
 def statuses() -> str:
-    """Every status, and the functions of the secure processor that answer it."""
+    """Every status, and the functions and tables of the secure processor that answer it."""
     answered = answered_by()
     rows = [
         [f"{status:#06x}", status.name, ", ".join(f"`{name}`" for name in answered.get(status.name, ()))]
@@ -73,18 +73,20 @@ def statuses() -> str:
 
 
 def answered_by() -> Mapping[str, list[str]]:
-    """Status name to the functions whose code names it, in the order of files and lines."""
+    """Status name to the functions and tables whose code names it, in the order of files."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(_ROOM.rglob("*.py")):
         module = ".".join(path.relative_to(_ROOM).with_suffix("").parts)
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(function, ast.FunctionDef):
-                for name in dict.fromkeys(_named_statuses(function)):
-                    found[name].append(f"{module}.{function.name}")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = [(node.name, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        tables = [(ast.unparse(node.target), node) for node in tree.body if isinstance(node, ast.AnnAssign)]
+        for place, node in (*functions, *tables):
+            for name in dict.fromkeys(_named_statuses(node)):
+                found[name].append(f"{module}.{place}")
     return found
 
 
-def _named_statuses(function: ast.FunctionDef) -> Iterable[str]:
-    for node in ast.walk(function):
+def _named_statuses(place: ast.AST) -> Iterable[str]:
+    for node in ast.walk(place):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Status":
             yield node.attr

@@ -83,6 +83,8 @@ def test_every_status_is_on_the_page(generated: Any) -> None:
         assert f"| {status:#06x} | {status.name} |" in page
     (row,) = (line for line in page.splitlines() if "| INVALID_COMMAND |" in line)
     assert "`dispatch._carry_out`" in row
+    (row,) = (line for line in page.splitlines() if "| BAD_SVN |" in line)
+    assert "`commands.update.ANSWERS`" in row  # a table that functions answer by
 
 
 def test_a_structure_is_printed_with_its_fields_gaps_and_remarks(generated: Any) -> None:

@@ -55,6 +55,11 @@ def test_tests_that_other_pages_name_exist() -> None:
     assert set() == named - there
 
 
+def test_no_row_of_a_table_stands_alone() -> None:
+    page = (ROOT / "SPECIFICATION.md").read_text(encoding="utf-8")
+    assert [] == re.findall(r"\|\n\n(\|.*)", page)
+
+
 def test_promises_are_found_on_the_page() -> None:
     assert len(promises()) > 50
     assert len({promise for promise, _ in promises()}) == len(promises())

@@ -19,8 +19,8 @@ EXAMPLE = "example:\n  cbit capabilities --json"
 
 #: What the machine's half of cbit needs besides the owner's, and where it comes from.
 _NEEDS: Final = {
-    "numpy": "pip install 'cbit[machine]'",
-    "rich": "pip install 'cbit[machine]'",
+    "numpy": "pip install './cbit[machine]' beside a clone",
+    "rich": "pip install './cbit[machine]' beside a clone",
     "fcntl": "a Unix system",
     "resource": "a Unix system",
 }

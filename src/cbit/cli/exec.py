@@ -46,8 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EXAMPLE
     parser.usage = (
-        "cbit exec [--state DIR | --socket PATH] [--mechanism namespace|opens|fuse] [--cpuid]\n"
-        "                 -- PROGRAM [ARGUMENT …]"
+        "cbit exec [--json] [--state DIR | --socket PATH] [--mechanism namespace|opens|fuse] [--cpuid]\n"
+        "                 [--kvm host|supplied|none] [--guest-memory encrypted|plain] -- PROGRAM [ARGUMENT …]"
     )
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="the machine; without it a new one is made for this run"

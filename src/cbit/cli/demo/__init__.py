@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     linux.add_argument(
         "--linux",
         action="store_true",
-        help="boot Debian's kernel, fetched without root",
+        help="boot the kernel of this Debian or Ubuntu, fetched without root",
     )
     add_linux_options(linux)
     linux.add_argument(
