@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cbit.cpu.engine.control_block import At
+from cbit.cpu.faults import VmexitInvalid
 from cbit.spec.errors import NotModelled
-from cpu.engine.worlds import CODE, DATA, HLT, RBX, RDX, VMMCALL, Guest, assemble
+from cpu.engine.worlds import CODE, CPUID, DATA, HLT, RBX, RDX, VMMCALL, Guest, assemble
 
 VALID, TYPE_EXCEPTION = 1 << 31, 3 << 8
 HANDLER = 0x40000
@@ -116,3 +117,47 @@ def test_an_injected_event_is_not_intercepted(kind: int, vector: int) -> None:
     g.set("I", At.EXCEPTIONS, 0xFFFF_FFFF)
     g.set("Q", 0x0A8, VALID | kind << 8 | vector)
     assert (VMMCALL, 7) == (g.run().code, g.register(RBX))
+
+
+@pytest.mark.parametrize("event", [1 << 8 | 0x30, 5 << 8, 7 << 8 | 3, 3 << 8 | 2, 3 << 8 | 0x30])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_an_event_that_there_is_not_is_refused(event: int, *, first: bool) -> None:
+    g = Guest()
+    g.program("again: cpuid; jmp again")
+    g.set("I", 0x0C0, 2)  # later VMRUNs look at what changed alone
+    if not first:
+        assert CPUID == g.run().code
+    g.set("Q", 0x0A8, VALID | event)
+    with pytest.raises(VmexitInvalid, match="EVENTINJ"):
+        g.run()
+    assert (1 << 64) - 1 == g.get(At.EXIT_CODE)
+    g.set("Q", 0x0A8, event)  # not valid: nobody looks
+    assert CPUID == g.run().code
+
+
+PENDING, IGNORE_TPR, MASKING, VECTOR = 1 << 8, 1 << 20, 1 << 24, 0x30
+
+
+@pytest.mark.parametrize(
+    ("priority", "tpr", "more", "taken"),
+    [(8, 3, 0, True), (3, 8, 0, False), (3, 3, 0, False), (3, 8, IGNORE_TPR, True), (3, 8, MASKING, False)],
+)
+def test_a_virtual_interrupt_waits_for_its_priority(
+    priority: int, tpr: int, more: int, *, taken: bool
+) -> None:
+    g = handled(Guest(), VECTOR)
+    g.program("nop; hlt")
+    g.set("Q", 0x570, 0x202)
+    g.set("Q", 0x060, VECTOR << 32 | priority << 16 | PENDING | tpr | more)
+    assert (VMMCALL if taken else HLT) == g.run().code
+    assert (0 if taken else PENDING) | tpr == g.get(0x060) & 0xFFFF
+
+
+@pytest.mark.parametrize(("lowered", "taken"), [(3, False), (2, True)])
+def test_it_comes_when_the_guest_lowers_its_own(lowered: int, *, taken: bool) -> None:
+    g = handled(Guest(), VECTOR)
+    g.program(f"mov eax, {lowered}; mov cr8, rax; nop; hlt")
+    g.set("Q", 0x570, 0x202)
+    g.set("Q", 0x060, VECTOR << 32 | 3 << 16 | PENDING | 8 | MASKING)
+    assert (VMMCALL if taken else HLT) == g.run().code
+    assert (0 if taken else PENDING) | lowered == g.get(0x060) & 0xFFFF

@@ -302,7 +302,7 @@ def test_a_virtual_interrupt_waits_until_the_guest_allows_interrupts() -> None:
     g = Guest()
     with_handlers(g, one=(0x30, "mov rbx, rdx; iretq"))
     g.program("mov rdx, 1; cpuid; mov rdx, 2; sti; nop; mov rdx, 3; hlt")
-    g.set("Q", 0x060, 0x30 << 32 | 1 << 24 | 1 << 8)  # vector, V_INTR_MASKING, V_IRQ
+    g.set("Q", 0x060, 0x30 << 32 | 1 << 24 | 1 << 16 | 1 << 8)  # vector, V_INTR_MASKING, a priority, V_IRQ
     assert CPUID == g.run().code
     assert 1 << 8 == g.get(0x060) & 1 << 8  # still pending
     g.skip(2)

@@ -155,7 +155,10 @@ def interrupts_into_nothing() -> None:
             g = Guest()
             g.program("hlt")
             g.set("Q", 0x0A8, 1 << 31 | form << 8 | vector)
-            assert g.run(blocks=1000).code in (SHUTDOWN, NPF, HLT)
+            try:
+                assert g.run(blocks=1000).code in (SHUTDOWN, NPF, HLT)
+            except VmexitInvalid:
+                assert (3, True) == (form, vector >= 32)
 
 
 def stack_in_nowhere() -> None:

@@ -26,6 +26,9 @@ from cbit.trace import Trace
 
 C_BIT: Final = VIEW_BITS
 _REMEMBERED: Final = 4096  # accepted VMCBs
+_EVENT_VALID: Final = 1 << 31
+_EVENT_TYPES: Final = (0, 2, 3, 4)  # external interrupt, NMI, exception, software interrupt
+_EXCEPTION, _NMI, _EXCEPTIONS = 3, 2, 32
 
 
 def executing_features(features: EncryptionFeatures) -> EncryptionFeatures:
@@ -61,6 +64,18 @@ class Checked:
     vte: bool
 
 
+def event_refusal(event: int) -> str | None:
+    """Say why VMRUN does not inject an event (EVENTINJ): a type is reserved, a vector no exception's."""
+    kind, vector = event >> 8 & 7, event & 0xFF
+    if not event & _EVENT_VALID:
+        return None
+    if kind not in _EVENT_TYPES:
+        return f"EVENTINJ {event:#x}: type {kind} is reserved"
+    if kind == _EXCEPTION and (vector == _NMI or vector >= _EXCEPTIONS):
+        return f"EVENTINJ {event:#x}: vector {vector} is no exception's"
+    return None
+
+
 class Checks:
     """The checks of one core.  Mutable: it remembers what it accepted."""
 
@@ -74,20 +89,25 @@ class Checks:
         if host is not self._host or len(self._good) > _REMEMBERED:
             self._host = host
             self._good.clear()
+        if why := event_refusal(block.event):
+            raise self._refuse(block, why)
         fields = block.checked_fields
         good = self._good.get(fields)
         if good is None or (good.mode is VmMode.SEV and not host.state.asid_usable(good.asid)):
             good = self._good[fields] = self._look(block, host)
         return good
 
+    def _refuse(self, block: ControlBlock, why: str) -> VmexitInvalid:
+        block.refuse()
+        self._trace.emit("cpu.engine", "VMRUN: VMEXIT_INVALID", why, asid=block.asid)
+        return VmexitInvalid(why)
+
     def _look(self, block: ControlBlock, host: HostSide) -> Checked:
         state = replace(host.state, features=executing_features(host.state.features))
         # The reference model injects no events, this engine does.
         vmcb = Vmcb.parse(block.bytes, canonical=False).replace(event_injection=0)
         if why := refusal(vmcb, state):
-            block.refuse()
-            self._trace.emit("cpu.engine", "VMRUN: VMEXIT_INVALID", why, asid=vmcb.asid)
-            raise VmexitInvalid(why)
+            raise self._refuse(block, why)
         require_modelled(vmcb, state)
         block.require_modelled()
         mode = vm_mode(vmcb, encryption_on=state.encryption_on)

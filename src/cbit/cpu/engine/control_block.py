@@ -95,6 +95,8 @@ class At:
     EXIT_CODE: Final = 0x070
     EXIT_INFO_1: Final = 0x078
     EXIT_INFO_2: Final = 0x080
+    ASID: Final = 0x058
+    EVENT: Final = 0x0A8
     NCR3: Final = 0x0B0
     NEXT_RIP: Final = 0x0C8
 
@@ -129,6 +131,8 @@ class ControlBlock:
         self.bytes = contents
         (self.intercepts,) = struct.unpack_from("<Q", self.bytes, At.INTERCEPTS)
         (self.exceptions,) = struct.unpack_from("<I", self.bytes, At.EXCEPTIONS)
+        (self.event,) = struct.unpack_from("<Q", self.bytes, At.EVENT)
+        (self.asid,) = struct.unpack_from("<I", self.bytes, At.ASID)
 
     @property
     def checked_fields(self) -> bytes:

@@ -105,6 +105,8 @@ class EngineState(ctypes.Structure):
         ("cr3", _U64),
         ("cr3_reserved", _U64),
         ("cr4_reserved", _U64),
+        ("virtual_interrupt", _U64),
+        ("withheld", _U64),
         ("keep_tlb", _U64),
         ("blocks", _U64),
         ("deadline", _U64),

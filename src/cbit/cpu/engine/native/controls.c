@@ -75,4 +75,10 @@ void stub_helper_write_crN(void *env, int number, uint64_t value)
             call.raise_exception_err(env, GENERAL_PROTECTION, 0);  /* leaves by longjmp */
     }
     call.helper_write_crN(env, number, value);
+    /* What waits for a lower priority comes at the next block, which this instruction ends. */
+    if (number == 8 && e && e->env == env && e->withheld && (e->virtual_interrupt & V_INTR_MASKING)
+        && !must_wait((uint32_t)e->virtual_interrupt, (uint32_t)value)) {
+        FIELD(uint32_t, e->cs, at.cs_interrupt_request) |= VIRTUAL_INTERRUPT;
+        e->withheld = 0;
+    }
 }

@@ -264,11 +264,22 @@ static const struct { uint16_t at, length; } checked[] = {
     { 0x000, 0x14 }, { 0x058, 8 }, { 0x090, 8 }, { 0x0B0, 8 },
 };
 
+/* Whether VMRUN may refuse the event: as checks.py has it, in more words. */
+static int is_odd(uint32_t event)
+{
+    enum { RESERVED = 1 << 8, NMI = 2 << 8, EXCEPTION = 3 << 8, SOFTWARE = 4 << 8, EXCEPTIONS = 32, VECTOR = 0xFF };
+    if (!(event & EVENT_VALID))
+        return 0;
+    uint32_t type = event & EVENT_TYPE, vector = event & VECTOR;
+    return type == RESERVED || type > SOFTWARE || (type == EXCEPTION && (vector == NMI >> 8 || vector >= EXCEPTIONS));
+}
+
 /* Whether `block` has the checked fields that were found good, the control registers with which the guest left, and
  * vouches for its permission maps. */
 static int unchanged(const struct engine *e, const uint8_t *good)
 {
-    if (!e->block || !(e->block[VMCB_CLEAN] & CLEAN_PERMISSION_MAPS))
+    if (!e->block || !(e->block[VMCB_CLEAN] & CLEAN_PERMISSION_MAPS)
+        || is_odd(FIELD(uint32_t, e->block, VMCB_EVENT_INJECTION)))
         return 0;
     uint64_t tables[4];
     tables_of(e->block, tables);
@@ -282,6 +293,26 @@ static int unchanged(const struct engine *e, const uint8_t *good)
     return 1;
 }
 
+/* QEMU takes a virtual interrupt whatever its priority. */
+static void load_virtual_interrupt(struct engine *e)
+{
+    uint32_t *control = &FIELD(uint32_t, e->vmcb, VMCB_VIRTUAL_INTERRUPT);
+    e->virtual_interrupt = *control;
+    e->withheld = must_wait(*control, *control & V_TPR);
+    if (e->withheld)
+        *control &= ~V_IRQ;
+}
+
+/* One that still waits is still pending; and without V_INTR_MASKING the guest has not touched V_TPR. */
+static void save_virtual_interrupt(struct engine *e)
+{
+    uint32_t *control = &FIELD(uint32_t, e->vmcb, VMCB_VIRTUAL_INTERRUPT);
+    if (e->withheld)
+        *control |= V_IRQ;
+    if (!(e->virtual_interrupt & V_INTR_MASKING))
+        *control = (*control & ~V_TPR) | (e->virtual_interrupt & V_TPR);
+}
+
 /* QEMU's copy: addresses in it are the engine's own, intercepts the hypervisor's and the engine's. */
 static void load_block(struct engine *e, uint64_t space)
 {
@@ -289,6 +320,7 @@ static void load_block(struct engine *e, uint64_t space)
     uint64_t tables[4];
     memcpy(vmcb, e->block, VMCB_CLEAN + 8);
     memcpy(vmcb + VMCB_SAVE, e->block + VMCB_SAVE, VMCB_SAVE_END - VMCB_SAVE);
+    load_virtual_interrupt(e);
     FIELD(uint32_t, vmcb, VMCB_INTERCEPTS) |= (uint32_t)e->intercepts;
     FIELD(uint32_t, vmcb, VMCB_INTERCEPTS + 4) |= (uint32_t)(e->intercepts >> 32);
     FIELD(uint64_t, vmcb, VMCB_PERMISSION_MAPS) = e->iopm_at;
@@ -327,6 +359,7 @@ int cbit_vmrun(struct engine *e, uint64_t *registers, uint64_t begin, uint64_t s
     if (in_guest(e))
         cbit_leave(e, EXIT_INTR, 0);
     current = NULL;
+    save_virtual_interrupt(e);
     memcpy(registers, e->env, GENERAL);
     tables_of(e->vmcb, e->left);
     e->left_space = space;

@@ -19,6 +19,8 @@ enum { VMCB_CONTROL = 0x060, VMCB_CONTROL_END = 0x090, VMCB_EVENT_END = 0x0B0, V
 enum { VMCB_CR_WRITES = 0x002, VMCB_EXCEPTIONS = 0x008, VMCB_INTERCEPTS = 0x00C, VMCB_PERMISSION_MAPS = 0x040, VMCB_TLB_CONTROL = 0x05C, VMCB_NESTED = 0x090,
        VMCB_NESTED_CR3 = 0x0B0, VMCB_EFER = 0x4D0, VMCB_CR4 = 0x548 };
 enum { VMCB_NEXT_RIP = 0x0C8 };                     /* #VMEXIT writes it too */
+enum { VMCB_VIRTUAL_INTERRUPT = 0x060, V_TPR = 0xF, V_IRQ = 1 << 8, V_PRIORITY_SHIFT = 16, V_IGN_TPR = 1 << 20,
+       V_INTR_MASKING = 1 << 24 };
 enum { CLEAN_PERMISSION_MAPS = 1 << 1 };
 enum { VMCB_EXIT_INFO_2 = 0x080, VMCB_CR3 = 0x550, VMCB_EVENT_INJECTION = 0xA8, EVENT_VALID = 1u << 31, EVENT_TYPE = 7 << 8, EVENT_INTERRUPT = 0 << 8 };
 enum { VIRTUAL_INTERRUPT = 0x100 };                /* in CPUState.interrupt_request */
@@ -112,6 +114,8 @@ struct engine {
     uint64_t c_bit;                      /* what a page-table walk adds to CR3; 0 without SEV */
     uint64_t cr3;                        /* CR3 as the guest wrote it */
     uint64_t cr3_reserved, cr4_reserved; /* bits that a MOV must not set */
+    uint64_t virtual_interrupt;          /* control of the virtual interrupt, as VMRUN loaded it */
+    uint64_t withheld;                   /* it waits until its priority is above that of the guest */
     uint64_t keep_tlb;                   /* from #VMEXIT to the first block after VMRUN: the same guest again */
     uint64_t blocks, deadline;           /* executed in guest mode; stop at the latter */
     int32_t *exit_word;                  /* of CPUState: negative if the next block is to stop */
@@ -159,6 +163,12 @@ static inline int has_c_bit(const struct engine *e)
 {
     enum { PG = 1u << 31, PAE = 1 << 5 };
     return (ENV(uint64_t, e, cr0) & PG) && (ENV(uint64_t, e, cr4) & PAE);
+}
+
+/* Whether a pending virtual interrupt has to wait under a task priority. */
+static inline int must_wait(uint32_t control, uint32_t priority)
+{
+    return (control & V_IRQ) && !(control & V_IGN_TPR) && (control >> V_PRIORITY_SHIFT & V_TPR) <= priority;
 }
 
 void cbit_undo_shots(struct engine *e);
