@@ -21,6 +21,7 @@ from cbit.attacks.lab.scene import Facts, Scene
 from cbit.attacks.lab.stand import Setup, Stand, Workshop
 from cbit.attacks.power import Power, PowerNotHeld
 from cbit.cpu.engine.errors import NoEngine
+from cbit.spec.address import PAGE
 
 
 def boasting(hands: Hands, facts: Facts, log: Log) -> bytes:
@@ -133,6 +134,31 @@ def test_who_emulates_an_instruction_has_its_operands_and_no_more(workshop: Work
         with pytest.raises(PowerNotHeld):  # once
             hands.victim.skip(length)
         assert operands or "hlt" == program or HLT == hands.victim.run().code
+
+
+@pytest.mark.parametrize("c_bit", [0, 1 << 47])
+def test_what_is_a_power_of_its_own_is_not_reached_through_memory(workshop: Workshop, c_bit: int) -> None:
+    stand = Stand(workshop, Setup(), mode=Mode.SEV, variant="", seed=1, parameters={})
+    guest = stand.guest(Program("hlt"))
+    powers = frozenset({Power.MAP_MEMORY, Power.DMA})
+    hands = Hands(stand.host, Scene((), Facts({}), guest), powers, own_sev=True)
+    *_, table = guest.vm.tables.frames()
+    vmcb, leaf = guest.cpu.vmcb_at | c_bit, table | c_bit
+    for reads, writes in (
+        (hands.memory.read, hands.memory.write),
+        (hands.device.read, hands.device.write),
+        (hands.device.read_plain, hands.device.write),
+    ):
+        for spa, length in ((vmcb, 8), (vmcb - 8, 16), (vmcb + PAGE - 1, 1), (vmcb - PAGE, 3 * PAGE)):
+            with pytest.raises(PowerNotHeld, match="read and write registers"):
+                reads(spa, length)
+            with pytest.raises(PowerNotHeld, match="read and write registers"):
+                writes(spa, bytes(length))
+        with pytest.raises(PowerNotHeld, match="edit nested page tables"):
+            writes(leaf, bytes(8))
+    assert any(hands.memory.read(table, PAGE))
+    hands.memory.read(guest.cpu.vmcb_at - 8, 8)
+    hands.memory.write(guest.spa(0), b"the victim's own")
 
 
 def test_a_program_that_does_not_assemble_is_refused() -> None:

@@ -52,6 +52,7 @@ _NUMBERS: Final = {
     )
 }
 
+_ADDRESSES: Final = 1 << 40  # above are the C-bit and what no machine of the lab has
 _PATIENCE: Final = 2_000_000  # blocks of code until a physical interrupt comes
 #: Instructions that a hypervisor steps over once it has done their work, and their lengths.
 _LENGTHS: Final = {HLT: 1, CPUID: 2, MSR: 2, VMMCALL: 3}
@@ -67,11 +68,38 @@ class Thwarted(CbitError):
     """An attempt cannot go on; the message says what stood in its way."""
 
 
+class _Reserved:
+    """What lies in memory and is a power of its own: the victim's VMCB (p4), and its nested tables (p2).
+
+    Who may map any memory, or owns a device, reaches them on a real machine too.  Here powers are told apart:
+    an attack that wants them declares them.
+    """
+
+    def __init__(self, guest: Victim | None) -> None:
+        self._guest = guest
+
+    def insist(self, spa: int, length: int, *, write: bool) -> None:
+        """See that an access touches neither; to look at nested tables is no power.
+
+        Raises:
+            PowerNotHeld: it does.
+        """
+        if self._guest is None:
+            return
+        start = spa % _ADDRESSES
+        reserved = {self._guest.cpu.vmcb_at: Power.USE_REGISTERS}
+        if write:
+            reserved |= dict.fromkeys(self._guest.vm.tables.frames(), Power.EDIT_NESTED_TABLES)
+        for page, power in reserved.items():
+            if start < page + PAGE and page < start + length:
+                raise PowerNotHeld(power)
+
+
 class Memory:
-    """Physical memory as host software reaches it."""
+    """Physical memory as host software reaches it, but for what is a power of its own."""
 
     def __init__(self, host: Host, guest: Victim | None) -> None:
-        self._host, self._guest = host, guest
+        self._host, self._guest, self._reserved = host, guest, _Reserved(guest)
         self.size: Final = host.machine.memory_size
 
     def spa(self, gpa: int, length: int = 1) -> Spa:
@@ -85,10 +113,12 @@ class Memory:
 
     def read(self, spa: int, length: int, *, c: bool = False) -> bytes:
         """Read through a mapping."""
+        self._reserved.insist(spa, length, write=False)
         return self._host.read(Spa(spa), length, c=c)
 
     def write(self, spa: int, data: bytes, *, c: bool = False) -> None:
         """Write through a mapping."""
+        self._reserved.insist(spa, len(data), write=True)
         self._host.write(Spa(spa), data, c=c)
 
 
@@ -359,6 +389,7 @@ class Device:
 
     def __init__(self, port: DmaPort, c_bit: int | None, guest: Victim | None) -> None:
         self._port, self._c_bit, self._guest = port, c_bit, guest
+        self._reserved = _Reserved(guest)
 
     def spa(self, gpa: int) -> Spa:
         """Where a page of the victim's lies."""
@@ -367,17 +398,19 @@ class Device:
 
     def read_plain(self, spa: int, length: int) -> bytes:
         """Read with C=0."""
+        self._reserved.insist(spa, length, write=False)
         return self._port.read(spa, length)
 
     def read(self, spa: int, length: int) -> bytes:
         """Read with C=0, and with C=1 where the device drives that line."""
-        loot = self._port.read(spa, length)
+        loot = self.read_plain(spa, length)
         if self._c_bit is not None:
             loot += self._port.read(spa | 1 << self._c_bit, length)
         return loot
 
     def write(self, spa: int, data: bytes) -> None:
         """Write with C=0."""
+        self._reserved.insist(spa, len(data), write=True)
         self._port.write(spa, data)
 
 
