@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-from cbit.cli.messages import Messages
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -16,7 +14,8 @@ def progress(what: str, *, quiet: bool) -> Iterator[None]:
         yield
         return
     if not sys.stderr.isatty():
-        Messages("cbit")(f"{what} …")
+        with suppress(OSError):  # nobody reads it: no reason not to do it
+            print(f"cbit: {what} …", file=sys.stderr, flush=True)
         yield
         return
     from rich.console import Console
