@@ -14,6 +14,7 @@ import pytest
 from cbit.attacks.experiments import ALL, named
 from cbit.attacks.lab.outcome import Mode
 from cbit.cli import main
+from cbit.cli.command_line import COMMANDS as COMMAND_LINE
 from cbit.cli.envelope import Exit, Outcome, envelope
 from cbit.redirect.kvm import EXTENSIONS
 from cbit.redirect.kvm_requests import REQUESTS, Cap
@@ -75,6 +76,14 @@ def test_a_commands_row_says_what_dispatch_does(generated: Any) -> None:
         "in/out, back on success and on INVALID_LENGTH",
     ]
     assert cells[4:7] == ["WORKING", "LUPDATE", "LSECRET"]
+
+
+def test_every_command_of_the_program_is_on_its_page() -> None:
+    page = (REFERENCE / "command-line.md").read_text(encoding="utf-8")
+    named_on_page = re.findall(
+        r"`cbit ([a-z]+)`", "\n".join(re.findall(r"^\| (`cbit .*?) \|", page, re.MULTILINE))
+    )
+    assert sorted(name for name, *_ in COMMAND_LINE) == sorted(named_on_page)
 
 
 def test_every_status_is_on_the_page(generated: Any) -> None:

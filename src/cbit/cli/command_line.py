@@ -29,7 +29,7 @@ COMMANDS: Final = (
     ("demo", "cbit.cli.demo", "the whole story, from power-on to a sealed secret, on this machine"),
     ("setup", "cbit.cli.setup", "manufacture a chip and its certificates"),
     ("run", "cbit.cli.run", "boot a guest"),
-    ("memory", "cbit.cli.memory", "show the page map of a machine or a dump"),
+    ("memory", "cbit.cli.memory", "show the pages of a dump, or of a guest"),
     ("serve", "cbit.cli.serve", "the machine as a daemon"),
     ("control", "cbit.cli.control", "ask a served machine for its status, reset it, cut its power"),
     ("exec", "cbit.cli.exec", "run an unmodified program that finds /dev/sev"),

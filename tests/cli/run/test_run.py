@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def test_a_guest_prints_and_powers_itself_off(run: Run, mode: str) -> None:
         assert ran.report["latency"]["extra_ns"] > 0
     assert ran.report["cpu_seconds"] > 0
     assert MEMORY == ran.report["pages"]["memory_size"]
+
+
+@pytest.mark.parametrize("guests", [(), ("--guest", "alice", "--guest", "bob,mode=none")])
+def test_the_reference_has_each_member_of_a_report(run: Run, guests: tuple[str, ...]) -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/json.md").read_text(encoding="utf-8")
+    named = set(
+        re.findall(r"`(\w+)`", page.partition("## The report of `cbit run`")[2].partition("\n## ")[0])
+    )
+    ran = run(kernels.small(BYE), "--mode", "sev", *guests)
+    each = ran.report.get("guests", [ran.report])
+    inside = [part for guest in each for part in (guest["launch"] or {}, guest["pages"])]
+    assert set() == set().union(ran.report, *each, *inside) - named
 
 
 def test_the_owner_compares_before_the_guest_starts(run: Run) -> None:
