@@ -13,7 +13,7 @@ from cbit.attacks.experiments.severed import _pages_right
 from cbit.attacks.lab.corpus import Corpus
 from cbit.attacks.lab.guest import C_BIT, CPUID, HLT, PAGE_FAULT, Program
 from cbit.attacks.lab.hands import Hands
-from cbit.attacks.lab.log import AGREES, NO_COMPARISON, NO_FIGURE, Figure
+from cbit.attacks.lab.log import AGREES, NO_COMPARISON, NO_FIGURE, Field, Figure
 from cbit.attacks.lab.outcome import Mode, Verdict
 from cbit.attacks.lab.run import run
 from cbit.attacks.lab.scene import Facts, Scene
@@ -172,3 +172,15 @@ def test_a_published_figure_has_a_source_and_a_word_on_how_ours_compares() -> No
 def test_no_figure_is_published_of_a_cold_boot(workshop: Workshop) -> None:
     (figure,) = run(named("cold-boot"), workshop, mode=Mode.NONE).figures
     assert ("keys found", NO_FIGURE) == (figure.name, figure.published)
+
+
+@pytest.mark.parametrize(("mode", "keys"), [(Mode.NONE, 3), (Mode.SME, 0)])
+def test_a_cold_boot_draws_where_the_keys_lie(workshop: Workshop, mode: Mode, keys: int) -> None:
+    result = run(named("cold-boot"), workshop, mode=mode)
+    first, *_, last = result.steps
+    assert any(first.data)  # not the zeros that memory begins with
+    assert isinstance(last.picture, Field)
+    assert keys == last.picture.cells.count(255)
+    assert {15, 90} <= set(last.picture.cells)
+    schedules = [step.length for step in result.steps if "key schedule" in step.text]
+    assert ([176, 240] if keys else []) == schedules

@@ -152,7 +152,10 @@ def _search(image: bytes, facts: Facts, log: Log) -> list[bytes]:
     loot, places = [], []
     for name, kind in (("AES-128", AES_128), ("AES-256", AES_256)):
         for offset, key in aes_keys(image, kind):
-            log.step(f"{name} key schedule at {offset:#x}, as it was read", image[offset : offset + PAGE])
+            log.step(
+                f"{name} key schedule at {offset:#x}, as it was read",
+                image[offset : offset + 4 * kind.rounds],
+            )
             loot.append(key)
             places.append(offset)
     modulus = facts.data("modulus")
@@ -167,7 +170,9 @@ def _search(image: bytes, facts: Facts, log: Log) -> list[bytes]:
             log.step("a prime factor", factor)
             loot.append(factor)
             places.append(offset)
-    log.step(f"{len(places)} keys (light) in what is not zero (grey)", picture=_map(image, places))
+    log.step(
+        f"{len(places)} keys, in the strongest shade, among what is not zero", picture=_map(image, places)
+    )
     return loot
 
 
