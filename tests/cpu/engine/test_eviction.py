@@ -207,7 +207,7 @@ def test_every_injected_interrupt_arrives_once(pages: int) -> None:
         if turn % 2:
             g.set("Q", 0x0A8, 1 << 31 | 0x30)  # EVENTINJ
         else:
-            g.set("Q", 0x060, 0x30 << 32 | 1 << 24 | 1 << 8)  # V_IRQ
+            g.set("Q", 0x060, 0x30 << 32 | 1 << 24 | 1 << 16 | 1 << 8)  # V_IRQ, with a priority
         if turn % 7 == 0:
             g.machine.cache.wbinvd()
     assert HLT == g.run().code
