@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ PATIENCE_S = 100
 BUSY = {
     "bench launch": ["bench", "launch", "--rounds", "300"],
     "bench guest": ["bench", "guest", "--rounds", "300"],
-    "attack run": ["attack", "run", "severed"],
+    "attack run": ["attack", "run", "block-move-xex", "--set", "corpus_mib=128", "--set", "memory=256"],
     "attack matrix": ["attack", "matrix", "--jobs", "2"],
     "demo": ["demo"],
     "exec": ["exec", "--", "sleep", "100"],
@@ -49,19 +49,21 @@ def started(scratch: Path, *words: str, before: tuple[str, ...] = ()) -> Iterato
         finally:
             for pid in [process.pid, *session(process.pid)]:
                 if process.poll() is None or pid != process.pid:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
 
-def session(leader: int) -> list[int]:
-    """List the processes of a session, its leader and the dead aside."""
-    found = []
+def session(leader: int) -> dict[int, str]:
+    """Name the processes of a session by their numbers, its leader and the dead aside."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, of, *_ = entry.read_text().rpartition(")")[2].split()
+            name, _, rest = entry.read_text().partition("(")[2].rpartition(")")
         except OSError:  # it ended meanwhile
             continue
+        state, _, _, of, *_ = rest.split()
         if int(of) == leader and state != "Z" and entry.parent.name != str(leader):
-            found.append(int(entry.parent.name))
+            found[int(entry.parent.name)] = name
     return found
 
 
@@ -85,7 +87,10 @@ def test_nothing_of_a_busy_command_is_left(tmp_path: Path, command: str, number:
         pytest.skip(missing())
     with started(tmp_path, *BUSY[command]) as process:
         wait_until(lambda: files(tmp_path) or process.poll() is not None)
-        time.sleep(1)  # children and guests, where there are some
+        if command == "exec":  # its program is there
+            wait_until(lambda: "sleep" in session(process.pid).values() or process.poll() is not None)
+        else:
+            time.sleep(1)  # children and guests, where there are some
         os.killpg(process.pid, number)  # twice, as `timeout` does: its child, and then the group
         process.send_signal(number)
         process.send_signal(number)

@@ -23,7 +23,12 @@ def test_make_demo_ends_with_the_line_that_the_documents_begin_with(tmp_path: Pa
     demo.write_text("#!/bin/sh\necho '{}'\n")
     demo.chmod(0o755)
     ended = subprocess.run(
-        ["make", "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
+        ["make", "--no-print-directory", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert ended.stdout == "{}\n"  # with --json, nothing else
     assert ended.stderr.splitlines()[-1].endswith(f" {LINE}")
