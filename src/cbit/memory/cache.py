@@ -100,7 +100,8 @@ class Cache:
     def check(self, spa: int, length: int, key_id: KeyId) -> None:
         """Refuse a request that cannot be served, before anything moves (errors as `read`)."""
         self._controller.check(spa, length, key_id)
-        self._trusted.check(spa, length)
+        if spa < self._trusted.end:  # of accesses beyond it, which most are, nothing more is asked
+            self._trusted.check(spa, length)
 
     def protect(self, start: int, end: int) -> None:
         """Keep one range from cores and devices, in the place of the one before; no copy stays to be hit.
