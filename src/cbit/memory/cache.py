@@ -12,8 +12,7 @@ overwrite each other's untouched lines.
 MODEL CHOICE: a transfer of `STREAM` bytes or more is non-temporal: what is cached under its own tag takes
 part, nothing new is cached.  It goes at the speed of the engine and leaves the cache to small accesses.
 An execution engine may borrow copies and use them where they lie (`cbit.memory.lending`).
-MODEL CHOICE: of several dirty copies of one line, the least recently used is written back first (§6.3 says
-only that the order decides).
+MODEL CHOICE: of several dirty copies of one line the least recently used leaves first (§6.3: order decides).
 
 Paper: memory-encryption.md §6.
 """
@@ -100,7 +99,7 @@ class Cache:
     def check(self, spa: int, length: int, key_id: KeyId) -> None:
         """Refuse a request that cannot be served, before anything moves (errors as `read`)."""
         self._controller.check(spa, length, key_id)
-        if spa < self._trusted.end:  # of accesses beyond it, which most are, nothing more is asked
+        if spa < self._trusted.end:  # few are
             self._trusted.check(spa, length)
 
     def protect(self, start: int, end: int) -> None:

@@ -166,7 +166,7 @@ def test_the_smallest_cache_does(run: Run, mode: str) -> None:
 
 def test_a_guest_that_gets_nowhere_times_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cbit.cli.run.LEAST_CACHE", 4096)  # no room for code and data at once
-    ran = run(kernels.small(kernels.reads(PLANTED_AT) + BYE), "--cache", "8K", "--timeout", "0.5")
+    ran = run(kernels.small(kernels.reads(PLANTED_AT) + BYE), "--cache", "4K", "--timeout", "0.5")
     assert (1, "timeout", "") == (ran.code, ran.report["end"], ran.out)
     assert ran.report["executed_blocks"] <= 1
 
