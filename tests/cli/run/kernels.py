@@ -56,10 +56,17 @@ def writes(address: int, text: bytes) -> bytes:
     )
 
 
-#: Listens (interrupts enabled at the serial port, though masked at the controller), echoes until a full stop.
+def spins(blocks: int) -> bytes:
+    """Let so many blocks go by."""
+    return b"\xb9" + struct.pack("<I", blocks) + b"\xe2\xfe"  # mov ecx, blocks; loop $
+
+
+#: Interrupts of the serial port's receiver are enabled there, though masked at the controller.
+LISTENS: Final = b"\x66\xba\xf9\x03\xb0\x01\xee"  # mov dx, 0x3F9; mov al, 1; out dx, al
+FIFO_ON: Final = b"\x66\xba\xfa\x03\xb0\x01\xee"  # mov dx, 0x3FA; mov al, 1; out dx, al
+#: Listens, echoes until a full stop.
 ECHO: Final = (
-    b"\x66\xba\xf9\x03\xb0\x01\xee"  # mov dx, 0x3F9; mov al, 1; out dx, al
-    b"\x66\xba\xfd\x03"  # poll: mov dx, 0x3FD
+    LISTENS + b"\x66\xba\xfd\x03"  # poll: mov dx, 0x3FD
     b"\xec\xa8\x01\x74\xfb"  # wait: in al, dx; test al, 1; jz wait
     b"\x66\xba\xf8\x03\xec\xee"  # mov dx, 0x3F8; in al, dx; out dx, al
     b"\x3c\x2e\x75\xeb"  # cmp al, '.'; jne poll

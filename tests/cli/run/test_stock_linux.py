@@ -101,7 +101,7 @@ def test_it_uses_its_board_opens_its_disk_takes_commands_and_ends(
     assert (int(end == "panic"), end) == (ended, report["end"]), text[-2000:]
     says = re.findall("Memory Encryption Features active: AMD (SEV|SME)", text)
     assert ([] if mode == "none" else [mode.upper()]) == says
-    assert "typed 42" in text
+    assert "typed 42" in text, text[-3000:]
     assert ("the disk is open" in text) is (mode != "none")
     assert ("nobody injected a secret" in text) is (mode == "none")
     assert ("/dev/vda stays closed" in text) is (mode == "none")

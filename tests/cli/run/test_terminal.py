@@ -204,6 +204,16 @@ def test_what_comes_through_a_pipe_is_typed_once_the_guest_listens(command: list
     assert (0, b"ready\r\ntyped early.") == (done.returncode, done.stdout)
 
 
+def test_what_comes_through_a_pipe_waits_for_the_receivers_fifo_too(
+    command: list[str], tmp_path: Path
+) -> None:
+    """Linux enables its interrupt first: a turn that ends between the two must not lose what is typed."""
+    slow = kernels.spins(TURN - 20_000) + kernels.LISTENS + kernels.spins(40_000) + kernels.FIFO_ON
+    (tmp_path / "kernel").write_bytes(kernels.small(slow + kernels.ECHO + kernels.POWER_OFF + kernels.HALT))
+    done = subprocess.run(command, input=b"typed early.", capture_output=True, timeout=PATIENCE, check=False)
+    assert (0, b"typed early.") == (done.returncode, done.stdout)
+
+
 def test_what_cbit_says_begins_a_line_where_both_go_to_one_place(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(kernels.small(kernels.says("login: ") + kernels.FOREVER))
     words = [*command, "--until", "login: "]

@@ -36,6 +36,7 @@ SLICE: Final = (
 )
 PANIC_NS: Final = 5_000_000_000  #: guest time that a kernel has to reset after it has panicked
 _LONGEST_NS: Final = 50_000_000  # of sleep without a look at the keyboard
+_SETTLES_NS: Final = 1_000_000  # guest time from a driver's first interrupt enabled to its receiver's FIFO
 _SLEEPER: Final = {
     Next.SHUTDOWN: End.TRIPLE_FAULT,
     Next.NO_MEMORY: End.NO_MEMORY,
@@ -95,10 +96,20 @@ class Seat:
         self.ending: Ending | None = None
         self.used = Counter[str]()
         self._panicked_at: int | None = None
+        self._hears_from: int | None = None
 
     def deaf(self) -> bool:
-        """Whether it does not take what is typed yet."""
-        return not self._serial.listens
+        """Whether it does not take what is typed yet: for a moment after its driver has begun to listen, too.
+
+        Linux switches the receiver's FIFO on only then, and what has come by that time is lost.
+        """
+        now = self.monitor.clock.ns
+        if not self._serial.listens:
+            self._hears_from = None
+            return True
+        if self._hears_from is None:
+            self._hears_from = now + _SETTLES_NS
+        return now < self._hears_from
 
     def look(self) -> None:
         """See whether it has ended by itself, or by what it printed."""
