@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cbit.cli.capabilities import require_machine
+from cbit.cli.ending_signals import Ended
 from cbit.cli.envelope import Outcome
 from cbit.cli.messages import Messages
 from cbit.spec.errors import CbitError, NotModelled
@@ -127,24 +128,32 @@ def _run(args: argparse.Namespace, reasons: list[str]) -> tuple[Ending, dict[str
             say(why)  # whoever reads it or not: no reason to answer the program otherwise
 
     trace = Trace()
-    with ExitStack() as stack:
-        kvm, rule = _mode(args)
-        cpuid = _Cpuid() if args.cpuid else None
-        files = sev_files(es=True, kvm=kvm)
-        target = stack.enter_context(_started(args, files, cpuid, trace))
-        stack.enter_context(trace.watched_by(hear, only="driver"))
-        profile, devices = stack.enter_context(_machine(args, kvm, rule, trace, target))
-        if cpuid is not None:
-            cpuid.becomes(profile)
-        ending = target.serve(devices)
-        result: dict[str, object] = {
-            "mechanism": str(target.mechanism),
-            "why": target.why,
-            "profile": profile,
-            "kvm": str(kvm),
-            "guest_memory": str(rule),
-        }
-        return ending, result
+    ended: tuple[Ending, dict[str, object]] | None = None
+    try:
+        with ExitStack() as stack:
+            kvm, rule = _mode(args)
+            cpuid = _Cpuid() if args.cpuid else None
+            files = sev_files(es=True, kvm=kvm)
+            target = stack.enter_context(_started(args, files, cpuid, trace))
+            stack.enter_context(trace.watched_by(hear, only="driver"))
+            profile, devices = stack.enter_context(_machine(args, kvm, rule, trace, target))
+            if cpuid is not None:
+                cpuid.becomes(profile)
+            ending = target.serve(devices)
+            result: dict[str, object] = {
+                "mechanism": str(target.mechanism),
+                "why": target.why,
+                "profile": profile,
+                "kvm": str(kvm),
+                "guest_memory": str(rule),
+            }
+            ended = ending, result
+    except Ended:
+        if ended is None:
+            raise
+        # It came when the program had ended: its code is ours all the same.
+    assert ended is not None
+    return ended
 
 
 class _Cpuid:
