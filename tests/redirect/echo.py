@@ -12,9 +12,10 @@ import struct
 from dataclasses import dataclass
 
 from cbit.driver.caller_memory import CallerMemory
+from cbit.driver.kvm_structs import KVM_MEMORY_ENCRYPT_OP, KVM_MEMORY_ENCRYPT_REG_REGION
 from cbit.redirect.device import Client
 from cbit.redirect.files import SEV, SEV_ISSUE_CMD, SNP_GET_REPORT
-from cbit.redirect.kvm_requests import KVM_MEMORY_ENCRYPT_OP, KVM_MEMORY_ENCRYPT_REG_REGION, KVM_VM
+from cbit.redirect.kvm_requests import KVM_VM
 
 ECHO, FAIL, REFUSE, EXPLODE, BULK, SLEEP = 1, 2, 3, 4, 5, 6
 

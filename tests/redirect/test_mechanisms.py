@@ -123,12 +123,13 @@ def test_a_program_in_go_gets_every_answer_once(way: Way, open_folder: Path, rep
 
 
 def test_the_requests_are_those_of_the_kernels_headers(client: Path) -> None:
-    from cbit.redirect import files, kvm_requests
+    from cbit.driver import kvm_structs
+    from cbit.redirect import files
 
     ended = subprocess.run([client, "numbers"], capture_output=True, text=True, check=True)
     ours = (
-        *(files.SEV_ISSUE_CMD, kvm_requests.KVM_MEMORY_ENCRYPT_OP),
-        *(kvm_requests.KVM_MEMORY_ENCRYPT_REG_REGION, kvm_requests.KVM_MEMORY_ENCRYPT_UNREG_REGION),
+        *(files.SEV_ISSUE_CMD, kvm_structs.KVM_MEMORY_ENCRYPT_OP),
+        *(kvm_structs.KVM_MEMORY_ENCRYPT_REG_REGION, kvm_structs.KVM_MEMORY_ENCRYPT_UNREG_REGION),
         *(files.SNP_GET_REPORT, files.SNP_GET_DERIVED_KEY, files.SNP_GET_EXT_REPORT),
     )
     assert [f"{number:x}" for number in ours] + ["16"] == ended.stdout.split()

@@ -16,6 +16,12 @@ from errno import EINVAL, ENOENT, ENXIO
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from cbit.driver.kvm_structs import (
+    KVM_MEMORY_ENCRYPT_OP,
+    KVM_MEMORY_ENCRYPT_REG_REGION,
+    KVM_MEMORY_ENCRYPT_UNREG_REGION,
+)
+
 TYPE: Final = 0xAE  #: bits 8 … 15 of every request of KVM
 
 KVM_GET_API_VERSION: Final = 0xAE00
@@ -33,9 +39,6 @@ KVM_GET_IRQCHIP: Final = 0xC208AE62
 KVM_SET_IRQCHIP: Final = 0x8208AE63
 KVM_SET_GSI_ROUTING: Final = 0x4008AE6A
 KVM_ENABLE_CAP: Final = 0x4068AEA3
-KVM_MEMORY_ENCRYPT_OP: Final = 0xC008AEBA
-KVM_MEMORY_ENCRYPT_REG_REGION: Final = 0x8010AEBB
-KVM_MEMORY_ENCRYPT_UNREG_REGION: Final = 0x8010AEBC
 KVM_RUN: Final = 0xAE80
 KVM_X86_SETUP_MCE: Final = 0x4008AE9C
 KVM_SET_REGS: Final = 0x4090AE82

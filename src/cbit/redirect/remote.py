@@ -18,6 +18,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from cbit.driver.caller_memory import CallerMemory
+from cbit.driver.kvm_structs import (
+    KVM_MEMORY_ENCRYPT_OP,
+    KVM_MEMORY_ENCRYPT_REG_REGION,
+    KVM_MEMORY_ENCRYPT_UNREG_REGION,
+)
 from cbit.redirect.device import Client
 from cbit.redirect.errors import RedirectError
 from cbit.redirect.files import SEV_ISSUE_CMD
@@ -33,11 +38,6 @@ from cbit.redirect.frames import (
     Interruptible,
     Kind,
     unpack_done,
-)
-from cbit.redirect.kvm_requests import (
-    KVM_MEMORY_ENCRYPT_OP,
-    KVM_MEMORY_ENCRYPT_REG_REGION,
-    KVM_MEMORY_ENCRYPT_UNREG_REGION,
 )
 from cbit.trace import SILENT, Trace
 
